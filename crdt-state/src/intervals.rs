@@ -1,0 +1,146 @@
+//! A map from runs of task numbers to values, for accepted results: a million plain successes take a few entries.
+
+use std::collections::BTreeMap;
+
+use crate::fact::Run;
+
+/// Disjoint runs with a value each. Adjacent runs with equal values are merged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IntervalMap<V> {
+    runs: BTreeMap<u32, (u32, V)>,
+}
+
+impl<V> Default for IntervalMap<V> {
+    fn default() -> Self {
+        Self { runs: BTreeMap::new() }
+    }
+}
+
+impl<V: Clone + PartialEq> IntervalMap<V> {
+    /// Sets `run` to `value` wherever `wins(old)` holds or nothing is set yet.
+    pub fn insert(&mut self, run: Run, value: &V, wins: impl Fn(&V) -> bool) {
+        let (start, end) = (run.start, run.end());
+        if start >= end {
+            return;
+        }
+        let touched: Vec<(u32, u32, V)> = self.overlapping(run).map(|(r, v)| (r.start, r.end(), v.clone())).collect();
+        let mut at = start;
+        for (old_start, old_end, old) in touched {
+            if at < old_start {
+                self.put(at, old_start, value.clone());
+            }
+            let (cut_start, cut_end) = (old_start.max(start), old_end.min(end));
+            if wins(&old) {
+                self.runs.remove(&old_start);
+                if old_start < cut_start {
+                    self.runs.insert(old_start, (cut_start, old.clone()));
+                }
+                if cut_end < old_end {
+                    self.runs.insert(cut_end, (old_end, old));
+                }
+                self.put(cut_start, cut_end, value.clone());
+            }
+            at = cut_end;
+        }
+        if at < end {
+            self.put(at, end, value.clone());
+        }
+    }
+
+    /// Puts a run where nothing is, merging with equal neighbours.
+    fn put(&mut self, mut start: u32, mut end: u32, value: V) {
+        if let Some((s, (e, v))) = self.runs.range(..start).next_back()
+            && *e == start
+            && *v == value
+        {
+            start = *s;
+        }
+        if let Some((e, v)) = self.runs.get(&end)
+            && *v == value
+        {
+            let next_end = *e;
+            self.runs.remove(&end);
+            end = next_end;
+        }
+        self.runs.insert(start, (end, value));
+    }
+
+    /// The value of one task.
+    #[must_use]
+    pub fn get(&self, task: u32) -> Option<&V> {
+        self.runs.range(..=task).next_back().filter(|(_, (end, _))| task < *end).map(|(_, (_, v))| v)
+    }
+
+    /// The runs that overlap `run`, whole, in order.
+    pub fn overlapping(&self, run: Run) -> impl Iterator<Item = (Run, &V)> {
+        let first = self
+            .runs
+            .range(..run.start)
+            .next_back()
+            .filter(|(_, (end, _))| *end > run.start)
+            .map_or(run.start, |(s, _)| *s);
+        self.runs.range(first..run.end().max(first)).map(|(s, (e, v))| (Run { start: *s, len: e - s }, v))
+    }
+
+    /// All runs, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (Run, &V)> {
+        self.runs.iter().map(|(s, (e, v))| (Run { start: *s, len: e - s }, v))
+    }
+
+    /// How many tasks have a value.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.runs.iter().map(|(s, (e, _))| u64::from(e - s)).sum()
+    }
+
+    /// The runs within `0..total` without a value.
+    #[must_use]
+    pub fn gaps(&self, total: u32) -> Vec<Run> {
+        let mut gaps = Vec::new();
+        let mut at = 0;
+        for (start, (end, _)) in &self.runs {
+            if at < (*start).min(total) {
+                gaps.push(Run { start: at, len: (*start).min(total) - at });
+            }
+            at = *end;
+        }
+        if at < total {
+            gaps.push(Run { start: at, len: total - at });
+        }
+        gaps
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Against a plain array: highest value wins, any order.
+        #[test]
+        fn behaves_like_an_array(ops in prop::collection::vec((0u32..60, 0u32..20, 0u8..5), 0..40)) {
+            let mut map = IntervalMap::default();
+            let mut model = [None::<u8>; 80];
+            for (start, len, value) in ops {
+                map.insert(Run { start, len }, &value, |old| value > *old);
+                for slot in &mut model[start as usize..(start + len) as usize] {
+                    if slot.is_none_or(|old| value > old) {
+                        *slot = Some(value);
+                    }
+                }
+            }
+            for (task, want) in model.iter().enumerate() {
+                prop_assert_eq!(map.get(task as u32), want.as_ref());
+            }
+            prop_assert_eq!(map.count(), model.iter().flatten().count() as u64);
+            let gaps: u64 = map.gaps(80).iter().map(|r| u64::from(r.len)).sum();
+            prop_assert_eq!(gaps, 80 - map.count());
+            let runs: Vec<_> = map.iter().map(|(r, v)| (r, *v)).collect();
+            for pair in runs.windows(2) {
+                prop_assert!(pair[0].0.end() < pair[1].0.start || pair[0].1 != pair[1].1, "merged");
+            }
+        }
+    }
+}

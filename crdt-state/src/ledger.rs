@@ -1,0 +1,348 @@
+//! The ledger: every job's facts, admitted after their checks, folded, and indexed for anti-entropy.
+//!
+//! It holds live entries whole and sealed ones as a digest; the bytes of both are the daemon's to store. It never decides
+//! anything and never forgets an entry by itself: the scheduler tells it when to ([`Ledger::forget`]).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::certificate::Roles;
+use crate::envelope::{Envelope, EnvelopeError, Opened, VerifiedRoots};
+use crate::fact::{Fact, Statement};
+use crate::ids::{FactId, JobId, MeshId, NodeId};
+use crate::reconcile::{Digest, Index};
+use crate::rules::{self, RuleError};
+use crate::spec::SpecError;
+use crate::state::JobState;
+
+/// Most facts in one entry. A round of a day with 200 ms progress from dozens of nodes stays far below; a flood does not.
+pub const FACTS_MAX: usize = 200_000;
+
+/// Why a fact was not admitted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The envelope is bad: whoever made it is hostile or broken.
+    #[error(transparent)]
+    Envelope(#[from] EnvelopeError),
+    /// The spec is bad.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// The spec is for another mesh, or its hash is not the entry's id.
+    #[error("the spec belongs to another entry or mesh")]
+    Misplaced,
+    /// The author may not state this.
+    #[error(transparent)]
+    Rule(#[from] RuleError),
+    /// The author's membership is not known here (yet).
+    #[error("{0} is not a known member")]
+    UnknownAuthor(NodeId),
+    /// The job's spec has not arrived; ask for the entry.
+    #[error("the job's spec is not known yet")]
+    UnknownJob,
+    /// The job was sealed and forgotten.
+    #[error("the job was sealed and compacted")]
+    Compacted,
+    /// The entry is full.
+    #[error("the job's entry has {FACTS_MAX} facts already")]
+    EntryFull,
+}
+
+impl Refusal {
+    /// Whether the peer that sent it did wrong, as opposed to knowing more or less than we do.
+    #[must_use]
+    pub const fn is_offence(&self) -> bool {
+        match self {
+            Self::Envelope(_) | Self::Spec(_) | Self::Misplaced | Self::Rule(_) | Self::EntryFull => true,
+            Self::UnknownAuthor(_) | Self::UnknownJob | Self::Compacted => false,
+        }
+    }
+}
+
+/// What admitting a fact did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Admitted {
+    /// It is new.
+    New(FactId),
+    /// It was known.
+    Known(FactId),
+    /// The entry is sealed; the fact changes nothing.
+    Late(FactId),
+}
+
+/// A job whose facts are in memory.
+#[derive(Debug, Clone)]
+pub struct LiveEntry {
+    /// What the facts add up to.
+    pub state: JobState,
+    /// The facts.
+    pub facts: BTreeMap<FactId, Envelope>,
+    sum: Digest,
+}
+
+/// A sealed job, of which only this stays in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SealedEntry {
+    /// Whose job it was.
+    pub submitter: NodeId,
+    /// Its number among the submitter's.
+    pub serial: u64,
+    /// The seal.
+    pub seal: FactId,
+    /// When this node learned of the seal, unix ms.
+    pub sealed_ms: u64,
+}
+
+/// Which of a submitter's jobs are forgotten: all up to a serial number, but for some. Keeps late facts from
+/// resurrecting them at a few bytes per submitter.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct OwnerMark {
+    /// Every serial up to this one is forgotten ...
+    pub through: u64,
+    /// ... and these above it, not yet adjacent.
+    pub beyond: BTreeSet<u64>,
+}
+
+impl OwnerMark {
+    fn covers(&self, serial: u64) -> bool {
+        serial <= self.through || self.beyond.contains(&serial)
+    }
+
+    fn add(&mut self, serial: u64) {
+        if !self.covers(serial) {
+            self.beyond.insert(serial);
+        }
+        while self.beyond.remove(&(self.through + 1)) {
+            self.through += 1;
+        }
+    }
+}
+
+/// All that a node knows about jobs.
+#[derive(Debug)]
+pub struct Ledger {
+    mesh: MeshId,
+    live: BTreeMap<JobId, LiveEntry>,
+    sealed: BTreeMap<JobId, SealedEntry>,
+    index: Index,
+    owners: BTreeMap<NodeId, OwnerMark>,
+    roots: VerifiedRoots,
+}
+
+impl Ledger {
+    /// An empty ledger of `mesh`.
+    #[must_use]
+    pub fn new(mesh: MeshId) -> Self {
+        Self {
+            mesh,
+            live: BTreeMap::new(),
+            sealed: BTreeMap::new(),
+            index: Index::default(),
+            owners: BTreeMap::new(),
+            roots: VerifiedRoots::default(),
+        }
+    }
+
+    /// Verifies an envelope from anywhere and merges its fact. `roles` tells a member's roles.
+    ///
+    /// # Errors
+    /// [`Refusal`]; nothing has changed then.
+    pub fn admit(
+        &mut self,
+        envelope: &Envelope,
+        roles: impl Fn(NodeId) -> Option<Roles>,
+        now_ms: u64,
+    ) -> Result<Admitted, Refusal> {
+        if let Some(known) = self.known_sealed(envelope) {
+            return Ok(known);
+        }
+        let opened = envelope.open(self.mesh, &mut self.roots)?;
+        self.merge(envelope, &opened, roles, now_ms)
+    }
+
+    /// Merges an envelope from this node's own disk or hand: no signature check.
+    ///
+    /// # Errors
+    /// [`Refusal`], as for [`Self::admit`].
+    pub fn admit_own(
+        &mut self,
+        envelope: &Envelope,
+        opened: &Opened,
+        now_ms: u64,
+    ) -> Result<Admitted, Refusal> {
+        self.merge(envelope, opened, |_| Some(Roles::ALL), now_ms)
+    }
+
+    fn known_sealed(&self, envelope: &Envelope) -> Option<Admitted> {
+        self.sealed.contains_key(&envelope.entry).then(|| Admitted::Late(envelope.fact_id()))
+    }
+
+    fn merge(
+        &mut self,
+        envelope: &Envelope,
+        opened: &Opened,
+        roles: impl Fn(NodeId) -> Option<Roles>,
+        now_ms: u64,
+    ) -> Result<Admitted, Refusal> {
+        let entry = envelope.entry;
+        if self.sealed.contains_key(&entry) {
+            return Ok(Admitted::Late(opened.id));
+        }
+        if let Some(live) = self.live.get(&entry) {
+            if live.facts.contains_key(&opened.id) {
+                return Ok(Admitted::Known(opened.id));
+            }
+            if live.facts.len() >= FACTS_MAX {
+                return Err(Refusal::EntryFull);
+            }
+            let author_roles = roles(envelope.author).ok_or(Refusal::UnknownAuthor(envelope.author))?;
+            rules::check(&live.state.spec, envelope.author, author_roles, &opened.statement.fact)?;
+            if let Fact::Submit(signed) = &opened.statement.fact
+                && signed.id() != entry
+            {
+                return Err(Refusal::Misplaced);
+            }
+        } else {
+            let state = self.open_submit(envelope, &opened.statement, &roles)?;
+            self.live.insert(entry, LiveEntry { state, facts: BTreeMap::new(), sum: 0 });
+        }
+        self.insert(envelope, opened, now_ms);
+        Ok(Admitted::New(opened.id))
+    }
+
+    fn open_submit(
+        &self,
+        envelope: &Envelope,
+        statement: &Statement,
+        roles: impl Fn(NodeId) -> Option<Roles>,
+    ) -> Result<JobState, Refusal> {
+        let Fact::Submit(signed) = &statement.fact else { return Err(Refusal::UnknownJob) };
+        if signed.id() != envelope.entry {
+            return Err(Refusal::Misplaced);
+        }
+        let spec = signed.open()?;
+        if spec.mesh != self.mesh {
+            return Err(Refusal::Misplaced);
+        }
+        let author_roles = roles(envelope.author).ok_or(Refusal::UnknownAuthor(envelope.author))?;
+        rules::check(&spec, envelope.author, author_roles, &statement.fact)?;
+        if self.owners.get(&spec.submitter).is_some_and(|mark| mark.covers(spec.serial)) {
+            return Err(Refusal::Compacted);
+        }
+        Ok(JobState::new(spec))
+    }
+
+    fn insert(&mut self, envelope: &Envelope, opened: &Opened, now_ms: u64) {
+        let entry = envelope.entry;
+        let Some(live) = self.live.get_mut(&entry) else { return };
+        live.state.apply(opened.id, envelope.author, &opened.statement);
+        live.facts.insert(opened.id, envelope.clone());
+        live.sum = live.sum.wrapping_add(short_digest(opened.id));
+        let mut digest = live.sum;
+        if let Some((_, seal, ..)) = &live.state.seal {
+            let seal = *seal;
+            digest = seal_digest(seal);
+            let spec = &live.state.spec;
+            let sealed = SealedEntry { submitter: spec.submitter, serial: spec.serial, seal, sealed_ms: now_ms };
+            self.sealed.insert(entry, sealed);
+        }
+        self.index.set(entry, Some(digest));
+    }
+
+    /// Restores a sealed entry from disk.
+    pub fn restore_sealed(&mut self, entry: JobId, sealed: SealedEntry) {
+        self.index.set(entry, Some(seal_digest(sealed.seal)));
+        self.sealed.insert(entry, sealed);
+    }
+
+    /// Restores an owner's mark from disk.
+    pub fn restore_owner(&mut self, owner: NodeId, mark: OwnerMark) {
+        self.owners.insert(owner, mark);
+    }
+
+    /// Drops a sealed entry's facts from memory, keeping its digest. The facts stay on disk.
+    pub fn dehydrate(&mut self, entry: &JobId) -> Option<LiveEntry> {
+        self.sealed.contains_key(entry).then(|| self.live.remove(entry)).flatten()
+    }
+
+    /// Forgets a sealed entry for good and marks its serial, so that late facts cannot bring it back.
+    pub fn forget(&mut self, entry: &JobId) -> Option<(SealedEntry, OwnerMark)> {
+        let sealed = self.sealed.remove(entry)?;
+        self.live.remove(entry);
+        self.index.set(*entry, None);
+        let mark = self.owners.entry(sealed.submitter).or_default();
+        mark.add(sealed.serial);
+        Some((sealed, mark.clone()))
+    }
+
+    /// Drops a live entry that was never acknowledged, as when the disk refused its spec.
+    pub fn retract(&mut self, entry: &JobId) {
+        if !self.sealed.contains_key(entry) && self.live.remove(entry).is_some() {
+            self.index.set(*entry, None);
+        }
+    }
+
+    /// A live entry, or a sealed one whose facts are still in memory.
+    #[must_use]
+    pub fn live(&self, entry: &JobId) -> Option<&LiveEntry> {
+        self.live.get(entry)
+    }
+
+    /// A sealed entry.
+    #[must_use]
+    pub fn sealed(&self, entry: &JobId) -> Option<&SealedEntry> {
+        self.sealed.get(entry)
+    }
+
+    /// All live entries.
+    pub fn iter_live(&self) -> impl Iterator<Item = (&JobId, &LiveEntry)> {
+        self.live.iter()
+    }
+
+    /// All sealed entries.
+    pub fn iter_sealed(&self) -> impl Iterator<Item = (&JobId, &SealedEntry)> {
+        self.sealed.iter()
+    }
+
+    /// The index for anti-entropy.
+    #[must_use]
+    pub const fn index(&self) -> &Index {
+        &self.index
+    }
+
+    /// The highest serial of `owner` that is live, sealed or forgotten here.
+    #[must_use]
+    pub fn last_serial(&self, owner: NodeId) -> u64 {
+        let live = self.live.values().filter(|e| e.state.spec.submitter == owner).map(|e| e.state.spec.serial);
+        let sealed = self.sealed.values().filter(|e| e.submitter == owner).map(|e| e.serial);
+        let mark = self.owners.get(&owner);
+        let forgotten = mark.into_iter().flat_map(|m| m.beyond.last().copied().into_iter().chain([m.through]));
+        live.chain(sealed).chain(forgotten).max().unwrap_or(0)
+    }
+}
+
+impl LiveEntry {
+    /// The facts in the order of their authors' clocks, for timelines and listings.
+    pub fn statements(&self) -> impl Iterator<Item = (FactId, NodeId, Statement)> {
+        self.facts.iter().filter_map(|(id, envelope)| {
+            crate::cbor::from_slice(&envelope.payload).ok().map(|statement| (*id, envelope.author, statement))
+        })
+    }
+
+    /// The digest that anti-entropy compares.
+    #[must_use]
+    pub const fn digest(&self) -> Digest {
+        self.sum
+    }
+}
+
+fn short_digest(id: FactId) -> Digest {
+    let mut low = [0; 16];
+    low.copy_from_slice(&id.0[..16]);
+    u128::from_le_bytes(low)
+}
+
+/// A sealed entry is known by its seal alone: what else a replica has of it no longer matters.
+fn seal_digest(seal: FactId) -> Digest {
+    short_digest(FactId(*blake3::Hasher::new_derive_key("sinew sealed entry 1").update(&seal.0).finalize().as_bytes()))
+}

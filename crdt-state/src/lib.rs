@@ -1,0 +1,18 @@
+//! Ids, specs, signed facts and the ledger: the bottom crate of Sinew, pure and sans-IO.
+//!
+//! No clock, randomness, threads, files or sockets: callers hand in time and bytes, and get values back.
+
+pub mod cbor;
+pub mod certificate;
+pub mod change;
+pub mod envelope;
+pub mod error_code;
+pub mod fact;
+pub mod identity;
+pub mod ids;
+pub mod intervals;
+pub mod ledger;
+pub mod reconcile;
+pub mod rules;
+pub mod spec;
+pub mod state;

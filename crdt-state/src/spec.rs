@@ -1,0 +1,404 @@
+//! What a submitter asks for: the signed job spec. A spec is complete (no paths of anyone's disk, every default filled in),
+//! so that any node can run it and its hash can be the job's id.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::cbor;
+use crate::identity::{BadSignature, Domain, Identity, Signature, verify};
+use crate::ids::{Hash, JobId, MeshId, NodeId};
+
+/// Longest encoded spec: it is replicated to every node, so bulk belongs in blobs.
+pub const SPEC_LEN_MAX: usize = 256 * 1024;
+/// Most tasks or chunks in one phase: task numbers are `u32`, and per-task state on the brain is a few bytes.
+pub const TASKS_MAX: u32 = 100_000_000;
+/// Most reduce partitions: a map output carries an index entry for each.
+pub const PARTITIONS_MAX: u32 = 4_096;
+
+/// A complete job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobSpec {
+    /// The mesh it is for.
+    pub mesh: MeshId,
+    /// Who asks; the only one besides admins who may cancel.
+    pub submitter: NodeId,
+    /// Counts the submitter's jobs, strictly growing: makes equal requests distinct and lets ledgers forget old ones.
+    pub serial: u64,
+    /// Unix ms on the submitter's clock.
+    pub submitted_ms: u64,
+    /// The brain of term 1, then the stewards. One or three nodes; decisions need a majority of them.
+    pub brain_set: Vec<NodeId>,
+    /// For people; need not be unique.
+    pub name: String,
+    /// What to run.
+    pub work: Work,
+    /// What one task reserves while it runs.
+    pub resources: Resources,
+    /// What one task may use.
+    pub limits: Limits,
+    /// What happens when a task fails.
+    pub retry: Retry,
+    /// Only nodes with all these labels run it.
+    pub labels: BTreeMap<String, String>,
+    /// How candidates are ranked.
+    pub strategy: Strategy,
+    /// Nodes that must hold each output before a task counts as finished (1 or 2).
+    pub copies: u8,
+}
+
+/// The kinds of work.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Work {
+    /// `tasks` independent runs of one program.
+    Batch(Batch),
+    /// A map-reduce round.
+    MapReduce(MapReduce),
+}
+
+/// Independent runs of one program, numbered from 0 (`SINEW_TASK`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Batch {
+    /// What each task runs.
+    pub program: Program,
+    /// How many tasks.
+    pub tasks: u32,
+    /// Environment variables.
+    pub env: BTreeMap<String, String>,
+    /// Files placed under `input/`.
+    pub inputs: Vec<InputFile>,
+    /// Paths under `output/` to keep; empty keeps everything found there.
+    pub outputs: Vec<String>,
+}
+
+/// A round: chunks are mapped, shuffled by key into partitions, and reduced.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MapReduce {
+    /// Blob with the CBOR of `Vec<Chunk>`.
+    pub chunk_table: BlobRef,
+    /// How many chunks the table has.
+    pub chunks: u32,
+    /// The input files that chunks point into.
+    pub inputs: Vec<BlobRef>,
+    /// Lines in, `key\tvalue` lines out.
+    pub map: Program,
+    /// Pre-reduces one chunk's sorted output, if given.
+    pub combine: Option<Program>,
+    /// A partition's sorted lines in, result lines out.
+    pub reduce: Program,
+    /// How many partitions, hence reduce tasks.
+    pub partitions: u32,
+    /// Program files, placed in each task's working directory.
+    pub files: Vec<InputFile>,
+    /// Environment variables.
+    pub env: BTreeMap<String, String>,
+}
+
+/// A slice of one input file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Chunk {
+    /// Index into [`MapReduce::inputs`].
+    pub input: u32,
+    /// First byte.
+    pub offset: u64,
+    /// Bytes.
+    pub len: u64,
+}
+
+/// What a task executes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Program {
+    /// An argument vector, never given to a shell.
+    Exec(Vec<String>),
+    /// Code inside the daemon.
+    Builtin(Builtin),
+}
+
+/// Programs that every daemon has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Builtin {
+    /// Map: each word of the input as `word\t1`.
+    Wordcount,
+    /// Reduce or combine: sums the integer values of each key.
+    Sum,
+    /// Map: the lines that contain the text, as `line\t1`.
+    Grep(String),
+    /// Does nothing, at once.
+    Noop,
+}
+
+impl Builtin {
+    /// The prefix of a built-in's name on the command line.
+    pub const PREFIX: &'static str = "sinew:";
+
+    /// Reads `sinew:NAME [ARG]` given as an argument vector; `None` when `argv` is no built-in at all.
+    #[must_use]
+    pub fn parse(argv: &[String]) -> Option<Result<Self, UnknownBuiltin>> {
+        let (first, rest) = argv.split_first()?;
+        let name = first.strip_prefix(Self::PREFIX)?;
+        Some(match (name, rest) {
+            ("wordcount", []) => Ok(Self::Wordcount),
+            ("sum", []) => Ok(Self::Sum),
+            ("noop", []) => Ok(Self::Noop),
+            ("grep", [pattern]) => Ok(Self::Grep(pattern.clone())),
+            _ => Err(UnknownBuiltin(argv.join(" "))),
+        })
+    }
+}
+
+/// A `sinew:` name or its arguments that do not exist.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no built-in: use sinew:wordcount, sinew:sum, sinew:grep PATTERN or sinew:noop")]
+pub struct UnknownBuiltin(pub String);
+
+/// A blob and its size in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct BlobRef {
+    /// BLAKE3 of the content.
+    pub hash: Hash,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// A file that a task finds in its input directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InputFile {
+    /// Relative path with `/`, no `..`, no empty part.
+    pub path: String,
+    /// Where the content is.
+    pub source: Source,
+    /// Whether it gets the executable bit.
+    pub executable: bool,
+}
+
+/// Where a file's content is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Source {
+    /// In the spec itself: for a few KiB at most.
+    Inline(#[serde(with = "serde_bytes")] Vec<u8>),
+    /// In the blob store.
+    Blob(BlobRef),
+}
+
+/// What a task reserves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resources {
+    /// Thousandths of a CPU core.
+    pub cpu_milli: u32,
+    /// Bytes of memory.
+    pub memory_bytes: u64,
+}
+
+impl Default for Resources {
+    fn default() -> Self {
+        // One core and no memory claim: what a plain command needs, and what Nomad, Ray and HyperQueue assume.
+        Self { cpu_milli: 1_000, memory_bytes: 0 }
+    }
+}
+
+/// What a task may use before it is ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Wall-clock ms of one attempt; `None` is no limit.
+    pub timeout_ms: Option<u64>,
+    /// Bytes that one task may write to stdout, stderr and `output/` together.
+    pub output_bytes_max: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        // 1 GiB: above any sane chunk's output, below what fills a laptop's disk before someone looks.
+        Self { timeout_ms: None, output_bytes_max: 1 << 30 }
+    }
+}
+
+/// What happens when a task's attempt fails with an error that a retry may cure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Retry {
+    /// Failed attempts tolerated per task before the job fails.
+    pub attempts: u32,
+    /// Wait before the next attempt, ms.
+    pub delay_ms: u64,
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        // Three more tries, as features.md (J6) gives a batch job; the delay rides out a passing shortage.
+        Self { attempts: 3, delay_ms: 200 }
+    }
+}
+
+/// How candidates that fit are ranked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Strategy {
+    /// Fill nodes that are already busy first, so that big tasks still find an empty one.
+    #[default]
+    Binpack,
+    /// Prefer the emptiest node.
+    Spread,
+}
+
+/// A phase of a job, by number.
+pub type Phase = u8;
+/// The only phase of a batch, the map phase of a round.
+pub const PHASE_MAP: Phase = 0;
+/// The reduce phase of a round.
+pub const PHASE_REDUCE: Phase = 1;
+
+impl JobSpec {
+    /// Task counts, phase by phase; a phase starts only when the one before it is finished.
+    #[must_use]
+    pub fn phases(&self) -> Vec<u32> {
+        match &self.work {
+            Work::Batch(batch) => vec![batch.tasks],
+            Work::MapReduce(round) => vec![round.chunks, round.partitions],
+        }
+    }
+
+    /// The program of `phase`.
+    #[must_use]
+    pub fn program(&self, phase: Phase) -> &Program {
+        match &self.work {
+            Work::Batch(batch) => &batch.program,
+            Work::MapReduce(round) if phase == PHASE_MAP => &round.map,
+            Work::MapReduce(round) => &round.reduce,
+        }
+    }
+
+    /// Every blob that must be at hand to run it.
+    #[must_use]
+    pub fn input_blobs(&self) -> Vec<BlobRef> {
+        let of_files = |files: &[InputFile]| -> Vec<BlobRef> {
+            files
+                .iter()
+                .filter_map(|f| match &f.source {
+                    Source::Blob(blob) => Some(*blob),
+                    Source::Inline(_) => None,
+                })
+                .collect()
+        };
+        match &self.work {
+            Work::Batch(batch) => of_files(&batch.inputs),
+            Work::MapReduce(round) => {
+                let mut all = of_files(&round.files);
+                all.push(round.chunk_table);
+                all.extend(round.inputs.iter().copied());
+                all
+            }
+        }
+    }
+
+    /// How many of the brain set make a majority.
+    #[must_use]
+    pub fn majority(&self) -> usize {
+        self.brain_set.len() / 2 + 1
+    }
+}
+
+/// A spec with the submitter's signature; its hash is the job id.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignedSpec {
+    /// CBOR of the [`JobSpec`], exactly as signed.
+    #[serde(with = "serde_bytes")]
+    pub spec: Vec<u8>,
+    /// The submitter's signature, domain [`Domain::Spec`].
+    pub signature: Signature,
+}
+
+/// Why a signed spec was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SpecError {
+    /// Longer than [`SPEC_LEN_MAX`].
+    #[error("the spec takes {0} bytes, more than {SPEC_LEN_MAX}: put inline inputs into blobs")]
+    TooLong(usize),
+    /// Not a spec.
+    #[error("the spec does not decode: {0}")]
+    Decode(#[from] cbor::DecodeError),
+    /// The signature is wrong.
+    #[error("the spec's {0}")]
+    Signature(#[from] BadSignature),
+    /// A field is out of its range.
+    #[error("spec field `{field}`: {problem}")]
+    Field {
+        /// Which.
+        field: &'static str,
+        /// What is wrong with it and what would be right.
+        problem: &'static str,
+    },
+}
+
+impl SignedSpec {
+    /// Signs `spec` as its submitter.
+    #[must_use]
+    pub fn sign(identity: &Identity, spec: &JobSpec) -> Self {
+        let spec = cbor::to_vec(spec);
+        let signature = identity.sign(Domain::Spec, &spec);
+        Self { spec, signature }
+    }
+
+    /// The job's id.
+    #[must_use]
+    pub fn id(&self) -> JobId {
+        let mut hasher = blake3::Hasher::new_derive_key("sinew job id 1");
+        hasher.update(&self.spec).update(&self.signature.0);
+        JobId(*hasher.finalize().as_bytes())
+    }
+
+    /// Decodes, verifies the signature, and checks every bound.
+    ///
+    /// # Errors
+    /// [`SpecError`].
+    pub fn open(&self) -> Result<JobSpec, SpecError> {
+        if self.spec.len() > SPEC_LEN_MAX {
+            return Err(SpecError::TooLong(self.spec.len()));
+        }
+        let spec: JobSpec = cbor::from_slice(&self.spec)?;
+        verify(spec.submitter.as_bytes(), Domain::Spec, &self.spec, &self.signature)?;
+        check(&spec)?;
+        Ok(spec)
+    }
+}
+
+fn check(spec: &JobSpec) -> Result<(), SpecError> {
+    let bad = |field, problem| Err(SpecError::Field { field, problem });
+    let set = &spec.brain_set;
+    if !matches!(set.len(), 1 | 3) || (1..set.len()).any(|i| set[..i].contains(&set[i])) {
+        return bad("brain_set", "must name one node or three different ones");
+    }
+    if spec.phases().iter().any(|n| *n > TASKS_MAX) {
+        return bad("tasks", "more than a job may have");
+    }
+    if !(1..=2).contains(&spec.copies) {
+        return bad("copies", "must be 1 or 2");
+    }
+    if let Work::MapReduce(round) = &spec.work
+        && !(1..=PARTITIONS_MAX).contains(&round.partitions)
+    {
+        return bad("partitions", "must be 1 to 4096");
+    }
+    let files = match &spec.work {
+        Work::Batch(batch) => &batch.inputs,
+        Work::MapReduce(round) => &round.files,
+    };
+    if files.iter().any(|f| !is_safe_relative(&f.path)) {
+        return bad("inputs", "each path must be relative, without `..`");
+    }
+    let argv_ok = |p: &Program| !matches!(p, Program::Exec(argv) if argv.is_empty() || argv[0].is_empty());
+    let programs_ok = match &spec.work {
+        Work::Batch(batch) => argv_ok(&batch.program),
+        Work::MapReduce(r) => argv_ok(&r.map) && argv_ok(&r.reduce) && r.combine.as_ref().is_none_or(argv_ok),
+    };
+    if !programs_ok {
+        return bad("program", "the argument vector is empty");
+    }
+    Ok(())
+}
+
+/// Whether `path` stays inside whatever directory it is joined to: relative, `/`-separated, no `.`/`..`/empty part, no NUL.
+#[must_use]
+pub fn is_safe_relative(path: &str) -> bool {
+    !path.is_empty()
+        && path.len() <= 4_096
+        && !path.contains(['\0', '\\'])
+        && path.split('/').all(|part| !matches!(part, "" | "." | ".."))
+}

@@ -1,0 +1,404 @@
+//! What a job's facts add up to: a fold that gives the same answer for the same set of facts, in whatever order they
+//! arrived. Nothing here decides; brains do, by adding facts.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::fact::{Accepted, Executed, Fact, Failure, Fence, Outcome, Output, ReportItem, Run, Statement};
+use crate::ids::{FactId, NodeId};
+use crate::intervals::IntervalMap;
+use crate::spec::{JobSpec, Phase};
+
+/// Failed attempts remembered per task: more than any sane retry policy allows.
+const FAILURES_PER_TASK_MAX: usize = 64;
+
+/// A job's state (feature L4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Status {
+    /// The spec is known.
+    Received,
+    /// Bids came in.
+    Advertised,
+    /// A node has the right to run it.
+    Awarded,
+    /// A node claimed it and runs tasks.
+    Running,
+    /// Tasks were reported whose outputs are being secured.
+    Uploading,
+    /// A task failed and waits for its next attempt.
+    RetryWait,
+    /// Every task succeeded.
+    Completed,
+    /// Completed, failed or cancelled, and nothing more will be added.
+    Sealed,
+    /// A task failed for good.
+    Failed,
+    /// Cancelled.
+    Cancelled,
+}
+
+/// An award and what became of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AwardState {
+    /// The award's fact; of two with one fence, the lower id counts.
+    pub id: FactId,
+    /// Who has it.
+    pub node: NodeId,
+    /// Slots granted.
+    pub slots: u32,
+    /// Void, and whether because the node was lost.
+    pub revoked: Option<bool>,
+}
+
+/// A result that counts.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct AcceptedResult {
+    /// The term that accepted it; the highest wins.
+    pub term: u32,
+    /// Under which award.
+    pub fence: Fence,
+    /// Who ran it.
+    pub node: NodeId,
+    /// What it left.
+    pub outputs: Vec<Output>,
+    /// Who else holds that.
+    pub copy: Option<NodeId>,
+}
+
+/// A failed attempt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FailedAttempt {
+    /// Under which award.
+    pub fence: Fence,
+    /// Where.
+    pub node: NodeId,
+    /// Why.
+    pub failure: Failure,
+}
+
+/// A bid as it was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BidState {
+    /// Tasks at once.
+    pub slots: u32,
+    /// The bidder's estimate of fit.
+    pub score: i32,
+    /// Input bytes already held.
+    pub held_bytes: u64,
+}
+
+/// Everything the facts of one job say.
+#[derive(Debug, Clone)]
+pub struct JobState {
+    /// The spec.
+    pub spec: JobSpec,
+    /// The highest term in which a brain stated anything.
+    pub term: u32,
+    /// Bids by bidder; of several by one, the one with the highest fact id.
+    pub bids: BTreeMap<NodeId, (FactId, BidState)>,
+    /// Awards.
+    pub awards: BTreeMap<Fence, AwardState>,
+    revoked: BTreeMap<Fence, bool>,
+    claims: BTreeSet<(Fence, NodeId)>,
+    /// Accepted results, phase by phase.
+    pub accepted: Vec<IntervalMap<AcceptedResult>>,
+    reported: Vec<IntervalMap<()>>,
+    failures: BTreeMap<(Phase, u32), BTreeMap<(Fence, NodeId), Failure>>,
+    /// Votes seen.
+    pub votes: BTreeMap<u32, BTreeSet<NodeId>>,
+    /// Who asked to cancel, and why.
+    pub cancel: Option<(NodeId, String)>,
+    /// The brain's verdict, by the highest term.
+    pub finish: Option<(u32, FactId, Outcome)>,
+    /// Executors' receipts.
+    pub receipts: BTreeMap<NodeId, (FactId, Executed)>,
+    /// The seal, by the highest term.
+    pub seal: Option<(u32, FactId, Outcome, Vec<(NodeId, FactId)>)>,
+    /// Awards of one fence to several nodes: proof that a brain lied.
+    pub equivocations: BTreeSet<Fence>,
+}
+
+impl JobState {
+    /// A job of which only the spec is known.
+    #[must_use]
+    pub fn new(spec: JobSpec) -> Self {
+        let phases = spec.phases().len();
+        Self {
+            spec,
+            term: 1,
+            bids: BTreeMap::new(),
+            awards: BTreeMap::new(),
+            revoked: BTreeMap::new(),
+            claims: BTreeSet::new(),
+            accepted: vec![IntervalMap::default(); phases],
+            reported: vec![IntervalMap::default(); phases],
+            failures: BTreeMap::new(),
+            votes: BTreeMap::new(),
+            cancel: None,
+            finish: None,
+            receipts: BTreeMap::new(),
+            seal: None,
+            equivocations: BTreeSet::new(),
+        }
+    }
+
+    /// Folds in one fact that passed [`crate::rules::check`].
+    pub fn apply(&mut self, id: FactId, author: NodeId, statement: &Statement) {
+        match &statement.fact {
+            Fact::Submit(_) => {}
+            Fact::Bid { slots, score, held_bytes, .. } => {
+                let bid = BidState { slots: *slots, score: *score, held_bytes: *held_bytes };
+                let newest = self.bids.entry(author).or_insert((id, bid));
+                if id > newest.0 {
+                    *newest = (id, bid);
+                }
+            }
+            Fact::Award { fence, node, slots, .. } => self.apply_award(id, *fence, *node, *slots),
+            Fact::Claim { fence, .. } => {
+                self.claims.insert((*fence, author));
+            }
+            Fact::Report { fence, phase, items } => self.apply_report(*fence, author, *phase, items),
+            Fact::Revoke { fence, lost } => {
+                self.saw_term(fence.term);
+                let revoked = self.revoked.entry(*fence).or_default();
+                *revoked |= lost;
+                let lost = *revoked;
+                if let Some(award) = self.awards.get_mut(fence) {
+                    award.revoked = Some(lost);
+                }
+            }
+            Fact::Accept { term, phase, items } => self.apply_accept(*term, *phase, items),
+            Fact::Vote { term } => {
+                self.votes.entry(*term).or_default().insert(author);
+            }
+            Fact::Lead { term, .. } => self.saw_term(*term),
+            Fact::Cancel { reason } => {
+                let said = (author, reason.clone());
+                if self.cancel.as_ref().is_none_or(|old| said < *old) {
+                    self.cancel = Some(said);
+                }
+            }
+            Fact::Finish { term, outcome } => {
+                self.saw_term(*term);
+                if self.finish.as_ref().is_none_or(|(t, i, _)| (*term, id) > (*t, *i)) {
+                    self.finish = Some((*term, id, outcome.clone()));
+                }
+            }
+            Fact::Receipt(executed) => {
+                let newest = self.receipts.entry(author).or_insert((id, executed.clone()));
+                if id > newest.0 {
+                    *newest = (id, executed.clone());
+                }
+            }
+            Fact::Seal { term, outcome, receipts } => {
+                self.saw_term(*term);
+                if self.seal.as_ref().is_none_or(|(t, i, ..)| (*term, id) > (*t, *i)) {
+                    self.seal = Some((*term, id, outcome.clone(), receipts.clone()));
+                }
+            }
+        }
+    }
+
+    fn saw_term(&mut self, term: u32) {
+        self.term = self.term.max(term);
+    }
+
+    fn apply_award(&mut self, id: FactId, fence: Fence, node: NodeId, slots: u32) {
+        self.saw_term(fence.term);
+        let revoked = self.revoked.get(&fence).copied();
+        let fresh = AwardState { id, node, slots, revoked };
+        let award = self.awards.entry(fence).or_insert_with(|| fresh.clone());
+        if award.node != node {
+            self.equivocations.insert(fence);
+        }
+        if id < award.id {
+            *award = fresh;
+        }
+    }
+
+    fn apply_report(&mut self, fence: Fence, author: NodeId, phase: Phase, items: &[ReportItem]) {
+        let Some(reported) = self.reported.get_mut(usize::from(phase)) else { return };
+        for item in items {
+            match item {
+                ReportItem::Plain { run, .. } => reported.insert(*run, &(), |()| false),
+                ReportItem::Outputs { task, .. } => reported.insert(Run { start: *task, len: 1 }, &(), |()| false),
+                ReportItem::Failed { task, failure, .. } => {
+                    let of_task = self.failures.entry((phase, *task)).or_default();
+                    of_task.insert((fence, author), failure.clone());
+                    if of_task.len() > FAILURES_PER_TASK_MAX {
+                        of_task.pop_first();
+                    }
+                }
+            }
+        }
+    }
+
+    fn apply_accept(&mut self, term: u32, phase: Phase, items: &[Accepted]) {
+        self.saw_term(term);
+        let Some(accepted) = self.accepted.get_mut(usize::from(phase)) else { return };
+        for item in items {
+            let result = AcceptedResult {
+                term,
+                fence: item.fence,
+                node: item.node,
+                outputs: item.outputs.clone(),
+                copy: item.copy,
+            };
+            accepted.insert(item.run, &result, |old| result > *old);
+        }
+    }
+
+    /// Whether `node` claimed the award of `fence`, and the award is its.
+    #[must_use]
+    pub fn is_claimed(&self, fence: Fence) -> bool {
+        self.awards.get(&fence).is_some_and(|a| self.claims.contains(&(fence, a.node)))
+    }
+
+    /// Failed attempts of a task, leaving out those that no award backs.
+    pub fn failures(&self, phase: Phase, task: u32) -> impl Iterator<Item = FailedAttempt> {
+        self.failures.get(&(phase, task)).into_iter().flatten().filter_map(|((fence, node), failure)| {
+            let backed = self.awards.get(fence).is_some_and(|a| a.node == *node);
+            backed.then(|| FailedAttempt { fence: *fence, node: *node, failure: failure.clone() })
+        })
+    }
+
+    /// Tasks with failed attempts on record.
+    pub fn failed_tasks(&self) -> impl Iterator<Item = (Phase, u32)> {
+        self.failures.keys().copied()
+    }
+
+    /// The first phase with tasks left to do; `None` when all are done.
+    #[must_use]
+    pub fn phase(&self) -> Option<Phase> {
+        let phases = self.spec.phases();
+        let open = phases.iter().zip(&self.accepted).position(|(tasks, done)| done.count() < u64::from(*tasks))?;
+        Phase::try_from(open).ok()
+    }
+
+    /// How the job ended, if it did.
+    #[must_use]
+    pub fn outcome(&self) -> Option<&Outcome> {
+        self.seal.as_ref().map(|s| &s.2).or_else(|| self.finish.as_ref().map(|f| &f.2))
+    }
+
+    /// The state (L4).
+    #[must_use]
+    pub fn status(&self) -> Status {
+        match self.outcome() {
+            Some(_) if self.seal.is_some() => return Status::Sealed,
+            Some(Outcome::Completed) => return Status::Completed,
+            Some(Outcome::Failed { .. }) => return Status::Failed,
+            Some(Outcome::Cancelled) => return Status::Cancelled,
+            None => {}
+        }
+        let mut live = self.awards.iter().filter(|(_, a)| a.revoked.is_none()).peekable();
+        if live.peek().is_some() {
+            let claimed = live.any(|(fence, a)| self.claims.contains(&(*fence, a.node)));
+            let unaccepted = self.reported.iter().zip(&self.accepted).any(|(r, a)| r.count() > a.count());
+            return match (claimed, unaccepted) {
+                (true, true) => Status::Uploading,
+                (true, false) => Status::Running,
+                (false, _) => Status::Awarded,
+            };
+        }
+        if !self.failures.is_empty() {
+            Status::RetryWait
+        } else if self.bids.is_empty() {
+            Status::Received
+        } else {
+            Status::Advertised
+        }
+    }
+}
+
+/// One line of a job's history.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Event {
+    /// Unix ms on the author's clock.
+    pub at_ms: u64,
+    /// The fact's name.
+    pub what: String,
+    /// Who stated it.
+    pub author: NodeId,
+    /// What it says, in a few words.
+    pub detail: String,
+    /// The fact.
+    pub id: FactId,
+}
+
+/// A job's history, oldest first.
+pub fn timeline<'a>(facts: impl Iterator<Item = (FactId, NodeId, &'a Statement)>) -> Vec<Event> {
+    let mut events: Vec<Event> = facts
+        .map(|(id, author, s)| Event {
+            at_ms: s.at_ms,
+            what: s.fact.name().to_owned(),
+            author,
+            detail: describe(&s.fact),
+            id,
+        })
+        .collect();
+    events.sort();
+    events
+}
+
+fn describe(fact: &Fact) -> String {
+    match fact {
+        Fact::Submit(signed) => format!("spec of {} bytes", signed.spec.len()),
+        Fact::Bid { slots, score, .. } => format!("{slots} slots, score {score}"),
+        Fact::Award { fence, node, slots, .. } => {
+            format!("term {} epoch {}: {slots} slots to {}", fence.term, fence.epoch, node.short())
+        }
+        Fact::Claim { fence, slots } => format!("term {} epoch {}: {slots} slots", fence.term, fence.epoch),
+        Fact::Report { fence, phase, items } => describe_report(*fence, *phase, items),
+        Fact::Revoke { fence, lost } => {
+            let why = if *lost { "the node was lost" } else { "given back" };
+            format!("term {} epoch {}: {why}", fence.term, fence.epoch)
+        }
+        Fact::Accept { phase, items, .. } => {
+            let tasks: u64 = items.iter().map(|i| u64::from(i.run.len)).sum();
+            format!("phase {phase}: {tasks} results")
+        }
+        Fact::Vote { term } | Fact::Lead { term, .. } => format!("term {term}"),
+        Fact::Cancel { reason } => reason.clone(),
+        Fact::Finish { outcome, .. } | Fact::Seal { outcome, .. } => describe_outcome(outcome),
+        Fact::Receipt(executed) => format!("{} tasks, {} ms CPU", executed.tasks, executed.usage.cpu_ms),
+    }
+}
+
+fn describe_report(fence: Fence, phase: Phase, items: &[ReportItem]) -> String {
+    let (mut done, mut failed, mut usage) = (0u64, 0u64, crate::fact::Usage::default());
+    for item in items {
+        match item {
+            ReportItem::Plain { run, usage: u } => {
+                done += u64::from(run.len);
+                usage.add(*u);
+            }
+            ReportItem::Outputs { usage: u, .. } => {
+                done += 1;
+                usage.add(*u);
+            }
+            ReportItem::Failed { usage: u, .. } => {
+                failed += 1;
+                usage.add(*u);
+            }
+        }
+    }
+    format!(
+        "term {} epoch {}, phase {phase}: {done} done, {failed} failed (gather {} ms, run {} ms)",
+        fence.term, fence.epoch, usage.gather_ms, usage.wall_ms
+    )
+}
+
+/// An outcome in a few words.
+#[must_use]
+pub fn describe_outcome(outcome: &Outcome) -> String {
+    match outcome {
+        Outcome::Completed => "completed".to_owned(),
+        Outcome::Cancelled => "cancelled".to_owned(),
+        Outcome::Failed { phase, task, failure, .. } => {
+            format!("failed: {} in phase {phase}, task {task}: {}", failure.code, failure.message)
+        }
+    }
+}

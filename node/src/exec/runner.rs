@@ -1,0 +1,176 @@
+//! What executes a program: the one trait behind `process` and whatever else can run something (containers, WebAssembly).
+//!
+//! A runner checks ([`Runner::prepare`]), starts ([`Runner::start`]) and hands over an [`Execution`] that the calling thread
+//! drives to its end: feeding stdin, taking stdout and stderr as they come, and enforcing time and output limits. Another
+//! thread may look on and end it through [`Control`]. It knows nothing of jobs, chunks, leases or blobs.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::outcome::{Failure, Usage};
+use super::stop::{StopHandle, StopReason};
+
+/// Time between SIGTERM and SIGKILL, and their like: long enough to flush a file, short against a lease.
+pub const GRACE_DEFAULT: Duration = Duration::from_secs(2);
+
+/// A kind of execution environment on this node.
+pub trait Runner: Send + Sync + fmt::Debug {
+    /// The name in specs and adverts.
+    fn name(&self) -> &'static str;
+
+    /// Whether it could run something now.
+    fn health(&self) -> Health;
+
+    /// Finds what is to be run. A program that is missing is found missing here, before anything has started.
+    ///
+    /// # Errors
+    /// An `E_INVALID` that names what is missing or wrong.
+    fn prepare(&self, launch: &Launch<'_>) -> Result<Prepared, Failure>;
+
+    /// Starts it.
+    ///
+    /// # Errors
+    /// `E_INVALID` when the system refuses the program for good, `E_OOM` when this node lacks a resource now.
+    fn start(&self, launch: &Launch<'_>, prepared: Prepared) -> Result<Box<dyn Execution>, Failure>;
+}
+
+/// Whether a runner works here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Health {
+    /// It does.
+    Ready,
+    /// It does not, for this reason.
+    Unavailable(String),
+}
+
+/// What to start.
+#[derive(Debug, Clone, Copy)]
+pub struct Launch<'a> {
+    /// The argument vector, never given to a shell.
+    pub argv: &'a [String],
+    /// The working directory, absolute.
+    pub dir: &'a Path,
+    /// Whether `dir` holds files of the job, so that a bare program name is looked up there first.
+    pub has_files: bool,
+    /// The job's variables.
+    pub env: &'a BTreeMap<String, String>,
+    /// Variables that the job cannot change.
+    pub fixed_env: &'a [(&'static str, String)],
+    /// The attempt's number in this process, unique; see [`super::sweep`].
+    pub run: u64,
+    /// Whether stdin is fed; it is empty otherwise.
+    pub feeds_stdin: bool,
+}
+
+/// A program that was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prepared {
+    /// The file that will be executed.
+    pub program: PathBuf,
+}
+
+/// Takes bytes as they come.
+pub trait Sink {
+    /// Takes `bytes`.
+    ///
+    /// # Errors
+    /// A failure ends the program and becomes its outcome.
+    fn take(&mut self, bytes: &[u8]) -> Result<(), Failure>;
+}
+
+/// Where an execution's data comes from and goes to.
+pub struct Streams<'a> {
+    /// Fed to stdin. It should block only briefly (files, memory): while it blocks, no limit is enforced.
+    pub stdin: Option<&'a mut (dyn Read + Send)>,
+    /// Takes stdout.
+    pub stdout: &'a mut dyn Sink,
+    /// Takes stderr.
+    pub stderr: &'a mut dyn Sink,
+    /// Bytes that the program has written elsewhere (its output directory) and that count against the limit; asked now and
+    /// then while it runs.
+    pub elsewhere: Option<&'a mut dyn FnMut() -> u64>,
+}
+
+impl fmt::Debug for Streams<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Streams").field("stdin", &self.stdin.is_some()).finish_non_exhaustive()
+    }
+}
+
+/// What one execution may use.
+#[derive(Debug, Clone, Copy)]
+pub struct RunLimits {
+    /// When the attempt began: a timeout is told in ms since then.
+    pub began: Instant,
+    /// When its time is over.
+    pub deadline: Option<Instant>,
+    /// Bytes that the task may write in all.
+    pub output_max: u64,
+    /// Bytes that earlier programs of the same task wrote.
+    pub output_before: u64,
+    /// Between asking it to end and killing it.
+    pub grace: Duration,
+}
+
+impl RunLimits {
+    /// The failure to report once the deadline has passed.
+    #[must_use]
+    pub fn timeout_failure(&self) -> Failure {
+        let allowed = self.deadline.map_or(Duration::ZERO, |at| at.saturating_duration_since(self.began));
+        Failure::timeout(u64::try_from(allowed.as_millis()).unwrap_or(u64::MAX))
+    }
+}
+
+/// A started program. Dropping it unfinished kills it.
+pub trait Execution: Send + fmt::Debug {
+    /// For other threads.
+    fn control(&self) -> Arc<dyn Control>;
+
+    /// Drives it to its end on this thread.
+    fn drive(self: Box<Self>, streams: Streams<'_>, limits: &RunLimits, stop: &StopHandle) -> Ended;
+}
+
+/// How an execution ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ended {
+    /// Good, or why not.
+    pub result: Result<(), Failure>,
+    /// What it used.
+    pub usage: Usage,
+    /// Whether it left processes behind, as far as was seen.
+    pub left_behind: bool,
+}
+
+/// What other threads can do with an execution.
+pub trait Control: Send + Sync + fmt::Debug {
+    /// Asks for its end.
+    fn stop(&self, reason: StopReason);
+    /// What it does now.
+    fn status(&self) -> Status;
+    /// What it uses now.
+    fn stats(&self) -> Stats;
+    /// The end of what it wrote to stderr so far.
+    fn logs(&self) -> Vec<u8>;
+}
+
+/// The state of an execution.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// It runs, as this process where it is one.
+    Running(Option<u32>),
+    /// It is over.
+    Ended,
+}
+
+/// What an execution uses at a moment; zero where it is not known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Stats {
+    /// CPU ms so far, user and system, of the program's first process.
+    pub cpu_ms: u64,
+    /// Resident bytes now, of the same.
+    pub rss_bytes: u64,
+}

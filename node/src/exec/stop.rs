@@ -1,0 +1,82 @@
+//! The handle by which another thread ends a running task. It only carries the wish: the thread that drives the task does the
+//! killing, so that no signal is ever sent to a process id that was reaped and given away again.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use rustix::event::{EventfdFlags, eventfd};
+use sinew_crdt_state::error_code::ErrorCode;
+
+use super::outcome::Failure;
+
+/// Why a task is to be ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum StopReason {
+    /// Somebody cancelled it.
+    Cancelled = 1,
+    /// This node lost the right to run it: the lease ran out, or it was given to another.
+    Fenced = 2,
+    /// The daemon is going down.
+    Shutdown = 3,
+}
+
+impl StopReason {
+    /// The failure that an attempt ended for this reason reports.
+    #[must_use]
+    pub fn failure(self) -> Failure {
+        match self {
+            Self::Cancelled => Failure::new(ErrorCode::Cancelled, "cancelled"),
+            Self::Fenced => Failure::new(ErrorCode::Lost, "this node lost the lease on the attempt"),
+            Self::Shutdown => Failure::new(ErrorCode::Lost, "the node was shut down"),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Inner {
+    reason: AtomicU8,
+    wake: OwnedFd,
+}
+
+/// Ends one attempt. Clones end the same one.
+#[derive(Debug, Clone)]
+pub struct StopHandle(Arc<Inner>);
+
+impl StopHandle {
+    /// A handle nobody has used yet.
+    ///
+    /// # Errors
+    /// When the process is out of descriptors.
+    pub fn new() -> std::io::Result<Self> {
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Self(Arc::new(Inner { reason: AtomicU8::new(0), wake })))
+    }
+
+    /// Asks for the end. The first reason stands.
+    pub fn stop(&self, reason: StopReason) {
+        let first = self.0.reason.compare_exchange(0, reason as u8, Ordering::AcqRel, Ordering::Acquire).is_ok();
+        if first {
+            // The counter only overflows after 2^64 - 2 stops, and only the first one comes here.
+            let _ = rustix::io::write(&self.0.wake, &1_u64.to_ne_bytes());
+        }
+    }
+
+    /// Why to end, if somebody asked.
+    #[must_use]
+    pub fn reason(&self) -> Option<StopReason> {
+        match self.0.reason.load(Ordering::Acquire) {
+            1 => Some(StopReason::Cancelled),
+            2 => Some(StopReason::Fenced),
+            3 => Some(StopReason::Shutdown),
+            _ => None,
+        }
+    }
+
+    /// Becomes readable, and stays so, once somebody asked.
+    #[must_use]
+    pub fn wake_fd(&self) -> BorrowedFd<'_> {
+        self.0.wake.as_fd()
+    }
+}

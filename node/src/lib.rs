@@ -1,0 +1,1 @@
+//! The sinew daemon and command line.
