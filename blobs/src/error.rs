@@ -18,8 +18,8 @@ pub enum OpenError {
         /// What the system said.
         source: io::Error,
     },
-    /// Another process has it open. Trying again helps once that one ends.
-    #[error("the blob store in `{path}` is in use by another process")]
+    /// Another store, as a rule another process, has it open. Trying again helps once that one ends.
+    #[error("the blob store in `{path}` is in use")]
     Locked {
         /// The store's directory.
         path: PathBuf,

@@ -173,6 +173,13 @@ impl Ledger {
         self.merge(envelope, opened, |_| Some(Roles::ALL), now_ms)
     }
 
+    /// Replaces an own fact's envelope by its signed form.
+    pub fn set_signed(&mut self, entry: &JobId, id: &FactId, envelope: &Envelope) {
+        if let Some(held) = self.live.get_mut(entry).and_then(|live| live.facts.get_mut(id)) {
+            held.clone_from(envelope);
+        }
+    }
+
     fn known_sealed(&self, envelope: &Envelope) -> Option<Admitted> {
         self.sealed.contains_key(&envelope.entry).then(|| Admitted::Late(envelope.fact_id()))
     }

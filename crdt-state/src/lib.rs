@@ -12,6 +12,7 @@ pub mod identity;
 pub mod ids;
 pub mod intervals;
 pub mod ledger;
+pub mod manifest;
 pub mod reconcile;
 pub mod rules;
 pub mod spec;

@@ -45,8 +45,12 @@ pub mod units;
 #[cfg(test)]
 mod tests;
 
-pub use draft::{DraftBatch, DraftContext, DraftFile, DraftRound, DraftSource, DraftWork, JobDraft, RoundInputs, Split};
-pub use draft::{ProgramError, program_from_argv, program_from_text};
+pub use draft::{
+    COPIES_DEFAULT, PARTITIONS_DEFAULT, ProgramError, TASKS_DEFAULT, program_from_argv, program_from_text,
+};
+pub use draft::{
+    DraftBatch, DraftContext, DraftFile, DraftRound, DraftSource, DraftWork, JobDraft, RoundInputs, Split,
+};
 pub use parse::{Format, SyntaxError};
 pub use problem::{Problem, Problems};
 

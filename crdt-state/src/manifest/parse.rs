@@ -131,7 +131,6 @@ fn parse_yaml(text: &str, seed: Seed<'_>) -> Result<Node, SyntaxError> {
             max_depth: DEPTH_MAX * 2,
             flow_nesting_limit: DEPTH_MAX * 2,
             max_nodes: NODES_MAX,
-            max_documents: 1,
         },
         alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: NODES_MAX },
         // `no` is a country and `on` is a word.
@@ -141,11 +140,12 @@ fn parse_yaml(text: &str, seed: Seed<'_>) -> Result<Node, SyntaxError> {
         emit_comments: false,
         with_snippet: false,
     };
-    let parsed = serde_saphyr::with_deserializer_from_str_with_options(text, options, |parser| seed.deserialize(parser));
+    let parsed =
+        serde_saphyr::with_deserializer_from_str_with_options(text, options, |parser| seed.deserialize(parser));
     parsed.map_err(|error| {
         let place = error.location().filter(|place| place.line() > 0);
         let number = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
-        let message = error.to_string();
+        let message = error.render_with_formatter(&serde_saphyr::UserMessageFormatter);
         let (line, column) = place.map(|place| (number(place.line()), number(place.column()))).unzip();
         // Its text ends with the place, which we say ourselves.
         let message = message.split(" at line ").next().unwrap_or(&message);

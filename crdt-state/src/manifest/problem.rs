@@ -44,7 +44,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Every mistake of one manifest or draft, in the order of its keys. Never empty when returned as an error.
+/// Every mistake of one manifest or draft, in the order in which `docs/manifest.md` lists their keys. Never empty when returned as an error.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Problems(pub Vec<Problem>);

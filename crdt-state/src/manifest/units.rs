@@ -92,6 +92,9 @@ pub enum UnitFault {
     /// There is no unit, and a bare number could mean anything.
     #[error("the unit is missing")]
     NoUnit,
+    /// It is zero where that makes no sense.
+    #[error("a {0} cannot be zero")]
+    Zero(Quantity),
     /// It is smaller than the smallest step.
     #[error("finer than a {0} can be")]
     TooFine(Quantity),
@@ -145,8 +148,11 @@ pub fn parse_cpus(text: &str) -> Result<u32, UnitError> {
             return Err(UnitFault::Form(Quantity::Cpus));
         }
         let (milli, rest) = number.times(1_000).ok_or(UnitFault::TooLarge(Quantity::Cpus))?;
-        if rest || milli == 0 {
+        if rest {
             return Err(UnitFault::TooFine(Quantity::Cpus));
+        }
+        if milli == 0 {
+            return Err(UnitFault::Zero(Quantity::Cpus));
         }
         u32::try_from(milli).map_err(|_| UnitFault::TooLarge(Quantity::Cpus))
     };
@@ -245,7 +251,7 @@ impl Decimal {
         if fraction.len() > FRACTION_DIGITS_MAX {
             return Err(UnitFault::TooFine(quantity));
         }
-        let digits = [whole, fraction].iter().flat_map(|part| part.bytes());
+        let digits = [whole, fraction].into_iter().flat_map(|part| part.bytes());
         let digits = digits.fold(0_u128, |sum, digit| sum * 10 + u128::from(digit - b'0'));
         let decimals = u32::try_from(fraction.len()).map_err(|_| UnitFault::TooFine(quantity))?;
         Ok((Self { digits, decimals }, unit.trim_start()))
@@ -268,7 +274,8 @@ mod tests {
         for (text, bytes) in sizes {
             assert_eq!(parse_size(text), Ok(bytes), "{text}");
         }
-        for (text, ms) in [("200ms", 200), ("30s", 30_000), ("1.5m", 90_000), ("24h", 86_400_000), ("7 d", 604_800_000)] {
+        for (text, ms) in [("200ms", 200), ("30s", 30_000), ("1.5m", 90_000), ("24h", 86_400_000), ("7 d", 604_800_000)]
+        {
             assert_eq!(parse_duration(text), Ok(ms), "{text}");
         }
         for (text, milli) in [("1", 1_000), ("0.5", 500), ("1.250", 1_250), ("0.001", 1), ("64", 64_000)] {
@@ -295,7 +302,7 @@ mod tests {
         assert!(matches!(size("3 parsecs"), UnitFault::Unit { closest: None, .. }));
         assert_eq!(parse_duration("30").expect_err("bare").fault, UnitFault::NoUnit);
         assert_eq!(parse_duration("0.1ms").expect_err("fine").fault, UnitFault::TooFine(Quantity::Duration));
-        assert_eq!(parse_cpus("0").expect_err("zero").fault, UnitFault::TooFine(Quantity::Cpus));
+        assert_eq!(parse_cpus("0").expect_err("zero").fault, UnitFault::Zero(Quantity::Cpus));
         assert_eq!(parse_cpus("0.0005").expect_err("fine").fault, UnitFault::TooFine(Quantity::Cpus));
         assert_eq!(parse_cpus("5000000").expect_err("large").fault, UnitFault::TooLarge(Quantity::Cpus));
         assert!(parse_cpus("NaN").is_err() && parse_cpus("2 cores").is_err());
@@ -305,7 +312,10 @@ mod tests {
     #[test]
     fn messages_name_the_value_and_the_mend() {
         let error = parse_size("64mib").expect_err("case matters").to_string();
-        assert!(error.contains("`64mib`") && error.contains("did you mean MiB?") && error.contains("such as 64MiB"), "{error}");
+        assert!(
+            error.contains("`64mib`") && error.contains("did you mean MiB?") && error.contains("such as 64MiB"),
+            "{error}"
+        );
     }
 
     #[test]

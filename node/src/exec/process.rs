@@ -19,9 +19,10 @@ use super::drive::Driver;
 use super::guardian::{NodeTag, RUN_VAR, TAG_VAR};
 use super::lookup;
 use super::outcome::{Failure, STDERR_TAIL_MAX};
+use super::procfs;
 use super::runner::{Control, Ended, Execution, Health, Launch, Prepared, RunLimits, Runner, Stats, Status, Streams};
 use super::stop::{StopHandle, StopReason};
-use super::sweep;
+use super::sweep::{self, Target};
 
 /// Variables of the daemon that programs see. Everything else, tokens above all, stays with the daemon.
 pub const INHERITED: [&str; 4] = ["PATH", "HOME", "LANG", "TMPDIR"];
@@ -106,14 +107,15 @@ impl Runner for ProcessRunner {
     fn start(&self, launch: &Launch<'_>, prepared: Prepared) -> Result<Box<dyn Execution>, Failure> {
         // Entered before the process exists, so that a sweep cannot take it for a stray.
         let live = sweep::enter(launch.run);
-        let mut child = self.command(launch, &prepared).spawn().map_err(|e| spawn_failure(&prepared, &e))?;
+        let mut child = self.command(launch, &prepared).spawn().map_err(|e| spawn_failure(launch, &prepared, &e))?;
         let stdin = child.stdin.take().map(OwnedFd::from);
         let stdout = child.stdout.take().map(OwnedFd::from);
         let stderr = child.stderr.take().map(OwnedFd::from);
         let group = Group::new(child, live)?;
         let pidfd = pidfd_open(group.pid, PidfdFlags::empty()).map_err(|e| lacking("a process descriptor", &e.into()))?;
-        let shared = Arc::new(Shared { pid: group.pid, ..Shared::new(group.pid, StopHandle::new().ok()) });
-        Ok(Box::new(Process { group, pidfd, stdin, stdout, stderr, shared }))
+        let shared = Arc::new(Shared::new(group.pid, launch.stop.clone()));
+        let (tag, run) = (self.tag.clone(), launch.run);
+        Ok(Box::new(Process { group, pidfd, stdin, stdout, stderr, shared, tag, run }))
     }
 }
 
@@ -121,8 +123,11 @@ fn lacking(what: &str, error: &std::io::Error) -> Failure {
     Failure::new(ErrorCode::Oom, format!("this node could not give the task {what}: {error}"))
 }
 
-fn spawn_failure(prepared: &Prepared, error: &std::io::Error) -> Failure {
+fn spawn_failure(launch: &Launch<'_>, prepared: &Prepared, error: &std::io::Error) -> Failure {
     let program = prepared.program.display();
+    if !launch.dir.is_dir() {
+        return lacking("its working directory", error);
+    }
     let why = match error.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
         Some(rustix::io::Errno::NOENT) => "the interpreter in its first line, or its loader, is missing".to_owned(),
         Some(rustix::io::Errno::NOEXEC) => "it is neither a binary of this machine nor a script with a `#!` line".to_owned(),
@@ -187,13 +192,13 @@ impl fmt::Debug for Group {
 #[derive(Debug)]
 pub(super) struct Shared {
     pid: Pid,
-    stop: Option<StopHandle>,
+    pub(super) stop: StopHandle,
     ended: AtomicBool,
     tail: Mutex<Vec<u8>>,
 }
 
 impl Shared {
-    fn new(pid: Pid, stop: Option<StopHandle>) -> Self {
+    const fn new(pid: Pid, stop: StopHandle) -> Self {
         Self { pid, stop, ended: AtomicBool::new(false), tail: Mutex::new(Vec::new()) }
     }
 
@@ -216,6 +221,32 @@ impl Shared {
     }
 }
 
+impl Control for Shared {
+    fn stop(&self, reason: StopReason) {
+        self.stop.stop(reason);
+    }
+
+    fn status(&self) -> Status {
+        if self.ended.load(Ordering::Acquire) {
+            Status::Ended
+        } else {
+            Status::Running(u32::try_from(self.pid.as_raw_nonzero().get()).ok())
+        }
+    }
+
+    fn stats(&self) -> Stats {
+        if self.ended.load(Ordering::Acquire) {
+            return Stats::default();
+        }
+        let pid = self.pid.as_raw_nonzero().get();
+        Stats { cpu_ms: procfs::stat(pid).map_or(0, |s| s.cpu_ms), rss_bytes: procfs::rss(pid).unwrap_or(0) }
+    }
+
+    fn logs(&self) -> Vec<u8> {
+        self.tail()
+    }
+}
+
 /// A started process.
 #[derive(Debug)]
 struct Process {
@@ -225,6 +256,8 @@ struct Process {
     stdout: Option<OwnedFd>,
     stderr: Option<OwnedFd>,
     shared: Arc<Shared>,
+    tag: NodeTag,
+    run: u64,
 }
 
 impl Execution for Process {
@@ -232,8 +265,13 @@ impl Execution for Process {
         Arc::clone(&self.shared) as Arc<dyn Control>
     }
 
-    fn drive(self: Box<Self>, streams: Streams<'_>, limits: &RunLimits, stop: &StopHandle) -> Ended {
-        let Self { group, pidfd, stdin, stdout, stderr, shared } = *self;
-        Driver::new(group, pidfd, [stdin, stdout, stderr], shared, streams, limits, stop).run()
+    fn drive(self: Box<Self>, streams: Streams<'_>, limits: &RunLimits) -> Ended {
+        let Self { group, pidfd, stdin, stdout, stderr, shared, tag, run } = *self;
+        let ended = Driver::new(group, pidfd, [stdin, stdout, stderr], shared, streams, limits).run();
+        if ended.left_behind {
+            // It left its group but held on to a pipe: seen now, so ended now, not at the next sweep.
+            sweep::kill_matching(Target::Run(&tag, run));
+        }
+        ended
     }
 }

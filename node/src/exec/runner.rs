@@ -64,6 +64,8 @@ pub struct Launch<'a> {
     pub run: u64,
     /// Whether stdin is fed; it is empty otherwise.
     pub feeds_stdin: bool,
+    /// Ends it.
+    pub stop: &'a StopHandle,
 }
 
 /// A program that was found.
@@ -131,7 +133,7 @@ pub trait Execution: Send + fmt::Debug {
     fn control(&self) -> Arc<dyn Control>;
 
     /// Drives it to its end on this thread.
-    fn drive(self: Box<Self>, streams: Streams<'_>, limits: &RunLimits, stop: &StopHandle) -> Ended;
+    fn drive(self: Box<Self>, streams: Streams<'_>, limits: &RunLimits) -> Ended;
 }
 
 /// How an execution ended.

@@ -1,0 +1,215 @@
+//! Collections: a directory as one hash. The format is iroh-blobs' (a hash sequence whose first child lists the names),
+//! so stock clients read ours. File modes, empty directories and symbolic links are not part of it.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use futures::StreamExt;
+use iroh_blobs::format::collection::{Collection as IrohCollection, CollectionMeta};
+use iroh_blobs::hashseq::HashSeq;
+use sinew_crdt_state::ids::Hash;
+
+use crate::error::{AddError, CollectionError, NameError, ReadError};
+use crate::import::{Added, ImportMode};
+use crate::names;
+use crate::serve::CHILDREN_MAX;
+use crate::store::{BlobState, BlobStore, Format, from_iroh, to_iroh};
+
+/// Files per collection: as many children as a request may address, less the list of names.
+const FILES_MAX: usize = CHILDREN_MAX - 1;
+/// A hash sequence of [`CHILDREN_MAX`] hashes.
+pub(crate) const ROOT_LEN_MAX: u64 = CHILDREN_MAX as u64 * 32;
+/// Room for [`FILES_MAX`] names of ordinary length; a collection with longer ones must hold fewer.
+pub(crate) const META_LEN_MAX: u64 = 64 << 20;
+/// Files added at once: enough to keep hashing and copying both busy.
+const ADD_AT_ONCE: usize = 8;
+
+/// One file of a collection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CollectionEntry {
+    /// Relative name, parts separated by `/`.
+    pub name: String,
+    /// The file's content.
+    pub hash: Hash,
+    /// Its size, if known here.
+    pub size: Option<u64>,
+}
+
+/// The files of a collection, by name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Collection {
+    /// The hash of its root.
+    pub hash: Hash,
+    /// Its files.
+    pub entries: Vec<CollectionEntry>,
+}
+
+impl Collection {
+    /// The sum of the sizes, if all are known here.
+    #[must_use]
+    pub fn size(&self) -> Option<u64> {
+        self.entries.iter().map(|entry| entry.size).sum()
+    }
+}
+
+/// A directory that was added.
+#[derive(Debug)]
+pub struct AddedDir {
+    /// What it became.
+    pub collection: Collection,
+    /// Keeps the collection and its files until dropped.
+    pub tag: crate::TempTag,
+    /// What was left out: symbolic links, sockets, devices.
+    pub skipped: Vec<PathBuf>,
+}
+
+impl BlobStore {
+    /// Adds all regular files below `dir` as one collection. The same tree always gives the same hash.
+    ///
+    /// # Errors
+    /// As [`Self::add_file`]; [`AddError::Name`] for names a collection cannot hold, [`AddError::TooMany`].
+    pub async fn add_dir(&self, dir: &Path, mode: ImportMode) -> Result<AddedDir, AddError> {
+        let root = dir.to_owned();
+        let listed = tokio::task::spawn_blocking(move || Listing::of(&root)).await;
+        let listing = listed.map_err(|error| AddError::Source(io::Error::other(error)))??;
+        let adds = listing.files.into_iter().map(|(name, path)| async move {
+            let added = self.add_file(&path, mode, None).await?;
+            Ok::<_, AddError>((name, added))
+        });
+        let mut added = Vec::new();
+        let mut running = futures::stream::iter(adds).buffered(ADD_AT_ONCE);
+        while let Some(one) = running.next().await {
+            added.push(one?);
+        }
+        let (collection, tag) = self.add_collection(added).await?;
+        Ok(AddedDir { collection, tag, skipped: listing.skipped })
+    }
+
+    /// Makes a collection of blobs that were added under the given names.
+    ///
+    /// # Errors
+    /// [`AddError::Name`], [`AddError::TooMany`], or the store's failure.
+    pub async fn add_collection(
+        &self,
+        files: Vec<(String, Added)>,
+    ) -> Result<(Collection, crate::TempTag), AddError> {
+        check_names(files.iter().map(|(name, _)| name.as_str()))?;
+        let names: IrohCollection = files.iter().map(|(name, added)| (name.clone(), to_iroh(added.hash))).collect();
+        let mut blobs = names.to_blobs();
+        // The list of names, then the root, as the format says.
+        let meta = self.add_bytes(blobs.next().unwrap_or_default()).await?;
+        let root = self.add_bytes_as(blobs.next().unwrap_or_default(), Format::HashSeq).await?;
+        // From here on the root's guard holds the names and the files too.
+        drop(meta);
+        let entries = files
+            .iter()
+            .map(|(name, added)| CollectionEntry { name: name.clone(), hash: added.hash, size: Some(added.size) })
+            .collect();
+        Ok((Collection { hash: root.hash, entries }, root.tag))
+    }
+
+    /// Reads the names, hashes and known sizes of a collection whose root and list of names are here.
+    ///
+    /// # Errors
+    /// [`CollectionError`]; every name is checked, so the result is safe to turn into paths.
+    pub async fn collection(&self, hash: Hash) -> Result<Collection, CollectionError> {
+        let links = self.hash_seq(hash).await?;
+        let malformed = |reason| CollectionError::Malformed { hash, reason };
+        let (meta_hash, files) = links.split_first().ok_or(malformed("it is empty"))?;
+        let names = parse_meta(&self.read(*meta_hash, META_LEN_MAX).await?).map_err(malformed)?;
+        if names.len() != files.len() {
+            return Err(malformed("it has more names than files or fewer"));
+        }
+        check_names(names.iter().map(String::as_str)).map_err(|error| match error {
+            AddError::Name { path, source } => CollectionError::Name {
+                hash,
+                name: path.to_string_lossy().escape_debug().take(80).collect(),
+                source,
+            },
+            _ => malformed("it has too many files"),
+        })?;
+        let sizes = futures::stream::iter(files.iter().map(|file| self.has(*file))).buffered(64);
+        let sizes: Vec<_> = sizes.collect().await;
+        let mut entries = Vec::with_capacity(names.len());
+        for ((name, file), state) in names.into_iter().zip(files).zip(sizes) {
+            let size = match state.map_err(ReadError::Store)? {
+                BlobState::Complete { size } => Some(size),
+                BlobState::Partial { size, .. } => size,
+                BlobState::Missing => None,
+            };
+            entries.push(CollectionEntry { name, hash: *file, size });
+        }
+        Ok(Collection { hash, entries })
+    }
+
+    /// The hashes in a hash sequence that is here.
+    pub(crate) async fn hash_seq(&self, hash: Hash) -> Result<Vec<Hash>, CollectionError> {
+        let bytes = self.read(hash, ROOT_LEN_MAX).await?;
+        let links = HashSeq::new(bytes);
+        let links = links.ok_or(CollectionError::Malformed { hash, reason: "it is no sequence of hashes" })?;
+        Ok(links.iter().map(from_iroh).collect())
+    }
+}
+
+fn check_names<'a>(all: impl ExactSizeIterator<Item = &'a str> + Clone) -> Result<(), AddError> {
+    if all.len() > FILES_MAX {
+        return Err(AddError::TooMany { max: FILES_MAX });
+    }
+    let bad = |name: &str, source| AddError::Name { path: PathBuf::from(name), source };
+    for name in all.clone() {
+        names::check(name).map_err(|source| bad(name, source))?;
+    }
+    names::check_distinct(all).map_err(|name| bad(name, NameError::Duplicate))
+}
+
+fn parse_meta(bytes: &Bytes) -> Result<Vec<String>, &'static str> {
+    let mut meta: CollectionMeta = postcard::from_bytes(bytes).map_err(|_| "its list of names is damaged")?;
+    if !meta.check_header() {
+        return Err("its list of names is of an unknown kind");
+    }
+    Ok(std::mem::take(meta.names_mut()))
+}
+
+/// The regular files below a directory, by collection name.
+struct Listing {
+    files: BTreeMap<String, PathBuf>,
+    skipped: Vec<PathBuf>,
+}
+
+impl Listing {
+    fn of(root: &Path) -> Result<Self, AddError> {
+        let unreadable = |path: &Path| {
+            let path = path.to_owned();
+            move |source| AddError::Unreadable { path, source }
+        };
+        if !std::fs::metadata(root).map_err(unreadable(root))?.is_dir() {
+            return Err(AddError::WrongKind { path: root.to_owned(), wanted: "a directory" });
+        }
+        let mut listing = Self { files: BTreeMap::new(), skipped: Vec::new() };
+        let mut todo = vec![(root.to_owned(), String::new())];
+        while let Some((dir, prefix)) = todo.pop() {
+            for entry in std::fs::read_dir(&dir).map_err(unreadable(&dir))? {
+                let entry = entry.map_err(unreadable(&dir))?;
+                let path = entry.path();
+                let name = entry.file_name().into_string();
+                let name = name.map_err(|_| AddError::Name { path: path.clone(), source: NameError::Encoding })?;
+                let name = format!("{prefix}{name}");
+                let kind = entry.file_type().map_err(unreadable(&path))?;
+                if kind.is_dir() {
+                    todo.push((path, format!("{name}/")));
+                } else if kind.is_file() {
+                    listing.files.insert(name, path);
+                } else {
+                    listing.skipped.push(path);
+                }
+            }
+            if listing.files.len() > FILES_MAX {
+                return Err(AddError::TooMany { max: FILES_MAX });
+            }
+        }
+        listing.skipped.sort();
+        Ok(listing)
+    }
+}

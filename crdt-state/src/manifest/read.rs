@@ -1,0 +1,279 @@
+//! From tree to draft: one function per table of the manifest. Notes every mistake and goes on with a value that causes no
+//! further one; the draft is handed out only when none was noted.
+
+use super::check::{ATTEMPTS, COPIES, PARTITIONS, TASKS, empty_command};
+use super::draft::{
+    DraftBatch, DraftFile, DraftRound, DraftSource, DraftWork, JobDraft, PARTITIONS_DEFAULT, ProgramError, Split,
+    TASKS_DEFAULT, program_from_argv, program_from_text,
+};
+use super::fields::{Fields, Item, stand_in};
+use super::problem::{Problem, Problems, quoted};
+use super::tree::Node;
+use super::units::parse_split;
+use crate::ids::Hash;
+use crate::spec::{BlobRef, Builtin, Limits, Program, Resources, Retry, Strategy};
+
+/// The values of `type`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Batch,
+    MapReduce,
+    /// A word of later versions.
+    Later,
+}
+
+const KINDS: [(&str, Kind); 6] = [
+    ("batch", Kind::Batch),
+    ("map_reduce", Kind::MapReduce),
+    ("service", Kind::Later),
+    ("system", Kind::Later),
+    ("sysbatch", Kind::Later),
+    ("parameter_server", Kind::Later),
+];
+
+const STRATEGIES: [(&str, Strategy); 2] = [("binpack", Strategy::Binpack), ("spread", Strategy::Spread)];
+
+const MEND_TYPE: &str = "write type = \"batch\" or type = \"map_reduce\"";
+const MEND_COMMAND: &str = "write the program and its arguments, such as [\"python3\", \"x.py\"]";
+
+/// Reads a whole manifest.
+pub(super) fn read(tree: &Node) -> Result<JobDraft, Problems> {
+    let mut out = Vec::new();
+    let root = Item { path: String::new(), node: tree };
+    let draft = if *tree == Node::Null {
+        out.push(Problem::new("", None, "empty", MEND_TYPE));
+        None
+    } else {
+        Fields::open(&root, "", &mut out).map(|top| read_top(&top, &mut out))
+    };
+    if let Some(draft) = &draft {
+        out.extend(super::check::check(draft).0);
+    }
+    match draft {
+        Some(draft) if out.is_empty() => Ok(draft),
+        _ => {
+            super::fields::sort(&mut out);
+            Err(Problems(out))
+        }
+    }
+}
+
+fn read_top(top: &Fields<'_>, out: &mut Vec<Problem>) -> JobDraft {
+    let mut draft = JobDraft::batch(Program::Builtin(Builtin::Noop));
+    draft.name = top.get("name").and_then(|item| item.text(out)).map(str::to_owned);
+    let defaults = Resources::default();
+    draft.resources = Resources {
+        cpu_milli: top.get("cpus").and_then(|item| item.cpus(out)).unwrap_or(defaults.cpu_milli),
+        memory_bytes: top.get("memory").and_then(|item| item.size(out)).unwrap_or(defaults.memory_bytes),
+    };
+    if let Some(strategy) = top.get("strategy").and_then(|item| item.choice(&STRATEGIES, out)) {
+        draft.strategy = strategy;
+    }
+    let copies = top.get("copies").and_then(|item| item.count(&COPIES, out));
+    draft.copies = copies.and_then(|n| u8::try_from(n).ok()).unwrap_or(draft.copies);
+    draft.labels = top.get("labels").map(|item| item.text_table(out)).unwrap_or_default();
+    draft.limits = top.get("limits").map(|item| read_limits(&item, out)).unwrap_or_default();
+    draft.retry = top.get("retry").map(|item| read_retry(&item, out)).unwrap_or_default();
+    draft.env = top.get("env").map(|item| item.text_table(out)).unwrap_or_default();
+    if let Some(work) = read_work(top, out) {
+        draft.work = work;
+    }
+    draft
+}
+
+fn read_limits(item: &Item<'_>, out: &mut Vec<Problem>) -> Limits {
+    let defaults = Limits::default();
+    let Some(fields) = Fields::open(item, "limits", out) else { return defaults };
+    Limits {
+        timeout_ms: fields.get("timeout").and_then(|item| item.duration(out)).or(defaults.timeout_ms),
+        output_bytes_max: fields.get("output_max").and_then(|item| item.size(out)).unwrap_or(defaults.output_bytes_max),
+    }
+}
+
+fn read_retry(item: &Item<'_>, out: &mut Vec<Problem>) -> Retry {
+    let defaults = Retry::default();
+    let Some(fields) = Fields::open(item, "retry", out) else { return defaults };
+    Retry {
+        attempts: fields.get("attempts").and_then(|item| item.count(&ATTEMPTS, out)).unwrap_or(defaults.attempts),
+        delay_ms: fields.get("delay").and_then(|item| item.duration(out)).unwrap_or(defaults.delay_ms),
+    }
+}
+
+/// The work of the type named; when none is, whichever sections are there are still read for their mistakes.
+fn read_work(top: &Fields<'_>, out: &mut Vec<Problem>) -> Option<DraftWork> {
+    let item = top.require("type", MEND_TYPE, out);
+    let kind = item.as_ref().and_then(|item| item.choice(&KINDS, out));
+    if let (Some(Kind::Later), Some(item)) = (kind, &item) {
+        out.push(Problem::new(&item.path, item.node.describe(), "not available in this version", MEND_TYPE));
+    }
+    let (batch, round) = (top.get("batch"), top.get("map_reduce"));
+    match kind {
+        Some(Kind::Batch) => {
+            refuse_section(round.as_ref(), "batch", out);
+            let section = top.require("batch", "add a [batch] table with the command to run", out);
+            section.map(|item| read_batch(&item, out))
+        }
+        Some(Kind::MapReduce) => {
+            refuse_section(batch.as_ref(), "map_reduce", out);
+            let section = top.require("map_reduce", "add a [map_reduce] table with inputs, map and reduce", out);
+            section.map(|item| read_round(&item, out))
+        }
+        Some(Kind::Later) | None => {
+            let batch = batch.map(|item| read_batch(&item, out));
+            round.map(|item| read_round(&item, out)).or(batch)
+        }
+    }
+}
+
+fn refuse_section(section: Option<&Item<'_>>, kind: &str, out: &mut Vec<Problem>) {
+    if let Some(item) = section {
+        let problem = format!("this table does not go with type = \"{kind}\"");
+        out.push(Problem::new(&item.path, None, problem, "leave it out, or change the type"));
+    }
+}
+
+fn read_batch(item: &Item<'_>, out: &mut Vec<Problem>) -> DraftWork {
+    let (mut program, mut tasks) = (Program::Builtin(Builtin::Noop), TASKS_DEFAULT);
+    let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
+    if let Some(fields) = Fields::open(item, "batch", out) {
+        program = read_program(fields.require("command", MEND_COMMAND, out), out).unwrap_or(program);
+        tasks = fields.get("tasks").and_then(|item| item.count(&TASKS, out)).unwrap_or(tasks);
+        inputs = fields.get("inputs").map(|item| read_files(&item, out)).unwrap_or_default();
+        outputs = fields.get("outputs").map(|item| item.texts(out)).unwrap_or_default();
+    }
+    DraftWork::Batch(DraftBatch { program, tasks, inputs, outputs })
+}
+
+fn read_round(item: &Item<'_>, out: &mut Vec<Problem>) -> DraftWork {
+    let noop = || Program::Builtin(Builtin::Noop);
+    let mut round = DraftRound {
+        inputs: vec![stand_in(0)],
+        split: Split::default(),
+        map: noop(),
+        combine: None,
+        reduce: noop(),
+        partitions: PARTITIONS_DEFAULT,
+        files: Vec::new(),
+    };
+    if let Some(fields) = Fields::open(item, "map_reduce", out) {
+        let inputs = fields.require("inputs", "name the files or directories to read, such as [\"data\"]", out);
+        if let Some(item) = inputs {
+            let is_list = matches!(item.node, Node::List(_));
+            let texts = item.texts(out);
+            round.inputs = if is_list { texts } else { round.inputs };
+        }
+        if let Some(item) = fields.get("split") {
+            let split = item.text(out).and_then(|text| item.unit(text, parse_split, out));
+            round.split = split.unwrap_or_default();
+        }
+        round.map = read_program(fields.require("map", MEND_COMMAND, out), out).unwrap_or_else(noop);
+        round.combine = read_program(fields.get("combine"), out);
+        round.reduce = read_program(fields.require("reduce", MEND_COMMAND, out), out).unwrap_or_else(noop);
+        let partitions = fields.get("partitions").and_then(|item| item.count(&PARTITIONS, out));
+        round.partitions = partitions.unwrap_or(round.partitions);
+        round.files = fields.get("files").map(|item| read_files(&item, out)).unwrap_or_default();
+    }
+    DraftWork::MapReduce(round)
+}
+
+/// A command: a list of words, or one text to split. `None` when there is none or it was noted as wrong.
+fn read_program(item: Option<Item<'_>>, out: &mut Vec<Problem>) -> Option<Program> {
+    let item = item?;
+    let noted = out.len();
+    let program = match item.node {
+        Node::List(_) => program_from_argv(item.texts(out)),
+        Node::Text(text) => program_from_text(text),
+        other => {
+            out.push(Problem::new(&item.path, other.describe(), "not a command", MEND_COMMAND));
+            return None;
+        }
+    };
+    if out.len() > noted {
+        return None;
+    }
+    let error = match program {
+        Ok(program) => return Some(program),
+        Err(error) => error,
+    };
+    let found = item.node.describe();
+    out.push(match error {
+        ProgramError::Empty => empty_command(&item.path),
+        ProgramError::Quote => {
+            Problem::new(item.path, found, "a quote is not closed", "close it, or write a list of words")
+        }
+        ProgramError::Builtin(_) => {
+            let mend = "use sinew:wordcount, sinew:sum, sinew:grep PATTERN or sinew:noop";
+            Problem::new(item.path, found, "not a built-in, or not its arguments", mend)
+        }
+    });
+    None
+}
+
+fn read_files(item: &Item<'_>, out: &mut Vec<Problem>) -> Vec<DraftFile> {
+    let items = item.list(out).into_iter().enumerate();
+    items.map(|(i, item)| read_file(i, &item, out)).collect()
+}
+
+fn read_file(i: usize, item: &Item<'_>, out: &mut Vec<Problem>) -> DraftFile {
+    let stand_in = DraftFile::inline(stand_in(i), "");
+    match item.node {
+        Node::Text(path) => DraftFile::from_path(path.as_str()).unwrap_or_else(|| {
+            let mend = "name a file, or write { path = …, to = … }";
+            out.push(Problem::new(&item.path, quoted(path), "this path ends in no file name", mend));
+            stand_in
+        }),
+        Node::Table(_) => Fields::open(item, "[]", out)
+            .map_or(stand_in.clone(), |fields| read_file_table(item, &fields, stand_in, out)),
+        other => {
+            let mend = "write a path, or a table with path, inline or blob";
+            out.push(Problem::new(&item.path, other.describe(), "not an input file", mend));
+            stand_in
+        }
+    }
+}
+
+fn read_file_table(item: &Item<'_>, fields: &Fields<'_>, stand_in: DraftFile, out: &mut Vec<Problem>) -> DraftFile {
+    let executable = fields.get("executable").and_then(|item| item.flag(out)).unwrap_or(false);
+    let (path, inline, blob) = (fields.get("path"), fields.get("inline"), fields.get("blob"));
+    let given = [&path, &inline, &blob].into_iter().flatten().count();
+    if given != 1 {
+        let problem = if given == 0 { "no content" } else { "more than one content" };
+        out.push(Problem::new(&item.path, None, problem, "write exactly one of path, inline and blob"));
+    }
+    if let Some(size) = fields.get("size").filter(|_| blob.is_none()) {
+        out.push(Problem::new(size.path, size.node.describe(), "only a blob has a size", "leave it out"));
+    }
+    // A path that is no text may well have ended in a name.
+    let nameless = path.as_ref().is_none_or(|item| matches!(item.node, Node::Text(_)));
+    let path = path.and_then(|item| item.text(out));
+    let inline = inline.and_then(|item| item.text(out));
+    let blob = blob.and_then(|item| read_blob(&item, fields, out));
+    let to = match (fields.get("to"), path) {
+        (Some(to), _) => to.text(out).map(str::to_owned),
+        (None, Some(path)) if DraftFile::from_path(path).is_some() => DraftFile::from_path(path).map(|file| file.to),
+        (None, _) if given == 1 && nameless => {
+            fields.require("to", "write the relative path at which the task finds it", out);
+            None
+        }
+        (None, _) => None,
+    };
+    let source = match (path, inline, blob) {
+        (Some(path), ..) => DraftSource::Path(path.to_owned()),
+        (None, Some(text), _) => DraftSource::Inline(text.to_owned()),
+        (None, None, Some(blob)) => DraftSource::Blob(blob),
+        (None, None, None) => stand_in.source,
+    };
+    DraftFile { to: to.unwrap_or(stand_in.to), source, executable }
+}
+
+fn read_blob(item: &Item<'_>, fields: &Fields<'_>, out: &mut Vec<Problem>) -> Option<BlobRef> {
+    let hash = item.text(out).and_then(|text| {
+        let noted = |_| {
+            let mend = "copy the hash whole: 52 lower-case letters and digits 2-7";
+            out.push(Problem::new(&item.path, quoted(text), "not a blob's hash", mend));
+        };
+        text.parse::<Hash>().map_err(noted).ok()
+    });
+    let size = fields.require("size", "write the blob's size in bytes", out).and_then(|item| item.size(out));
+    Some(BlobRef { hash: hash?, size: size? })
+}

@@ -1,0 +1,308 @@
+//! Connections from the first byte to the last: dialling, the membership exchange, admission, streams, and the end.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use libp2p::core::{ConnectedPoint, Endpoint};
+use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
+use libp2p::swarm::{ConnectionId, DialError};
+use libp2p::{Multiaddr, PeerId, Stream, StreamProtocol};
+use sinew_crdt_state::certificate::CredentialError;
+use tokio::sync::oneshot;
+
+use super::{Connection, Driver, Internal, Member, Peer};
+use crate::address::{is_relayed, node_id, usable};
+use crate::config::{CONNECTION_DEADLINE, READERS_MAX};
+use crate::dialer::{Dial, Source};
+use crate::error::Refusal;
+use crate::event::{FrameClass, MeshEvent};
+use crate::hello::{Exchange, HelloFailure, Verified};
+use crate::lane::{self, ReadEnd};
+use crate::streams::{Inbound, StreamReply};
+use crate::wire::{HELLO, Hello};
+
+/// Whether we open the exchange. In a hole punch both sides dial; the one whose role was overridden listens.
+fn initiates(endpoint: &ConnectedPoint) -> bool {
+    match endpoint {
+        ConnectedPoint::Dialer { role_override, .. } => *role_override == Endpoint::Dialer,
+        ConnectedPoint::Listener { .. } => false,
+    }
+}
+
+impl Driver {
+    pub(super) fn dial_due(&mut self, now: Instant) {
+        for dial in self.dialer.due(now) {
+            match dial {
+                Dial::Peer(peer, addrs) => match self.guard.banned_until(&peer, now) {
+                    Some(until) => self.dialer.hold(&peer, until),
+                    None => self.dial_peer(peer, addrs, now),
+                },
+                Dial::Bootstrap(index, addr) => self.dial_bootstrap(index, addr, now),
+            }
+        }
+    }
+
+    fn dial_peer(&mut self, peer: PeerId, addrs: Vec<Multiaddr>, now: Instant) {
+        // A fresh port per dial: with a shared one, two nodes that dial each other in the same instant would make one
+        // TCP connection on which both think they dialled.
+        let opts = DialOpts::peer_id(peer)
+            .condition(PeerCondition::DisconnectedAndNotDialing)
+            .addresses(addrs)
+            .allocate_new_port()
+            .build();
+        match self.swarm.dial(opts) {
+            Ok(()) | Err(DialError::DialPeerConditionFalse(_)) => {}
+            Err(_) => self.dialer.failed(&peer, now),
+        }
+    }
+
+    fn dial_bootstrap(&mut self, index: usize, addr: Multiaddr, now: Instant) {
+        // From the listening port, so that the other side sees the address under which NATs know us.
+        let opts = DialOpts::unknown_peer_id().address(addr).build();
+        let connection = opts.connection_id();
+        match self.swarm.dial(opts) {
+            Ok(()) => {
+                self.bootstrap_dials.insert(connection, index);
+            }
+            Err(_) => {
+                self.dialer.bootstrap_failed(index, now);
+            }
+        }
+    }
+
+    pub(super) fn on_dial_failed(&mut self, connection: ConnectionId, peer: Option<PeerId>, error: &DialError) {
+        let now = Instant::now();
+        self.counters.dials_failed += 1;
+        tracing::debug!(peer = ?peer.map(|p| crate::guard::name(&p)), %error, "a dial failed");
+        if let DialError::LocalPeerId { address } = error {
+            self.on_own_key(address);
+        }
+        if let Some(index) = self.bootstrap_dials.remove(&connection) {
+            if self.dialer.bootstrap_failed(index, now) {
+                tracing::warn!(%error, "a bootstrap address does not answer; it is tried again, up to every minute");
+            }
+            return;
+        }
+        let Some(peer) = peer else { return };
+        match error {
+            DialError::WrongPeerId { address, .. } | DialError::LocalPeerId { address } => {
+                self.dialer.wrong(&peer, address);
+            }
+            _ => {}
+        }
+        self.dialer.failed(&peer, now);
+        if let Some(link) = node_id(&peer).and_then(|node| self.known_link(&node))
+            && !self.peers.contains_key(&peer)
+        {
+            self.drain(&link);
+        }
+    }
+
+    fn known_link(&self, node: &sinew_crdt_state::ids::NodeId) -> Option<Arc<lane::Link>> {
+        self.shared.links.read().unwrap_or_else(std::sync::PoisonError::into_inner).get(node).cloned()
+    }
+
+    /// Someone with our own key answers or calls.
+    pub(super) fn on_own_key(&mut self, addr: &Multiaddr) {
+        if self.guard.count(None, &Refusal::OwnKey) {
+            tracing::error!(%addr, "a node with this node's own key is at this address: either it is this host and \
+                listed among its own peers, or the data directory was copied; every node needs an identity of its own");
+        }
+        self.events.offer(MeshEvent::Refused { node: Some(self.me), reason: Refusal::OwnKey });
+    }
+
+    pub(super) fn on_established(&mut self, peer: PeerId, id: ConnectionId, endpoint: &ConnectedPoint) {
+        let now = Instant::now();
+        let addr = endpoint.get_remote_address().clone();
+        if let Some(index) = self.bootstrap_dials.remove(&id) {
+            self.dialer.learn(peer, vec![addr.clone()], Source::Rumour, now);
+            self.dialer.reached(index, peer);
+        }
+        self.dialer.connected(&peer);
+        let outbound = endpoint.is_dialer();
+        let connection = Connection { peer, addr, outbound, ready: false, joined: false, rtt: None };
+        self.connections.insert(id, connection);
+        self.peers.entry(peer).or_default().connections.push(id);
+        self.deadlines.push_back((now + CONNECTION_DEADLINE, id));
+        if initiates(endpoint) {
+            let (reply, opened) = oneshot::channel();
+            self.swarm.behaviour_mut().streams.open(peer, id, HELLO, reply);
+            tokio::spawn(self.exchange(peer, id).initiate(opened));
+        }
+    }
+
+    pub(super) fn exchange(&self, peer: PeerId, connection: ConnectionId) -> Exchange {
+        Exchange {
+            mesh: self.mesh,
+            me: Hello::new(self.credential.clone(), &self.advertised()),
+            peer,
+            node: node_id(&peer),
+            connection,
+            clock: Arc::clone(&self.clock),
+            driver: self.internal.0.clone(),
+        }
+    }
+
+    /// Where we tell others to dial us: proven addresses first, as the list is cut.
+    fn advertised(&self) -> Vec<Multiaddr> {
+        self.swarm.external_addresses().chain(self.swarm.listeners()).cloned().collect()
+    }
+
+    /// Lets a verified peer in.
+    pub(super) fn admit(&mut self, peer: PeerId, verified: Verified) -> Result<(), Refusal> {
+        if self.guard.is_revoked(&peer) {
+            return Err(Refusal::Revoked);
+        }
+        let link = self.link(verified.node, peer);
+        let Some(entry) = self.peers.get_mut(&peer) else { return Ok(()) };
+        let reached = entry.connections.iter().filter_map(|id| self.connections.get(id)).find(|c| c.outbound);
+        let heard_from = entry.connections.iter().find_map(|id| self.connections.get(id)).map(|c| &c.addr);
+        let mut addrs = usable(verified.addrs.clone(), heard_from);
+        addrs.extend(reached.map(|c| crate::address::without_peer(c.addr.clone())).filter(|a| !addrs.contains(a)));
+        let (node, credential, roles) = (verified.node, verified.credential.clone(), verified.roles);
+        let news = entry.member.is_none();
+        entry.member = Some(Member { verified, link: Arc::clone(&link) });
+        link.up.store(true, Ordering::Relaxed);
+        self.remember_member(peer, &credential);
+        self.dialer.learn(peer, addrs.clone(), Source::Member, Instant::now());
+        self.dialer.connected(&peer);
+        let behaviour = self.swarm.behaviour_mut();
+        behaviour.admit(peer);
+        if let Some(kad) = behaviour.kad.inner_mut().as_mut() {
+            for addr in &addrs {
+                kad.add_address(&peer, addr.clone());
+            }
+        }
+        if news {
+            tracing::info!(peer = %node.short(), %roles, "member connected");
+            self.events.tell(MeshEvent::PeerUp { node, credential, roles, addrs });
+        }
+        Ok(())
+    }
+
+    /// The exchange on a connection is complete on both sides: frames may flow on it.
+    pub(super) fn on_ready(&mut self, peer: PeerId, id: ConnectionId) {
+        let direct_before = self.best(&peer).is_some_and(|(_, relayed)| !relayed);
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        connection.ready = true;
+        let better = !direct_before && !is_relayed(&connection.addr);
+        self.dialer.ready(&peer);
+        let Some(entry) = self.peers.get_mut(&peer) else { return };
+        let Some(member) = &entry.member else { return };
+        if entry.writers.is_empty() {
+            let write = |class| tokio::spawn(lane::write(Arc::clone(&member.link), class, self.internal.0.clone()));
+            entry.writers = vec![write(FrameClass::Control), write(FrameClass::Bulk)];
+        } else if better {
+            member.link.control.reopen();
+            member.link.bulk.reopen();
+        }
+    }
+
+    pub(super) fn on_hello_failed(&mut self, peer: PeerId, id: ConnectionId, failure: HelloFailure) {
+        match failure {
+            HelloFailure::Refuse(Refusal::NoHello) => self.note(Some(peer), Refusal::NoHello),
+            HelloFailure::Refuse(refusal) => self.refuse(peer, refusal),
+            HelloFailure::RefusedUs(kind) => self.note(Some(peer), Refusal::RefusedUs(kind)),
+            HelloFailure::Broken => {}
+        }
+        self.swarm.close_connection(id);
+    }
+
+    /// The connection for a new stream, direct before relayed, the oldest first; and whether it is relayed.
+    fn best(&self, peer: &PeerId) -> Option<(ConnectionId, bool)> {
+        let ids = self.peers.get(peer)?.connections.iter();
+        ids.filter_map(|id| self.connections.get(id).filter(|c| c.ready).map(|c| (*id, is_relayed(&c.addr))))
+            .min_by_key(|(_, relayed)| *relayed)
+    }
+
+    /// Opens a stream to a member, or drops `reply`.
+    pub(super) fn open(&mut self, peer: PeerId, protocol: StreamProtocol, reply: StreamReply) {
+        if let Some((connection, _)) = self.best(&peer) {
+            self.swarm.behaviour_mut().streams.open(peer, connection, protocol, reply);
+        }
+    }
+
+    /// A member opened a control or bulk stream.
+    pub(super) fn on_frames(&mut self, peer: PeerId, class: FrameClass, stream: Stream) {
+        let Some(entry) = self.peers.get_mut(&peer) else { return };
+        let Some(member) = &entry.member else { return };
+        let readers = &mut entry.readers[class as usize];
+        if *readers >= READERS_MAX {
+            self.refuse(peer, Refusal::TooManyStreams);
+            return;
+        }
+        *readers += 1;
+        let (link, sink, max) = (Arc::clone(&member.link), self.events.clone(), self.config.frame_len_max);
+        let driver = self.internal.0.clone();
+        tokio::spawn(async move {
+            let end = lane::read(stream, &link, class, sink, max).await;
+            let _ = driver.send(Internal::ReadEnded { peer, class, end }).await;
+        });
+    }
+
+    pub(super) fn on_read_ended(&mut self, peer: PeerId, class: FrameClass, end: ReadEnd) {
+        if let Some(Peer { readers, .. }) = self.peers.get_mut(&peer) {
+            readers[class as usize] = readers[class as usize].saturating_sub(1);
+        }
+        if let ReadEnd::TooLong { len, max } = end {
+            self.refuse(peer, Refusal::FrameTooLong { len, max });
+        }
+    }
+
+    /// A peer used a members' protocol without having shown membership.
+    pub(super) fn on_trespass(&mut self, inbound: &Inbound, protocol: &'static str) {
+        self.refuse(inbound.peer, Refusal::NotMember { protocol });
+    }
+
+    pub(super) fn on_closed(&mut self, peer: PeerId, id: ConnectionId) {
+        let connection = self.connections.remove(&id);
+        let Some(entry) = self.peers.get_mut(&peer) else { return };
+        entry.connections.retain(|other| *other != id);
+        if !entry.connections.is_empty() {
+            if let (Some(member), true) = (&entry.member, connection.is_some_and(|c| c.ready)) {
+                member.link.control.reopen();
+                member.link.bulk.reopen();
+            }
+            return;
+        }
+        let Some(entry) = self.peers.remove(&peer) else { return };
+        entry.writers.iter().for_each(tokio::task::JoinHandle::abort);
+        self.dialer.disconnected(&peer, connection.is_some_and(|c| c.ready), Instant::now());
+        if let Some(member) = entry.member {
+            member.link.up.store(false, Ordering::Relaxed);
+            self.drain(&member.link);
+            tracing::info!(peer = %member.verified.node.short(), "member disconnected");
+            self.events.tell(MeshEvent::PeerDown { node: member.verified.node });
+        }
+    }
+
+    /// Closes connections that have not shown membership in time.
+    pub(super) fn close_silent(&mut self, now: Instant) {
+        while let Some((_, id)) = self.deadlines.pop_front_if(|(at, _)| *at <= now) {
+            let Some(connection) = self.connections.get(&id).filter(|c| !c.ready) else { continue };
+            if !connection.joined {
+                self.note(Some(connection.peer), Refusal::NoHello);
+            }
+            self.swarm.close_connection(id);
+        }
+    }
+
+    /// Refuses members whose certificate has run out while they were connected.
+    pub(super) fn refuse_expired(&mut self) {
+        let now = (self.clock)();
+        self.members.retain(|_, expires_ms| *expires_ms > now);
+        let expired = self.peers.iter().filter(|(peer, entry)| entry.member.is_some() && !self.members.contains_key(*peer));
+        let expired: Vec<_> = expired.filter_map(|(peer, entry)| Some((*peer, entry.member.as_ref()?))).collect();
+        let refusals: Vec<_> = expired
+            .into_iter()
+            .map(|(peer, member)| {
+                let expires_ms = crate::hello::expires_ms(&member.verified.credential);
+                (peer, CredentialError::Expired { node: member.verified.node, expires_ms })
+            })
+            .collect();
+        for (peer, error) in refusals {
+            self.refuse(peer, Refusal::Credential(error));
+        }
+    }
+}

@@ -1,0 +1,400 @@
+//! Drives one process to its end on the calling thread: one `poll(2)` over its three pipes, its pidfd and the stop handle.
+//!
+//! The process is over when its first process is: what else is in the group is killed then, and what is left in the pipes is
+//! taken without waiting, because a daemonised grandchild may hold them open for ever. A program that does not read all of
+//! its stdin is within its rights.
+//!
+//! Peak memory: `wait4` reports at least the daemon's own peak, because the child borrows the daemon's memory until it execs.
+//! So that figure counts only when it is above ours; below it, the highest sample taken while the program ran does.
+
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::Signal;
+use sinew_crdt_state::error_code::ErrorCode;
+
+use super::outcome::{Failure, Usage};
+use super::process::{Group, Shared};
+use super::procfs;
+use super::runner::{Ended, RunLimits, Streams};
+
+/// How often a running program is looked at for memory and for bytes written elsewhere: rare enough to cost nothing, often
+/// enough that a runaway writer is stopped within a few hundred MB.
+const SAMPLE_EVERY: Duration = Duration::from_millis(200);
+/// One read or write. Large enough that the poll between two of them does not count; pipes are widened to it for bulk data.
+const TRANSFER_LEN: usize = 256 * 1024;
+/// Bytes taken from one pipe after the program's end: more than a pipe can hold, so that only a grandchild that goes on
+/// writing is cut off.
+const DRAIN_MAX: u64 = 2 * 1024 * 1024;
+
+/// Which descriptors have something to say.
+#[derive(Debug, Default, Clone, Copy)]
+struct Ready {
+    exit: bool,
+    stdin: bool,
+    stdout: bool,
+    stderr: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stream {
+    Stdout,
+    Stderr,
+}
+
+/// Bytes read from the source that the pipe has not taken yet.
+#[derive(Debug, Default)]
+struct Feed {
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+}
+
+#[derive(Debug)]
+pub(super) struct Driver<'a> {
+    group: Group,
+    pidfd: OwnedFd,
+    stdin: Option<OwnedFd>,
+    stdout: Option<OwnedFd>,
+    stderr: Option<OwnedFd>,
+    shared: Arc<Shared>,
+    streams: Streams<'a>,
+    limits: &'a RunLimits,
+    feed: Feed,
+    buffer: Vec<u8>,
+    output_bytes: u64,
+    elsewhere_bytes: u64,
+    peak_sampled: u64,
+    next_sample: Instant,
+    /// Why it is being ended; the first reason stands.
+    verdict: Option<Failure>,
+    /// When SIGTERM turns into SIGKILL.
+    kill_at: Option<Instant>,
+    left_behind: bool,
+}
+
+impl<'a> Driver<'a> {
+    pub(super) fn new(
+        group: Group,
+        pidfd: OwnedFd,
+        [stdin, stdout, stderr]: [Option<OwnedFd>; 3],
+        shared: Arc<Shared>,
+        streams: Streams<'a>,
+        limits: &'a RunLimits,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            group,
+            pidfd,
+            stdin,
+            stdout,
+            stderr,
+            shared,
+            streams,
+            limits,
+            feed: Feed::default(),
+            buffer: Vec::new(),
+            output_bytes: 0,
+            elsewhere_bytes: 0,
+            peak_sampled: 0,
+            next_sample: now + SAMPLE_EVERY,
+            verdict: None,
+            kill_at: None,
+            left_behind: false,
+        }
+    }
+
+    pub(super) fn run(mut self) -> Ended {
+        let started = Instant::now();
+        if let Err(e) = self.prepare_pipes() {
+            self.end_now(Failure::new(ErrorCode::Oom, format!("the program's pipes could not be set up: {e}")));
+        }
+        loop {
+            self.enforce();
+            let ready = match self.wait() {
+                Ok(ready) => ready,
+                Err(e) => {
+                    self.end_now(Failure::new(ErrorCode::Oom, format!("waiting for the program failed: {e}")));
+                    break;
+                }
+            };
+            if ready.stdout {
+                self.take(Stream::Stdout);
+            }
+            if ready.stderr {
+                self.take(Stream::Stderr);
+            }
+            if ready.exit {
+                break;
+            }
+            if ready.stdin {
+                self.give();
+            }
+        }
+        self.finish(started)
+    }
+
+    fn prepare_pipes(&mut self) -> std::io::Result<()> {
+        let Some(stdin) = &self.stdin else { return Ok(()) };
+        rustix::io::ioctl_fionbio(stdin, true)?;
+        // A wider pipe saves switches between program and daemon; a user over the system's pipe budget gets the normal one.
+        let _ = rustix::pipe::fcntl_setpipe_size(stdin, TRANSFER_LEN);
+        if let Some(stdout) = &self.stdout {
+            let _ = rustix::pipe::fcntl_setpipe_size(stdout, TRANSFER_LEN);
+        }
+        Ok(())
+    }
+
+    /// Applies whatever wish or limit is due.
+    fn enforce(&mut self) {
+        if self.verdict.is_none()
+            && let Some(reason) = self.shared.stop.reason()
+        {
+            self.end_gently(reason.failure());
+        }
+        let now = Instant::now();
+        if self.verdict.is_none() && self.limits.deadline.is_some_and(|at| now >= at) {
+            self.end_gently(self.limits.timeout_failure());
+        }
+        if self.kill_at.is_some_and(|at| now >= at) {
+            self.kill_at = None;
+            self.group.signal(Signal::KILL);
+        }
+        if self.verdict.is_none() && now >= self.next_sample {
+            self.sample();
+            self.next_sample = Instant::now() + SAMPLE_EVERY;
+        }
+    }
+
+    fn sample(&mut self) {
+        if let Some(peak) = procfs::peak_rss(self.group.pid.as_raw_nonzero().get()) {
+            self.peak_sampled = self.peak_sampled.max(peak);
+        }
+        if let Some(elsewhere) = self.streams.elsewhere.as_mut() {
+            self.elsewhere_bytes = elsewhere();
+            self.check_cap();
+        }
+    }
+
+    fn end_gently(&mut self, why: Failure) {
+        if self.verdict.is_none() {
+            self.verdict = Some(why);
+            self.stdin = None;
+            self.kill_at = Some(Instant::now() + self.limits.grace);
+            self.group.signal(Signal::TERM);
+            // A stopped process would not see the SIGTERM before the SIGKILL.
+            self.group.signal(Signal::CONT);
+        }
+    }
+
+    fn end_now(&mut self, why: Failure) {
+        self.verdict.get_or_insert(why);
+        self.stdin = None;
+        self.kill_at = None;
+        self.group.signal(Signal::KILL);
+    }
+
+    fn wait(&self) -> Result<Ready, Errno> {
+        let mut fds = [const { None }; 5];
+        // With a verdict the stop handle has nothing more to say, and a readable descriptor would make the loop spin.
+        let stop = self.shared.stop.wake_fd();
+        fds[0] = self.verdict.is_none().then(|| PollFd::new(&stop, PollFlags::IN));
+        fds[1] = Some(PollFd::new(&self.pidfd, PollFlags::IN));
+        fds[2] = self.stdin.as_ref().map(|fd| PollFd::new(fd, PollFlags::OUT));
+        fds[3] = self.stdout.as_ref().map(|fd| PollFd::new(fd, PollFlags::IN));
+        fds[4] = self.stderr.as_ref().map(|fd| PollFd::new(fd, PollFlags::IN));
+        let present: [bool; 5] = std::array::from_fn(|i| fds[i].is_some());
+        let mut set: Vec<PollFd<'_>> = fds.into_iter().flatten().collect();
+        match poll(&mut set, self.timeout().as_ref()) {
+            Ok(_) => {}
+            Err(Errno::INTR) => return Ok(Ready::default()),
+            Err(e) => return Err(e),
+        }
+        let mut events = set.iter().map(|fd| !fd.revents().is_empty());
+        // In the order of `fds`. The stop handle only wakes the loop: `enforce` reads it.
+        let [_, exit, stdin, stdout, stderr] = present.map(|is| is && events.next().unwrap_or(false));
+        Ok(Ready { exit, stdin, stdout, stderr })
+    }
+
+    fn timeout(&self) -> Option<Timespec> {
+        let runs = self.verdict.is_none();
+        let deadline = self.limits.deadline.filter(|_| runs);
+        let sample = runs.then_some(self.next_sample);
+        let next = [deadline, self.kill_at, sample].into_iter().flatten().min()?;
+        let left = next.saturating_duration_since(Instant::now());
+        Some(Timespec { tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX), tv_nsec: left.subsec_nanos().into() })
+    }
+
+    /// Takes one read's worth from a stream.
+    fn take(&mut self, stream: Stream) {
+        if self.buffer.is_empty() {
+            self.buffer.resize(TRANSFER_LEN, 0);
+        }
+        let fd = match stream {
+            Stream::Stdout => &mut self.stdout,
+            Stream::Stderr => &mut self.stderr,
+        };
+        let Some(open) = fd else { return };
+        match rustix::io::read(&*open, &mut self.buffer) {
+            Ok(0) => *fd = None,
+            Ok(n) => self.accept(stream, n),
+            Err(Errno::INTR | Errno::AGAIN) => {}
+            Err(_) => *fd = None,
+        }
+    }
+
+    /// Passes the first `n` bytes of the buffer on, unless the program is being ended for a reason that makes them useless.
+    fn accept(&mut self, stream: Stream, n: usize) {
+        let bytes = &self.buffer[..n];
+        self.output_bytes = self.output_bytes.saturating_add(n as u64);
+        if stream == Stream::Stderr {
+            self.shared.add_stderr(bytes);
+        }
+        let over = self.is_over_cap();
+        let taken = match (&self.verdict, stream) {
+            _ if over => Ok(()),
+            (Some(_), Stream::Stdout) => Ok(()),
+            (None, Stream::Stdout) => self.streams.stdout.take(bytes),
+            (_, Stream::Stderr) => self.streams.stderr.take(bytes),
+        };
+        if let Err(why) = taken {
+            self.end_now(why);
+        }
+        self.check_cap();
+    }
+
+    fn is_over_cap(&self) -> bool {
+        let all = self.limits.output_before.saturating_add(self.output_bytes).saturating_add(self.elsewhere_bytes);
+        all > self.limits.output_max
+    }
+
+    fn check_cap(&mut self) {
+        if self.verdict.is_none() && self.is_over_cap() {
+            self.end_now(Failure::over_output_cap(self.limits.output_max));
+        }
+    }
+
+    /// Writes as much as the pipe takes now, at most one buffer.
+    fn give(&mut self) {
+        let (Some(fd), Some(source)) = (&self.stdin, self.streams.stdin.as_mut()) else {
+            self.stdin = None;
+            return;
+        };
+        let feed = &mut self.feed;
+        if feed.start == feed.end {
+            if feed.buffer.is_empty() {
+                feed.buffer.resize(TRANSFER_LEN, 0);
+            }
+            match source.read(&mut feed.buffer) {
+                Ok(0) => {
+                    self.stdin = None;
+                    return;
+                }
+                Ok(n) => (feed.start, feed.end) = (0, n),
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => return,
+                Err(e) => {
+                    self.end_now(Failure::from_input(e));
+                    return;
+                }
+            }
+        }
+        match rustix::io::write(fd, &feed.buffer[feed.start..feed.end]) {
+            Ok(n) => feed.start += n,
+            Err(Errno::INTR | Errno::AGAIN) => {}
+            // EPIPE: it closed its stdin, which is no error. Nothing else can happen to a pipe.
+            Err(_) => self.stdin = None,
+        }
+    }
+
+    /// Takes what the pipes still hold, never waiting for more.
+    fn drain(&mut self, stream: Stream) {
+        let mut left = DRAIN_MAX;
+        loop {
+            let fd = match stream {
+                Stream::Stdout => self.stdout.as_ref(),
+                Stream::Stderr => self.stderr.as_ref(),
+            };
+            let Some(fd) = fd else { return };
+            let waiting = rustix::io::ioctl_fionread(fd.as_fd()).unwrap_or(0);
+            if waiting == 0 || left == 0 {
+                // Still open at the other end, though the group is dead: somebody left it.
+                self.left_behind |= !hung_up(fd);
+                return;
+            }
+            left = left.saturating_sub(waiting);
+            self.take(stream);
+        }
+    }
+
+    fn finish(mut self, started: Instant) -> Ended {
+        self.stdin = None;
+        self.group.signal(Signal::KILL);
+        self.drain(Stream::Stdout);
+        self.drain(Stream::Stderr);
+        let reaped = self.group.reap();
+        self.shared.end();
+        let mut usage = Usage {
+            wall_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            output_bytes: self.output_bytes,
+            ..Usage::default()
+        };
+        let exit = match reaped {
+            Ok(ended) => {
+                let cpu = ended.rusage.utime + ended.rusage.stime;
+                usage.cpu_ms = u64::try_from(cpu.as_millis()).unwrap_or(u64::MAX);
+                usage.max_rss_bytes = peak(self.peak_sampled, ended.rusage.maxrss);
+                exit_failure(ended.status)
+            }
+            Err(e) => Some(Failure::new(ErrorCode::Lost, format!("the program's exit status was lost: {e}"))),
+        };
+        // A verdict names the cause; the exit that it brought about is only its effect.
+        let result = match (self.verdict, exit) {
+            (None, None) => Ok(()),
+            (Some(mut why), exit) => {
+                (why.exit, why.signal) = exit.map_or((None, None), |e| (e.exit, e.signal));
+                Err(why)
+            }
+            (None, Some(why)) => Err(why),
+        };
+        let result = result.map_err(|mut why| {
+            why.stderr_tail = String::from_utf8_lossy(&self.shared.tail()).into_owned();
+            why
+        });
+        Ended { result, usage, left_behind: self.left_behind }
+    }
+}
+
+fn hung_up(fd: &OwnedFd) -> bool {
+    let mut set = [PollFd::new(fd, PollFlags::IN)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut set, Some(&now)).is_ok() && set[0].revents().contains(PollFlags::HUP)
+}
+
+fn peak(sampled: u64, reported: u64) -> u64 {
+    // Only long runs are sampled, so this costs a short one nothing.
+    if sampled == 0 {
+        return 0;
+    }
+    let own = procfs::peak_rss(std::process::id().try_into().unwrap_or(0)).unwrap_or(u64::MAX);
+    if reported > own { reported.max(sampled) } else { sampled }
+}
+
+fn exit_failure(status: ExitStatus) -> Option<Failure> {
+    if status.success() {
+        return None;
+    }
+    let message = match (status.code(), status.signal()) {
+        (Some(code), _) => format!("the program exited with status {code}"),
+        (None, Some(signal)) => format!("the program was killed by signal {signal}"),
+        (None, None) => "the program ended without a status".to_owned(),
+    };
+    let mut failure = Failure::new(ErrorCode::Exit, message);
+    (failure.exit, failure.signal) = (status.code(), status.signal());
+    Some(failure)
+}

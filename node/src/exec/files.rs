@@ -1,0 +1,262 @@
+//! Places a job's files and finds a task's outputs. Paths come from a spec that a peer signed, and what lies in an output
+//! directory was put there by its program: neither may lead outside, so every step of a path is opened without following links.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags, mkdirat, open, openat};
+use rustix::io::Errno;
+use sinew_crdt_state::error_code::ErrorCode;
+use sinew_crdt_state::spec::is_safe_relative;
+use walkdir::WalkDir;
+
+use super::outcome::Failure;
+
+/// Deepest directory nesting taken from an output directory: descriptors and recursion stay bounded.
+const DEPTH_MAX: usize = 128;
+/// Most files that one task may leave: each becomes a blob and an entry in its receipt.
+const OUTPUT_FILES_MAX: usize = 100_000;
+
+/// The files of a job on this node, shared read-only by its tasks.
+#[derive(Debug, Clone, Default)]
+pub struct JobFiles {
+    dir: Option<PathBuf>,
+    top: Vec<String>,
+}
+
+impl JobFiles {
+    /// For a job without files.
+    #[must_use]
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    /// Begins placing files into `dir`, which is made anew.
+    ///
+    /// # Errors
+    /// `E_STORAGE` when the directory cannot be made.
+    pub fn place_in(dir: &Path) -> Result<Placing, Failure> {
+        let made = match std::fs::remove_dir_all(dir) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => std::fs::create_dir_all(dir),
+        };
+        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let root = made.and_then(|()| Ok(open(dir, flags, Mode::empty())?));
+        let root = root.map_err(|e| Failure::storage("make the job's input directory", &e))?;
+        Ok(Placing { dir: dir.to_owned(), root, top: Vec::new() })
+    }
+
+    /// Where they are, if there are any.
+    #[must_use]
+    pub fn dir(&self) -> Option<&Path> {
+        self.dir.as_deref()
+    }
+
+    /// The names directly in it.
+    #[must_use]
+    pub fn top(&self) -> &[String] {
+        &self.top
+    }
+}
+
+/// A job's files being placed.
+#[derive(Debug)]
+pub struct Placing {
+    dir: PathBuf,
+    root: OwnedFd,
+    top: Vec<String>,
+}
+
+impl Placing {
+    /// Places one file.
+    ///
+    /// # Errors
+    /// `E_INVALID` when the path is unsafe or clashes with another, `E_FETCH` when the content cannot be read, `E_STORAGE`
+    /// when the disk refuses.
+    pub fn add(&mut self, path: &str, executable: bool, content: &mut dyn Read) -> Result<(), Failure> {
+        if !is_safe_relative(path) {
+            return Err(Failure::new(ErrorCode::Invalid, format!("input path {path:?} is not relative and plain")));
+        }
+        let mut file = self.create(path, executable).map_err(|e| match e {
+            Errno::EXIST | Errno::NOTDIR | Errno::ISDIR | Errno::LOOP => {
+                Failure::new(ErrorCode::Invalid, format!("input path `{path}` clashes with another input"))
+            }
+            e => Failure::storage(&format!("place the input `{path}`"), &e.into()),
+        })?;
+        let mut content = Tell { inner: content, failed: false };
+        if let Err(e) = io::copy(&mut content, &mut file) {
+            let read = content.failed;
+            return Err(if read { Failure::from_input(e) } else { Failure::storage("write an input", &e) });
+        }
+        let top = path.split('/').next().unwrap_or(path);
+        if !self.top.iter().any(|t| t == top) {
+            self.top.push(top.to_owned());
+        }
+        Ok(())
+    }
+
+    fn create(&self, path: &str, executable: bool) -> Result<File, Errno> {
+        let directory = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let mut parts: Vec<&str> = path.split('/').collect();
+        let name = parts.pop().unwrap_or(path);
+        let mut at = rustix::io::dup(&self.root)?;
+        for part in parts {
+            match mkdirat(&at, part, Mode::RWXU) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(e) => return Err(e),
+            }
+            at = openat(&at, part, directory, Mode::empty())?;
+        }
+        // Read-only, so that a task does not change by accident what the next one reads.
+        let mode = if executable { 0o555 } else { 0o444 };
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        Ok(File::from(openat(&at, name, flags, Mode::from_raw_mode(mode))?))
+    }
+
+    /// All files are placed.
+    #[must_use]
+    pub fn finish(self) -> JobFiles {
+        JobFiles { dir: Some(self.dir), top: self.top }
+    }
+}
+
+/// Remembers which side of a copy failed.
+struct Tell<'a> {
+    inner: &'a mut dyn Read,
+    failed: bool,
+}
+
+impl Read for Tell<'_> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        self.inner.read(out).inspect_err(|e| self.failed = e.kind() != io::ErrorKind::Interrupted)
+    }
+}
+
+/// A file that a task left in its output directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutputFile {
+    /// Relative to the output directory, with `/`.
+    pub name: String,
+    /// Where it is now.
+    pub path: PathBuf,
+    /// Bytes.
+    pub size: u64,
+}
+
+impl OutputFile {
+    /// Opens it, unless it has become a link.
+    ///
+    /// # Errors
+    /// Whatever the system says.
+    pub fn open(&self) -> io::Result<File> {
+        Ok(File::from(open(&self.path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())?))
+    }
+}
+
+/// Lists the regular files under `dir`, sorted by name, links neither followed nor listed. With `keep` only those named there,
+/// or under a directory named there.
+///
+/// # Errors
+/// `E_EXIT` when a kept path is not there, `E_INVALID` for a name that is no UTF-8, too many files or too deep nesting,
+/// `E_STORAGE` when the directory cannot be read.
+pub(super) fn outputs(dir: &Path, keep: &[String]) -> Result<Vec<OutputFile>, Failure> {
+    let invalid = |message: String| Err(Failure::new(ErrorCode::Invalid, message));
+    let mut found = Vec::new();
+    for entry in WalkDir::new(dir).follow_links(false).max_depth(DEPTH_MAX + 1).sort_by_file_name() {
+        let entry = entry.map_err(|e| Failure::storage("read the output directory", &e.into()))?;
+        if entry.depth() > DEPTH_MAX {
+            return invalid(format!("output/ is nested more than {DEPTH_MAX} deep"));
+        }
+        if !entry.file_type().is_file() {
+            continue;
+        }
+        let name = entry.path().strip_prefix(dir).ok().and_then(Path::to_str);
+        let Some(name) = name.map(str::to_owned).filter(|n| is_safe_relative(n)) else {
+            return invalid(format!("output file {:?} has a name that other nodes could not write", entry.path()));
+        };
+        if !keep.is_empty() && !keep.iter().any(|kept| covers(kept, &name)) {
+            continue;
+        }
+        if found.len() == OUTPUT_FILES_MAX {
+            return invalid(format!("more than {OUTPUT_FILES_MAX} files in output/: pack them into an archive"));
+        }
+        let size = entry.metadata().map_err(|e| Failure::storage("read the output directory", &e.into()))?.len();
+        found.push(OutputFile { name, path: entry.into_path(), size });
+    }
+    if let Some(missing) = keep.iter().find(|kept| !found.iter().any(|f| covers(kept, &f.name))) {
+        return Err(Failure::new(ErrorCode::Exit, format!("the program left no output/{missing}")));
+    }
+    found.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(found)
+}
+
+fn covers(kept: &str, name: &str) -> bool {
+    let kept = kept.trim_end_matches('/');
+    name.strip_prefix(kept).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// Bytes under `dir`, as far as they can be read.
+pub(super) fn size_under(dir: &Path) -> u64 {
+    let files = WalkDir::new(dir).follow_links(false).max_depth(DEPTH_MAX).into_iter().flatten();
+    files.filter(|e| e.file_type().is_file()).filter_map(|e| Some(e.metadata().ok()?.len())).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    #[test]
+    fn files_are_placed_and_unsafe_or_clashing_paths_refused() {
+        let dir = tempfile::tempdir().expect("dir");
+        let mut placing = JobFiles::place_in(&dir.path().join("in")).expect("begin");
+        placing.add("a/b.sh", true, &mut &b"x"[..]).expect("place");
+        placing.add("a/c", false, &mut &b"y"[..]).expect("place");
+        for bad in ["../x", "/x", "a//b", "", "a/./b"] {
+            assert_eq!(placing.add(bad, false, &mut io::empty()).expect_err(bad).code, ErrorCode::Invalid);
+        }
+        for clash in ["a/b.sh", "a/b.sh/c", "a"] {
+            let failure = placing.add(clash, false, &mut io::empty()).expect_err(clash);
+            assert!(failure.message.contains("clashes"), "{failure}");
+        }
+        let files = placing.finish();
+        assert_eq!(files.top(), ["a"]);
+        let meta = files.dir().expect("dir").join("a/b.sh").metadata().expect("file");
+        assert_eq!((meta.len(), meta.permissions().mode() & 0o777), (1, 0o555));
+    }
+
+    #[test]
+    fn a_link_in_the_way_is_not_followed() {
+        let (dir, outside) = (tempfile::tempdir().expect("dir"), tempfile::tempdir().expect("dir"));
+        let mut placing = JobFiles::place_in(dir.path()).expect("begin");
+        symlink(outside.path(), dir.path().join("l")).expect("link");
+        assert!(placing.add("l/x", false, &mut io::empty()).is_err());
+        assert_eq!(std::fs::read_dir(outside.path()).expect("read").count(), 0);
+        std::fs::write(outside.path().join("secret"), "s").expect("write");
+        std::fs::write(dir.path().join("o"), "out").expect("write");
+        let found = outputs(dir.path(), &[]).expect("outputs");
+        assert_eq!(found.iter().map(|f| (f.name.as_str(), f.size)).collect::<Vec<_>>(), [("o", 3)]);
+        assert_eq!(size_under(dir.path()), 3);
+        assert!(OutputFile { name: "l".into(), path: dir.path().join("l"), size: 0 }.open().is_err());
+    }
+
+    #[test]
+    fn kept_paths_select_and_missing_ones_fail() {
+        let dir = tempfile::tempdir().expect("dir");
+        std::fs::create_dir(dir.path().join("d")).expect("mkdir");
+        for name in ["d/x", "dd", "e"] {
+            std::fs::write(dir.path().join(name), "1").expect("write");
+        }
+        let names = |keep: &[&str]| {
+            let keep: Vec<String> = keep.iter().map(|k| (*k).to_owned()).collect();
+            outputs(dir.path(), &keep).map(|found| found.into_iter().map(|f| f.name).collect::<Vec<_>>())
+        };
+        assert_eq!(names(&["d/"]), Ok(vec!["d/x".to_owned()]));
+        assert_eq!(names(&[]).expect("all").len(), 3);
+        let missing = names(&["e", "nope"]).expect_err("missing");
+        assert!(missing.code == ErrorCode::Exit && missing.message.contains("output/nope"), "{missing}");
+    }
+}

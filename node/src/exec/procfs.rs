@@ -1,0 +1,108 @@
+//! The few things read from `/proc` about processes. Each answer may be out of date when it arrives, and a process that is
+//! gone or belongs to somebody else gives none.
+
+use std::io::Read;
+
+/// Clock ticks per second in `/proc/PID/stat`: `USER_HZ`, which is 100 in the kernel's interface on every Linux that Rust runs on.
+const TICKS_PER_S: u64 = 100;
+
+/// Most bytes of an environment that are looked at. The markers are among the first variables, but a program may have set
+/// many of its own.
+const ENVIRON_LEN_MAX: u64 = 4 * 1024 * 1024;
+
+/// Some fields of `/proc/PID/stat`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Stat {
+    /// `b'Z'` for a zombie.
+    pub(super) state: u8,
+    /// The parent's process id.
+    pub(super) parent: i32,
+    /// The process group.
+    pub(super) group: i32,
+    /// User and system CPU ms.
+    pub(super) cpu_ms: u64,
+    /// When it started, in ticks since boot: with the id, this names one process for good.
+    pub(super) started: u64,
+}
+
+/// Reads `/proc/PID/stat`.
+pub(super) fn stat(pid: i32) -> Option<Stat> {
+    parse_stat(&std::fs::read(format!("/proc/{pid}/stat")).ok()?)
+}
+
+fn parse_stat(bytes: &[u8]) -> Option<Stat> {
+    // The name is in parentheses and may hold any byte, parentheses included: fields count from the last one.
+    let end = memchr::memrchr(b')', bytes)?;
+    let rest = std::str::from_utf8(bytes.get(end + 2..)?).ok()?;
+    let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
+    let number = |i: usize| fields.get(i).and_then(|f| f.parse::<u64>().ok());
+    Some(Stat {
+        state: *fields.first()?.as_bytes().first()?,
+        parent: fields.get(1)?.parse().ok()?,
+        group: fields.get(2)?.parse().ok()?,
+        cpu_ms: (number(11)? + number(12)?) * 1_000 / TICKS_PER_S,
+        started: number(19)?,
+    })
+}
+
+/// Peak resident bytes of a process that still lives.
+pub(super) fn peak_rss(pid: i32) -> Option<u64> {
+    status_bytes(pid, "VmHWM:")
+}
+
+/// Resident bytes now.
+pub(super) fn rss(pid: i32) -> Option<u64> {
+    status_bytes(pid, "VmRSS:")
+}
+
+fn status_bytes(pid: i32, field: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = text.lines().find_map(|l| l.strip_prefix(field))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1_024)
+}
+
+/// The environment a process was started with; empty for a zombie.
+pub(super) fn environ(pid: i32) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(format!("/proc/{pid}/environ")).ok()?;
+    file.take(ENVIRON_LEN_MAX).read_to_end(&mut bytes).ok()?;
+    Some(bytes)
+}
+
+/// The value of `name` in an environment.
+pub(super) fn variable<'a>(environ: &'a [u8], name: &str) -> Option<&'a str> {
+    let value = environ.split(|b| *b == 0).find_map(|v| v.strip_prefix(name.as_bytes())?.strip_prefix(b"="))?;
+    std::str::from_utf8(value).ok()
+}
+
+/// The ids of all processes.
+pub(super) fn pids() -> Vec<i32> {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_stat_and_environment_are_read() {
+        let pid = i32::try_from(std::process::id()).expect("pid");
+        let own = stat(pid).expect("stat");
+        assert_eq!(own.parent, rustix::process::getppid().expect("parent").as_raw_nonzero().get());
+        assert!(own.state != b'Z' && own.started > 0);
+        assert!(peak_rss(pid).expect("peak") >= rss(pid).expect("rss"));
+        assert!(pids().contains(&pid));
+        assert_eq!(variable(b"A=1\0BC=x=y\0", "BC"), Some("x=y"));
+        assert_eq!(variable(b"A=1\0BC=2\0", "B"), None);
+    }
+
+    #[test]
+    fn a_name_with_parentheses_does_not_shift_fields() {
+        let line = b"7 (a) Z (b) S 1 2 3 4 5 6 7 8 9 10 100 50 13 14 15 16 17 18 999 20 21\n";
+        let stat = parse_stat(line).expect("stat");
+        assert_eq!((stat.state, stat.parent, stat.group), (b'S', 1, 2));
+        assert_eq!((stat.cpu_ms, stat.started), (1_500, 999));
+    }
+}

@@ -1,0 +1,260 @@
+//! Where tasks work. Directories cost more than a short task, so they are kept and reused:
+//!
+//! ```text
+//! work/slots/N/work       working directory of whatever slot N runs; links to the job's files in it, nothing else
+//! work/slots/N/output     SINEW_OUTPUT of the same
+//! work/JOB/input          the job's files, placed once per node, read-only; SINEW_INPUT
+//! work/JOB/PHASE-TASK-ATTEMPT/{output,logs,map-output,result}     what an attempt left; made when there is something to keep
+//! ```
+//!
+//! A program always finds an empty output directory and a working directory with the job's files and nothing else. After a
+//! task both are looked at (two system calls each); what it left in `output` is moved, what it left in `work` is deleted. So a
+//! task that writes no files costs no directory, and one that does pays for it.
+
+use std::io::{self, ErrorKind};
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, symlink};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FileType, Mode, OFlags, RawDir, SeekFrom, open, seek};
+use sinew_crdt_state::spec::Phase;
+
+use super::files::JobFiles;
+
+/// Tasks' directories are for the daemon's user alone.
+const DIR_MODE: u32 = 0o700;
+/// Bytes of directory entries read at once: a clean directory fits, and one that does not is dirty.
+const ENTRIES_LEN: usize = 2_048;
+
+/// The directory that holds all work of a node.
+#[derive(Debug, Clone)]
+pub struct WorkRoot(PathBuf);
+
+impl WorkRoot {
+    /// Takes over `path`, deleting whatever an earlier daemon left there: for its start, after leftover processes are gone.
+    ///
+    /// # Errors
+    /// Whatever the system says.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        remove(path)?;
+        make(path)?;
+        Ok(Self(path.to_owned()))
+    }
+
+    /// A job's directory.
+    #[must_use]
+    pub fn job(&self, job: &str) -> PathBuf {
+        self.0.join(job)
+    }
+
+    /// Where the job's files are placed.
+    #[must_use]
+    pub fn input(&self, job: &str) -> PathBuf {
+        self.job(job).join("input")
+    }
+
+    /// An attempt's directory.
+    #[must_use]
+    pub fn attempt(&self, job: &str, phase: Phase, task: u32, attempt: u64) -> PathBuf {
+        self.job(job).join(format!("{phase}-{task}-{attempt}"))
+    }
+
+    /// Deletes a job's directory.
+    ///
+    /// # Errors
+    /// Whatever the system says.
+    pub fn remove_job(&self, job: &str) -> io::Result<()> {
+        remove(&self.job(job))
+    }
+
+    /// Deletes an attempt's directory, once what it left is stored elsewhere.
+    ///
+    /// # Errors
+    /// Whatever the system says.
+    pub fn remove_attempt(&self, job: &str, phase: Phase, task: u32, attempt: u64) -> io::Result<()> {
+        remove(&self.attempt(job, phase, task, attempt))
+    }
+
+    /// The directories of slot `number`, which one thread uses.
+    ///
+    /// # Errors
+    /// Whatever the system says.
+    pub fn slot(&self, number: u32) -> io::Result<Slot> {
+        let path = self.0.join("slots").join(number.to_string());
+        let work = ReusableDir::new(path.join("work"))?;
+        let output = ReusableDir::new(path.join("output"))?;
+        Ok(Slot { root: self.clone(), path, work, output, linked: None, links: Vec::new() })
+    }
+}
+
+pub(super) fn make(path: &Path) -> io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(DIR_MODE).create(path)
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+#[derive(Debug)]
+struct ReusableDir {
+    path: PathBuf,
+    fd: OwnedFd,
+}
+
+impl ReusableDir {
+    fn new(path: PathBuf) -> io::Result<Self> {
+        remove(&path)?;
+        make(&path)?;
+        let fd = open(&path, OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())?;
+        Ok(Self { path, fd })
+    }
+
+    /// Makes it empty whatever became of it.
+    fn renew(&mut self) -> io::Result<()> {
+        *self = Self::new(std::mem::take(&mut self.path))?;
+        Ok(())
+    }
+
+    /// Whether it holds exactly the links named. An error counts as no: a directory that was deleted gives one.
+    fn holds_only(&self, links: &[String]) -> bool {
+        if seek(&self.fd, SeekFrom::Start(0)).is_err() {
+            return false;
+        }
+        let mut buffer = [MaybeUninit::uninit(); ENTRIES_LEN];
+        let mut entries = RawDir::new(&self.fd, &mut buffer);
+        let mut seen = 0;
+        while let Some(entry) = entries.next() {
+            let Ok(entry) = entry else { return false };
+            let name = entry.file_name().to_bytes();
+            if name == b"." || name == b".." {
+                continue;
+            }
+            if entry.file_type() != FileType::Symlink || !links.iter().any(|link| link.as_bytes() == name) {
+                return false;
+            }
+            seen += 1;
+        }
+        seen == links.len()
+    }
+}
+
+/// The directories of one slot.
+#[derive(Debug)]
+pub struct Slot {
+    root: WorkRoot,
+    path: PathBuf,
+    work: ReusableDir,
+    output: ReusableDir,
+    /// Whose files are linked into `work`.
+    linked: Option<PathBuf>,
+    links: Vec<String>,
+}
+
+impl Slot {
+    /// The root it belongs to.
+    #[must_use]
+    pub const fn root(&self) -> &WorkRoot {
+        &self.root
+    }
+
+    /// The working directory.
+    #[must_use]
+    pub fn work(&self) -> &Path {
+        &self.work.path
+    }
+
+    /// The output directory.
+    #[must_use]
+    pub fn output(&self) -> &Path {
+        &self.output.path
+    }
+
+    /// Where unnamed temporary files go.
+    #[must_use]
+    pub fn scratch(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes the working directory show `files`.
+    pub(super) fn prepare(&mut self, files: &JobFiles) -> io::Result<()> {
+        if self.linked.as_deref() == files.dir() {
+            return Ok(());
+        }
+        if !self.links.is_empty() {
+            self.work.renew()?;
+        }
+        (self.linked, self.links) = (None, Vec::new());
+        if let Some(dir) = files.dir() {
+            for name in files.top() {
+                symlink(dir.join(name), self.work.path.join(name))?;
+                self.links.push(name.clone());
+            }
+            self.linked = Some(dir.to_owned());
+        }
+        Ok(())
+    }
+
+    /// Whether the task left something in the output directory.
+    pub(super) fn has_output(&self) -> bool {
+        !self.output.holds_only(&[])
+    }
+
+    /// Moves the output directory to `to`.
+    pub(super) fn move_output(&mut self, to: &Path) -> io::Result<()> {
+        if let Some(parent) = to.parent() {
+            make(parent)?;
+        }
+        std::fs::rename(&self.output.path, to)?;
+        self.output.renew()
+    }
+
+    /// Cleans up after a task. After one that failed everything is made anew, in case it did something odd.
+    pub(super) fn tidy(&mut self, failed: bool) -> io::Result<()> {
+        if failed || !self.output.holds_only(&[]) {
+            self.output.renew()?;
+        }
+        if failed || !self.work.holds_only(&self.links) {
+            (self.linked, self.links) = (None, Vec::new());
+            self.work.renew()?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_is_clean_again_after_whatever_a_task_left() {
+        let dir = tempfile::tempdir().expect("dir");
+        let root = WorkRoot::open(&dir.path().join("work")).expect("root");
+        let mut placing = JobFiles::place_in(&root.input("j")).expect("place");
+        placing.add("p/q", false, &mut &b"text"[..]).expect("add");
+        let files = placing.finish();
+        let mut slot = root.slot(0).expect("slot");
+        slot.prepare(&files).expect("prepare");
+        assert_eq!(std::fs::read(slot.work().join("p/q")).expect("read"), b"text");
+        slot.tidy(false).expect("tidy");
+        assert!(slot.linked.is_some(), "a clean slot keeps its links");
+        std::fs::remove_file(slot.work().join("p")).expect("unlink");
+        std::fs::write(slot.work().join("p"), "swapped").expect("write");
+        std::fs::write(slot.output().join("o"), "1").expect("write");
+        assert!(slot.has_output());
+        slot.move_output(&root.attempt("j", 0, 1, 2).join("output")).expect("move");
+        assert!(!slot.has_output() && dir.path().join("work/j/0-1-2/output/o").is_file());
+        slot.tidy(false).expect("tidy");
+        slot.prepare(&files).expect("prepare");
+        assert!(slot.work().join("p/q").is_file());
+        std::fs::remove_dir_all(slot.work()).expect("remove");
+        slot.tidy(false).expect("tidy");
+        slot.prepare(&JobFiles::none()).expect("prepare");
+        assert_eq!(std::fs::read_dir(slot.work()).expect("read").count(), 0);
+        root.remove_job("j").expect("remove");
+        assert!(!root.job("j").exists());
+    }
+}

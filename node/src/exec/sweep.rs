@@ -1,0 +1,168 @@
+//! Finds and ends processes that outlived their task. Every process of a task carries two variables from birth, inherited by
+//! its descendants however they daemonise: [`TAG_VAR`], which names the daemon, and [`RUN_VAR`], which numbers the attempt.
+//! A process with our tag and a number that is not running is a stray.
+//!
+//! What escapes: a program that starts descendants with an emptied environment in another session, or that overwrites its own
+//! environment in place. Only a container around it would hold those.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid};
+
+use super::guardian::{NodeTag, RUN_VAR, TAG_VAR};
+use super::procfs;
+
+/// How long a dead child that nobody claims is left alone: between `spawn` and its entry here a task's own process is
+/// unclaimed too, for microseconds.
+const UNCLAIMED_MIN: Duration = Duration::from_secs(1);
+
+static NEXT_RUN: AtomicU64 = AtomicU64::new(1);
+static LIVE: LazyLock<Mutex<LiveSet>> = LazyLock::new(Mutex::default);
+
+#[derive(Debug, Default)]
+struct LiveSet {
+    runs: HashSet<u64>,
+    leaders: HashSet<i32>,
+}
+
+fn live_set() -> MutexGuard<'static, LiveSet> {
+    LIVE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A number for an attempt that no other attempt of this process has.
+#[must_use]
+pub fn next_run() -> u64 {
+    NEXT_RUN.fetch_add(1, Ordering::Relaxed)
+}
+
+/// Marks a run as live until it is dropped.
+#[derive(Debug)]
+pub(super) struct Live {
+    run: u64,
+    leader: Option<i32>,
+}
+
+/// Enters a run before its process is started.
+pub(super) fn enter(run: u64) -> Live {
+    live_set().runs.insert(run);
+    Live { run, leader: None }
+}
+
+impl Live {
+    /// Enters the run's process, so that nobody else reaps it.
+    pub(super) fn leader(&mut self, pid: Pid) {
+        let pid = pid.as_raw_nonzero().get();
+        live_set().leaders.insert(pid);
+        self.leader = Some(pid);
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        let mut live = live_set();
+        live.runs.remove(&self.run);
+        if let Some(pid) = self.leader {
+            live.leaders.remove(&pid);
+        }
+    }
+}
+
+/// Which tagged processes to end.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Target<'a> {
+    /// Those of this very daemon run whose attempt is over.
+    Strays(&'a NodeTag),
+    /// Those of one attempt.
+    Run(&'a NodeTag, u64),
+    /// All of this very daemon run.
+    All(&'a NodeTag),
+    /// Those of earlier runs on the same data directory.
+    Earlier(&'a NodeTag),
+}
+
+impl Target<'_> {
+    fn matches(self, environ: &[u8]) -> bool {
+        let Some(value) = procfs::variable(environ, TAG_VAR) else { return false };
+        let run = || procfs::variable(environ, RUN_VAR).and_then(|run| run.parse::<u64>().ok());
+        match self {
+            Self::All(tag) => value == tag.value(),
+            Self::Earlier(tag) => tag.is_earlier(value),
+            Self::Run(tag, wanted) => value == tag.value() && run() == Some(wanted),
+            Self::Strays(tag) => value == tag.value() && !run().is_some_and(|run| live_set().runs.contains(&run)),
+        }
+    }
+}
+
+/// Kills every process that matches, once, and says how many there were.
+pub(super) fn kill_matching(target: Target<'_>) -> usize {
+    let own = i32::try_from(std::process::id()).unwrap_or(0);
+    let hit = |pid: i32| -> Option<()> {
+        if pid == own || !target.matches(&procfs::environ(pid)?) {
+            return None;
+        }
+        // The number may have been given away since: the descriptor cannot, so look again through it.
+        let pidfd = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
+        target.matches(&procfs::environ(pid)?).then_some(())?;
+        pidfd_send_signal(&pidfd, Signal::KILL).ok()
+    };
+    procfs::pids().into_iter().filter_map(hit).count()
+}
+
+/// Ends strays and buries dead children that re-parented to the daemon. One per daemon; call it every second or so.
+#[derive(Debug)]
+pub struct Sweeper {
+    tag: NodeTag,
+    unclaimed: HashMap<(i32, u64), Instant>,
+}
+
+/// What a sweep did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Swept {
+    /// Strays killed.
+    pub killed: usize,
+    /// Dead re-parented children reaped.
+    pub reaped: usize,
+}
+
+impl Sweeper {
+    /// A sweeper for the processes of `tag`.
+    #[must_use]
+    pub fn new(tag: NodeTag) -> Self {
+        Self { tag, unclaimed: HashMap::new() }
+    }
+
+    /// Looks once at every process of the system: a few ms, so not for each task.
+    pub fn sweep(&mut self) -> Swept {
+        Swept { killed: kill_matching(Target::Strays(&self.tag)), reaped: self.reap() }
+    }
+
+    /// Reaps children that are dead, that are in another process group than ours (so nothing the daemon started with plain
+    /// `Command`), that no run claims, and that have been so for a while.
+    fn reap(&mut self) -> usize {
+        let own = i32::try_from(std::process::id()).unwrap_or(0);
+        let own_group = rustix::process::getpgrp().as_raw_nonzero().get();
+        let dead = |pid: i32| -> Option<(i32, u64)> {
+            let stat = procfs::stat(pid)?;
+            let ours = stat.parent == own && stat.state == b'Z' && stat.group != own_group;
+            (ours && !live_set().leaders.contains(&pid)).then_some((pid, stat.started))
+        };
+        let now = Instant::now();
+        let found: Vec<_> = procfs::pids().into_iter().filter_map(dead).collect();
+        self.unclaimed.retain(|key, _| found.contains(key));
+        let mut reaped = 0;
+        for key in found {
+            let since = *self.unclaimed.entry(key).or_insert(now);
+            if now.duration_since(since) < UNCLAIMED_MIN || live_set().leaders.contains(&key.0) {
+                continue;
+            }
+            let Some(pid) = Pid::from_raw(key.0) else { continue };
+            let done = waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
+            reaped += usize::from(matches!(done, Ok(Some(_))));
+            self.unclaimed.remove(&key);
+        }
+        reaped
+    }
+}

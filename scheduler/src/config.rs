@@ -1,0 +1,101 @@
+//! The core's constants and what an operator sets. Each constant says what it guards against.
+
+use std::collections::BTreeMap;
+
+use crate::time::Span;
+
+/// Worker to brain, brain to steward. Design measurement: at 200 ms and the limits below, no double start in a million
+/// jobs at 1 % loss.
+pub const BEAT_EVERY: Span = Span::ms(200);
+/// A worker whose beats were not answered for this long stops its attempts. Must be below [`LEASE`] by more than a beat
+/// and a slow network's round trip, so that the worker stops before anyone else starts.
+pub const FENCE_AFTER: Span = Span::ms(1_000);
+/// A brain that heard nothing from a worker for this long awards its tasks anew.
+pub const LEASE: Span = Span::ms(1_500);
+/// A worker whose brain is silent for this long asks the stewards too: three tries before it must fence itself.
+pub const ASK_STEWARDS_AFTER: Span = Span::ms(400);
+/// How long after the sending of its last answered set beat a brain may renew leases and decide: [`LEASE`] less
+/// [`FENCE_AFTER`], so that workers it renewed last are fenced before a successor re-awards.
+pub const IN_CHARGE_FOR: Span = Span::ms(500);
+/// A steward that heard no set beat for this long stands for brain.
+pub const TAKEOVER_AFTER: Span = Span::ms(1_500);
+/// Each further steward waits this much longer, so that the first usually wins unopposed.
+pub const TAKEOVER_STAGGER: Span = Span::ms(250);
+/// A member that heard the brain within this time refuses to elect another: a candidate with a bad link must not depose
+/// a brain that works.
+pub const STICKY_FOR: Span = Span::ms(1_000);
+/// Votes are asked for again after this.
+pub const CAMPAIGN_EVERY: Span = Span::ms(400);
+/// A new brain waits this long for workers to say what they hold; their answers usually take a round trip.
+pub const ADOPT_WAIT: Span = Span::ms(400);
+
+/// Candidates asked for a job of one task: the power of two choices.
+pub const OFFERS: usize = 2;
+/// Awards of one job at most: bounds the brain's fan-out.
+pub const SEATS_MAX: usize = 256;
+/// Bids are compared after this at the latest: above a round trip across the world.
+pub const BID_WINDOW: Span = Span::ms(400);
+/// A job that found no node tries again after this, unless news of free resources come first.
+pub const PLACE_AGAIN: Span = Span::ms(250);
+/// A job that waits is advertised this often.
+pub const ADVERT_EVERY: Span = Span::ms(2_000);
+
+/// Progress is written down this often while a phase runs: bounds what a takeover must ask workers for.
+pub const PROGRESS_EVERY: Span = Span::ms(200);
+/// Finished tasks are reported after this at the latest while others still run.
+pub const REPORT_EVERY: Span = Span::ms(20);
+/// ... or once so many wait.
+pub const REPORT_ITEMS: usize = 1_024;
+/// Facts and copies that were not acknowledged are sent again after this.
+pub const RESEND_EVERY: Span = Span::ms(1_000);
+/// A copy that took this long goes to somebody else.
+pub const COPY_TIMEOUT: Span = Span::ms(60_000);
+/// Work queued at a worker: about this much time, so that it never idles for a round trip.
+pub const QUEUE_AHEAD: Span = Span::ms(200);
+/// Most tasks queued at one award.
+pub const WINDOW_MAX: u32 = 16_384;
+/// A task that runs longer than this and twice the mean of its phase is started elsewhere too.
+pub const SPECULATE_AFTER: Span = Span::ms(2_000);
+/// A brain waits this long for executors' receipts before it seals without them.
+pub const RECEIPTS_WAIT: Span = Span::ms(1_000);
+/// A submit that is on no majority's disk by then is withdrawn, counted from when its inputs were replicated last.
+pub const SUBMIT_TIMEOUT: Span = Span::ms(15_000);
+
+/// Load digests: as heartbeats (M5), 1 s and 10 % of jitter.
+pub const LOAD_EVERY: Span = Span::ms(1_000);
+/// Cards go out with every so many load digests, for nodes that met us only by gossip.
+pub const CARD_EVERY: u32 = 20;
+/// A neighbour is asked for differences this often.
+pub const SYNC_EVERY: Span = Span::ms(1_500);
+/// Entries asked for in one message, and bytes of facts sent in one: keeps frames well below their limit.
+pub const WANT_MAX: usize = 512;
+/// See [`WANT_MAX`].
+pub const FACTS_BYTES_MAX: usize = 1 << 20;
+
+/// What an operator sets.
+#[derive(Debug, Clone)]
+pub struct CoreConfig {
+    /// Thousandths of a core that tasks may use; 0 on a node that runs nothing.
+    pub cpu_milli: u32,
+    /// Bytes of memory that tasks may use.
+    pub memory_bytes: u64,
+    /// The operator's labels.
+    pub labels: BTreeMap<String, String>,
+    /// For people.
+    pub about: String,
+    /// How long a sealed job's entry stays before only its receipt is kept, ms.
+    pub ledger_grace_ms: u64,
+}
+
+impl Default for CoreConfig {
+    fn default() -> Self {
+        Self {
+            cpu_milli: 1_000,
+            memory_bytes: 1 << 30,
+            labels: BTreeMap::new(),
+            about: String::new(),
+            // An hour: longer than any reader or late message needs, short enough for thousands of jobs a second.
+            ledger_grace_ms: 3_600_000,
+        }
+    }
+}

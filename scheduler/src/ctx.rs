@@ -1,0 +1,258 @@
+//! What every part of the core shares: the clock of the input at hand, the ledger, the peers, and what is on its way out.
+//!
+//! Facts stated while inputs are handled are signed together at the flush, under one signature. Until then an envelope
+//! carries its number in the batch instead of a signature; the flush replaces these wherever they went.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use sinew_crdt_state::cbor;
+use sinew_crdt_state::certificate::Roles;
+use sinew_crdt_state::change::fact_id;
+use sinew_crdt_state::envelope::{BATCH_LEN_MAX, Envelope, Opened, seal_batch};
+use sinew_crdt_state::fact::{Fact, Statement};
+use sinew_crdt_state::identity::{Identity, Signature};
+use sinew_crdt_state::ids::{FactId, JobId, MeshId, NodeId};
+use sinew_crdt_state::ledger::{Admitted, Ledger, Refusal};
+
+use crate::config::CoreConfig;
+use crate::io::{Effect, Note, Record, Ticket};
+use crate::peers::Peers;
+use crate::time::Now;
+use crate::wire::{Class, Message};
+
+/// What happens once a batch of records is on disk.
+#[derive(Debug, Clone)]
+pub(crate) enum After {
+    /// Send this.
+    Send { to: NodeId, message: Message },
+    /// The own copy of these facts is safe.
+    Own { job: JobId, ids: Vec<FactId> },
+}
+
+#[derive(Debug)]
+pub(crate) struct Ctx {
+    pub(crate) now: Now,
+    pub(crate) own: NodeId,
+    pub(crate) roles: Roles,
+    pub(crate) mesh: MeshId,
+    pub(crate) config: CoreConfig,
+    pub(crate) incarnation: u64,
+    pub(crate) ledger: Ledger,
+    pub(crate) peers: Peers,
+    pub(crate) rng: ChaCha8Rng,
+    pub(crate) storage_failing: Option<String>,
+    identity: Identity,
+    outbox: BTreeMap<(NodeId, Class), Vec<Message>>,
+    /// Messages to this node itself, handled before the flush.
+    pub(crate) local: VecDeque<Message>,
+    effects: VecDeque<Effect>,
+    unsigned: Vec<(JobId, Statement, FactId)>,
+    records: Vec<Record>,
+    after: Vec<After>,
+    pub(crate) waiting: BTreeMap<Ticket, Vec<After>>,
+    ticket_last: u64,
+    fetch_last: u64,
+    /// Facts that arrived, were new, and may matter to a brain or steward here.
+    pub(crate) fresh: VecDeque<(JobId, FactId, NodeId, Statement)>,
+}
+
+/// Who and what a core is.
+#[derive(Debug)]
+pub struct Setup {
+    /// The node's key pair.
+    pub identity: Identity,
+    /// The mesh.
+    pub mesh: MeshId,
+    /// This node's roles.
+    pub roles: Roles,
+    /// Changes with every start; later starts have higher numbers.
+    pub incarnation: u64,
+    /// For every random choice.
+    pub seed: [u8; 32],
+    /// What the operator set.
+    pub config: CoreConfig,
+}
+
+impl Ctx {
+    pub(crate) fn new(setup: Setup, now: Now) -> Self {
+        let own = setup.identity.id();
+        Self {
+            now,
+            own,
+            roles: setup.roles,
+            mesh: setup.mesh,
+            incarnation: setup.incarnation,
+            ledger: Ledger::new(setup.mesh),
+            peers: Peers::new(own),
+            rng: ChaCha8Rng::from_seed(setup.seed),
+            storage_failing: None,
+            config: setup.config,
+            identity: setup.identity,
+            outbox: BTreeMap::new(),
+            local: VecDeque::new(),
+            effects: VecDeque::new(),
+            unsigned: Vec::new(),
+            records: Vec::new(),
+            after: Vec::new(),
+            waiting: BTreeMap::new(),
+            ticket_last: 0,
+            fetch_last: 0,
+            fresh: VecDeque::new(),
+        }
+    }
+
+    pub(crate) const fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Roles of a member, this node included.
+    pub(crate) fn roles_of(&self, node: NodeId) -> Option<Roles> {
+        if node == self.own { Some(self.roles) } else { self.peers.roles(node) }
+    }
+
+    /// States a fact as this node: merged here at once, signed at the flush.
+    pub(crate) fn state(&mut self, job: JobId, fact: Fact) -> (FactId, Envelope) {
+        let statement = Statement { at_ms: self.now.unix_ms, fact };
+        let payload = cbor::to_vec(&statement);
+        let id = fact_id(self.own, &payload);
+        let number = u32::try_from(self.unsigned.len()).unwrap_or(u32::MAX);
+        let envelope = Envelope {
+            entry: job,
+            author: self.own,
+            payload,
+            sides: 0,
+            path: Vec::new(),
+            signature: placeholder(number),
+        };
+        let opened = Opened { id, statement: statement.clone() };
+        // Own facts follow the rules by construction; a refusal means the entry is gone or full, and then nothing is lost.
+        if let Ok(Admitted::New(_)) = self.ledger.admit_own(&envelope, &opened, self.now.unix_ms) {
+            self.records.push(Record::Fact { id, envelope: envelope.clone() });
+            self.fresh.push_back((job, id, self.own, statement.clone()));
+        }
+        self.unsigned.push((job, statement, id));
+        (id, envelope)
+    }
+
+    /// Merges a fact from a peer; offences are reported against `from`.
+    pub(crate) fn admit(&mut self, from: NodeId, envelope: &Envelope) -> Result<Admitted, Refusal> {
+        if envelope.author == self.own && from == self.own {
+            return Ok(Admitted::Known(envelope.fact_id()));
+        }
+        let (own, own_roles, peers) = (self.own, self.roles, &self.peers);
+        let roles = |node| if node == own { Some(own_roles) } else { peers.roles(node) };
+        let admitted = self.ledger.admit(envelope, roles, self.now.unix_ms);
+        match &admitted {
+            Ok(Admitted::New(id)) => {
+                self.records.push(Record::Fact { id: *id, envelope: envelope.clone() });
+                if let Ok(statement) = cbor::from_slice::<Statement>(&envelope.payload) {
+                    self.fresh.push_back((envelope.entry, *id, envelope.author, statement));
+                }
+            }
+            Err(refusal) if refusal.is_offence() => self.offence(from, refusal.to_string()),
+            _ => {}
+        }
+        admitted
+    }
+
+    pub(crate) fn offence(&mut self, peer: NodeId, what: String) {
+        self.peers.count_offence(peer);
+        self.effects.push_back(Effect::Offence { peer, what });
+    }
+
+    pub(crate) fn note(&mut self, note: Note) {
+        self.effects.push_back(Effect::Note(note));
+    }
+
+    pub(crate) fn effect(&mut self, effect: Effect) {
+        self.effects.push_back(effect);
+    }
+
+    pub(crate) fn record(&mut self, record: Record) {
+        self.records.push(record);
+    }
+
+    /// Sends at the flush.
+    pub(crate) fn send(&mut self, to: NodeId, message: Message) {
+        if to == self.own {
+            self.local.push_back(message);
+        } else {
+            self.outbox.entry((to, message.class())).or_default().push(message);
+        }
+    }
+
+    /// Does something once everything recorded so far, and in this batch, is on disk.
+    pub(crate) fn after_persist(&mut self, after: After) {
+        self.after.push(after);
+    }
+
+    pub(crate) fn next_fetch(&mut self) -> crate::io::FetchId {
+        self.fetch_last += 1;
+        crate::io::FetchId(self.fetch_last)
+    }
+
+    /// Signs, groups and queues everything that was collected since the last flush.
+    pub(crate) fn flush(&mut self) {
+        self.sign();
+        if !self.records.is_empty() || !self.after.is_empty() {
+            self.ticket_last += 1;
+            let ticket = Ticket(self.ticket_last);
+            let urgent = !self.after.is_empty();
+            self.waiting.insert(ticket, std::mem::take(&mut self.after));
+            self.effects.push_back(Effect::Persist { ticket, records: std::mem::take(&mut self.records), urgent });
+        }
+        for ((to, class), messages) in std::mem::take(&mut self.outbox) {
+            self.effects.push_back(Effect::Send { to, class, messages });
+        }
+    }
+
+    fn sign(&mut self) {
+        if self.unsigned.is_empty() {
+            return;
+        }
+        let unsigned = std::mem::take(&mut self.unsigned);
+        let mut signed: Vec<Envelope> = Vec::with_capacity(unsigned.len());
+        for batch in unsigned.chunks(BATCH_LEN_MAX) {
+            let statements: Vec<(JobId, Statement)> = batch.iter().map(|(job, s, _)| (*job, s.clone())).collect();
+            signed.extend(seal_batch(&self.identity, self.mesh, &statements).into_iter().map(|(_, e)| e));
+        }
+        let patch = |envelope: &mut Envelope| {
+            if let Some(done) = number_of(envelope).and_then(|n| signed.get(n)) {
+                envelope.clone_from(done);
+            }
+        };
+        for ((job, _, id), envelope) in unsigned.iter().zip(&signed) {
+            self.ledger.set_signed(job, id, envelope);
+        }
+        for record in &mut self.records {
+            if let Record::Fact { envelope, .. } = record {
+                patch(envelope);
+            }
+        }
+        let gated = self.after.iter_mut().filter_map(|a| match a {
+            After::Send { message, .. } => Some(message),
+            After::Own { .. } => None,
+        });
+        for message in self.outbox.values_mut().flatten().chain(gated) {
+            message.for_each_envelope(patch);
+        }
+    }
+
+    pub(crate) fn poll_effect(&mut self) -> Option<Effect> {
+        self.effects.pop_front()
+    }
+}
+
+/// A signature's place: zeros but for the batch number, which no real signature can be mistaken for.
+fn placeholder(number: u32) -> Signature {
+    let mut bytes = [0; 64];
+    bytes[..4].copy_from_slice(&number.to_le_bytes());
+    Signature(bytes)
+}
+
+fn number_of(envelope: &Envelope) -> Option<usize> {
+    let (number, rest) = envelope.signature.0.split_first_chunk::<4>()?;
+    rest.iter().all(|b| *b == 0).then(|| u32::from_le_bytes(*number) as usize)
+}

@@ -1,0 +1,363 @@
+//! What goes into the core and what comes out.
+
+use std::sync::Arc;
+
+use sinew_crdt_state::certificate::Roles;
+use sinew_crdt_state::envelope::Envelope;
+use sinew_crdt_state::fact::{Failure, Outcome, Output, Usage};
+use sinew_crdt_state::ids::{FactId, Hash, JobId, NodeId};
+use sinew_crdt_state::ledger::{OwnerMark, SealedEntry};
+use sinew_crdt_state::spec::{BlobRef, JobSpec, Limits, Phase, Resources, Retry, Strategy, Work};
+
+use crate::wire::{Class, Lease, Located, Message, Topic};
+
+/// One attempt of one task, as the runner knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TaskKey {
+    /// The award it runs under.
+    pub lease: Lease,
+    /// The phase.
+    pub phase: Phase,
+    /// The task.
+    pub task: u32,
+}
+
+/// How an attempt ended. Outputs are on disk, fsynced, when the core hears of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TaskResult {
+    /// What it left, or why it failed.
+    pub result: Result<Vec<Output>, Failure>,
+    /// What it used.
+    pub usage: Usage,
+}
+
+/// A caller's handle on a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestId(pub u64);
+
+/// A batch of records on its way to disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket(pub u64);
+
+/// A fetch of blobs under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FetchId(pub u64);
+
+/// A job as its submitter asks for it; the core adds who, where and when.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewJob {
+    /// For people.
+    pub name: String,
+    /// What to run.
+    pub work: Work,
+    /// What a task reserves.
+    pub resources: Resources,
+    /// What a task may use.
+    pub limits: Limits,
+    /// What happens on failure.
+    pub retry: Retry,
+    /// Labels a node must have.
+    pub labels: std::collections::BTreeMap<String, String>,
+    /// How candidates are ranked.
+    pub strategy: Strategy,
+    /// Nodes that must hold each output.
+    pub copies: u8,
+}
+
+/// What a local user asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Request {
+    /// Accept a job.
+    Submit(Box<NewJob>),
+    /// Stop a job.
+    Cancel {
+        /// Which.
+        job: JobId,
+        /// For people.
+        reason: String,
+    },
+}
+
+/// Why a submit was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SubmitError {
+    /// This node's certificate lacks the role.
+    #[error("this node may not submit jobs: its certificate has no `submit` role (ask an admin for a new invite)")]
+    Role,
+    /// The job is malformed.
+    #[error(transparent)]
+    Spec(#[from] sinew_crdt_state::spec::SpecError),
+    /// The disk refused it.
+    #[error("the job could not be written to disk ({0}); nothing was submitted")]
+    Disk(String),
+    /// Too few nodes answered in time.
+    #[error("the job could not be stored on a majority of its brain set within {0} ms; it was withdrawn")]
+    NoMajority(u64),
+}
+
+/// Why a cancel was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CancelError {
+    /// No such job here.
+    #[error("no job {0} is known here")]
+    Unknown(JobId),
+    /// Neither the submitter nor an admin.
+    #[error("only the job's submitter or an admin may cancel it")]
+    Denied,
+    /// Too late.
+    #[error("the job has ended already")]
+    Ended,
+}
+
+/// The answer to a [`Request`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Response {
+    /// To a submit: the job's id; it survives any one node's loss from here on (in a mesh of three or more).
+    Submitted(Result<JobId, SubmitError>),
+    /// To a cancel.
+    Cancelled(Result<(), CancelError>),
+}
+
+/// What happens to the core.
+#[derive(Debug, Clone)]
+pub enum Input {
+    /// An authenticated member is connected.
+    PeerUp {
+        /// Who.
+        node: NodeId,
+        /// Its roles, from its verified certificate.
+        roles: Roles,
+    },
+    /// Its last connection closed.
+    PeerDown {
+        /// Who.
+        node: NodeId,
+    },
+    /// A message came in.
+    Message {
+        /// From an authenticated member.
+        from: NodeId,
+        /// What it says.
+        message: Message,
+    },
+    /// A gossip message came in, its author verified.
+    Gossip {
+        /// Its author.
+        from: NodeId,
+        /// The topic.
+        topic: Topic,
+        /// CBOR.
+        payload: Vec<u8>,
+    },
+    /// A batch of records is on disk.
+    Persisted(Ticket),
+    /// The disk refused new records; the driver keeps them and tries on.
+    StorageFailing(String),
+    /// The disk takes records again.
+    StorageRecovered,
+    /// An attempt ended.
+    Task {
+        /// Which.
+        key: TaskKey,
+        /// How.
+        result: TaskResult,
+    },
+    /// A fetch ended.
+    Fetched {
+        /// Which.
+        id: FetchId,
+        /// Whether everything is here, on disk.
+        ok: bool,
+    },
+    /// An entry's facts, read from disk.
+    Loaded {
+        /// Who asked for it.
+        to: NodeId,
+        /// The facts.
+        facts: Vec<Envelope>,
+    },
+    /// A local user asks for something.
+    Request {
+        /// For the answer.
+        id: RequestId,
+        /// What.
+        request: Request,
+    },
+    /// A round-trip time to a peer was measured.
+    Rtt {
+        /// Who.
+        node: NodeId,
+        /// Microseconds.
+        rtt_us: u32,
+    },
+    /// Time passed.
+    Tick,
+}
+
+/// A task to run.
+#[derive(Debug, Clone)]
+pub struct StartTask {
+    /// Which attempt.
+    pub key: TaskKey,
+    /// How many attempts of this task failed before.
+    pub attempt: u32,
+    /// The job.
+    pub spec: Arc<JobSpec>,
+    /// The nodes most likely to have the inputs, best first.
+    pub providers: Arc<Vec<NodeId>>,
+    /// For a reduce task: every map output, in order of chunks.
+    pub sources: Option<Arc<Vec<Located>>>,
+}
+
+/// A change to the node's disk.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Record {
+    /// A fact.
+    Fact {
+        /// Its id.
+        id: FactId,
+        /// The whole envelope.
+        envelope: Envelope,
+    },
+    /// A job was sealed.
+    Sealed {
+        /// The job.
+        job: JobId,
+        /// What stays in memory.
+        entry: SealedEntry,
+    },
+    /// A job is forgotten but for its receipt: the submit, seal and receipt envelopes.
+    Forget {
+        /// The job.
+        job: JobId,
+        /// Its owner.
+        owner: NodeId,
+        /// The owner's mark.
+        mark: OwnerMark,
+    },
+    /// A job that was never acknowledged is withdrawn.
+    Retract {
+        /// The job.
+        job: JobId,
+    },
+}
+
+/// What the core wants done.
+#[derive(Debug, Clone)]
+pub enum Effect {
+    /// Send messages to a peer, in order, or drop them if it cannot be reached.
+    Send {
+        /// Who.
+        to: NodeId,
+        /// Which stream.
+        class: Class,
+        /// What.
+        messages: Vec<Message>,
+    },
+    /// Publish by gossip.
+    Publish {
+        /// The topic.
+        topic: Topic,
+        /// CBOR.
+        payload: Vec<u8>,
+    },
+    /// Write records, in order. Urgent ones are fsynced at once and acknowledged by [`Input::Persisted`]; others may wait
+    /// for company (100 ms at most) and are acknowledged too.
+    Persist {
+        /// For the acknowledgement.
+        ticket: Ticket,
+        /// What.
+        records: Vec<Record>,
+        /// Whether something waits for it.
+        urgent: bool,
+    },
+    /// Run a task.
+    Start(StartTask),
+    /// Stop a task; no [`Input::Task`] is expected for it.
+    Stop(TaskKey),
+    /// Fetch blobs, keep them for the job, and answer with [`Input::Fetched`].
+    Fetch {
+        /// For the answer.
+        id: FetchId,
+        /// For the job.
+        job: JobId,
+        /// What.
+        blobs: Vec<BlobRef>,
+        /// Who may have them, best first.
+        providers: Vec<NodeId>,
+    },
+    /// A job ended: drop its work files and let go of its blobs, but for these.
+    EndJob {
+        /// The job.
+        job: JobId,
+        /// Final outputs.
+        keep: Vec<Hash>,
+        /// How it ended.
+        outcome: Outcome,
+    },
+    /// Read an entry from disk for a peer and answer with [`Input::Loaded`].
+    Load {
+        /// The job.
+        job: JobId,
+        /// Who wants it.
+        to: NodeId,
+    },
+    /// Answer a local user.
+    Answer {
+        /// Whose request.
+        id: RequestId,
+        /// What.
+        response: Response,
+    },
+    /// Something about a job changed that a watcher would show.
+    Changed(JobId),
+    /// A peer broke the protocol; drop it.
+    Offence {
+        /// Who.
+        peer: NodeId,
+        /// What it did.
+        what: String,
+    },
+    /// Something an operator should see in the log.
+    Note(Note),
+}
+
+/// A line for the log, structured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Note {
+    /// A node's state changed.
+    Peer {
+        /// Who.
+        node: NodeId,
+        /// The new state.
+        state: crate::membership::NodeState,
+    },
+    /// This node leads a job it did not lead before.
+    Took {
+        /// The job.
+        job: JobId,
+        /// The term.
+        term: u32,
+    },
+    /// An award was revoked because its node went silent.
+    Lost {
+        /// The lease.
+        lease: Lease,
+        /// Whose it was.
+        node: NodeId,
+        /// How long it had been silent, ms.
+        silent_ms: u64,
+    },
+    /// This node stopped its own attempts because nobody answered.
+    Fenced {
+        /// The lease.
+        lease: Lease,
+    },
+    /// A late or foreign result was refused.
+    Stale {
+        /// The lease it came under.
+        lease: Lease,
+        /// From whom.
+        from: NodeId,
+    },
+}

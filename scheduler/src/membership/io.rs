@@ -1,0 +1,129 @@
+//! What foca asks of the outside, kept for later: timers in a queue, messages as effects. Nothing is done here.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use foca::{Member, Notification, Timer};
+use rand::RngExt;
+use rand_chacha::ChaCha8Rng;
+use sinew_crdt_state::ids::NodeId;
+
+use super::MembershipEffect;
+use super::packet::Identity;
+use crate::time::{Span, Time};
+
+/// Something to run once its time has come.
+#[derive(Debug)]
+pub(super) enum Due {
+    /// foca's own.
+    Foca(Timer<Identity>),
+    /// Speak again to a connected node that has not answered yet.
+    Reach,
+    /// A node that has still never been heard of counts as lost.
+    JoinOver(NodeId),
+    /// The answers to a probe after a closed connection should be in.
+    HintProbed(NodeId),
+    /// A suspicion of our own has gone unrefuted long enough.
+    HintDown(Member<Identity>),
+}
+
+/// foca's runtime.
+#[derive(Debug)]
+pub(super) struct Io {
+    /// Time of the input being handled.
+    pub(super) now: Time,
+    pub(super) effects: VecDeque<MembershipEffect>,
+    /// The node foca probes in this period. foca does not compare it with what a forwarded answer is about; we do.
+    pub(super) probing: Option<NodeId>,
+    timers: BTreeMap<(Time, u64), Due>,
+    /// Keeps timers of one instant in the order they were asked for.
+    sequence: u64,
+    rng: ChaCha8Rng,
+}
+
+impl Io {
+    pub(super) fn new(rng: ChaCha8Rng) -> Self {
+        Self {
+            now: Time::default(),
+            effects: VecDeque::new(),
+            probing: None,
+            timers: BTreeMap::new(),
+            sequence: 0,
+            rng,
+        }
+    }
+
+    pub(super) fn send(&mut self, to: NodeId, bytes: Vec<u8>) {
+        self.effects.push_back(MembershipEffect::Send { to, bytes });
+    }
+
+    pub(super) fn schedule(&mut self, after: Span, due: Due) {
+        self.sequence += 1;
+        self.timers.insert((self.now + after, self.sequence), due);
+    }
+
+    /// `span` give or take a tenth, so that nodes started together do not stay in step.
+    pub(super) fn jitter(&mut self, span: Span) -> Span {
+        Span(span.0.saturating_mul(self.rng.random_range(900..=1100)) / 1000)
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<Time> {
+        self.timers.first_key_value().map(|((at, _), _)| *at)
+    }
+
+    pub(super) fn pop_due(&mut self) -> Option<Due> {
+        let entry = self.timers.first_entry()?;
+        (entry.key().0 <= self.now).then(|| entry.remove())
+    }
+
+    /// After this process was held up for longer than `tolerated`, moves every timer by as much: what nobody could
+    /// have answered in that time must not count as silence.
+    pub(super) fn excuse_pause(&mut self, tolerated: Span) {
+        let Some(first) = self.poll_timeout() else { return };
+        let late = self.now - first;
+        if late > tolerated {
+            let timers = std::mem::take(&mut self.timers);
+            self.timers = timers.into_iter().map(|((at, sequence), due)| ((at + late, sequence), due)).collect();
+        }
+    }
+
+    pub(super) fn clear_timers(&mut self) {
+        self.timers.clear();
+    }
+}
+
+impl foca::Runtime<Identity> for Io {
+    fn notify(&mut self, _: Notification<'_, Identity>) {
+        // States are read off foca after every input: suspicion has no notification, so these would be half the story.
+    }
+
+    fn send_to(&mut self, to: Identity, data: &[u8]) {
+        self.send(to.node, data.to_vec());
+    }
+
+    fn submit_after(&mut self, event: Timer<Identity>, after: Duration) {
+        let mut after = Span(u64::try_from(after.as_micros()).unwrap_or(u64::MAX));
+        if let Timer::SendIndirectProbe { probed_id, .. } = &event {
+            self.probing = Some(probed_id.node);
+        }
+        if repeats(&event) {
+            after = self.jitter(after);
+            // foca tells an outdated chain by an 8-bit token only; with one chain of each kind it cannot mix them up.
+            let kind = std::mem::discriminant(&event);
+            self.timers
+                .retain(|_, due| !matches!(due, Due::Foca(timer) if std::mem::discriminant(timer) == kind));
+        }
+        self.schedule(after, Due::Foca(event));
+    }
+}
+
+/// Whether foca keeps exactly one such timer going.
+const fn repeats(event: &Timer<Identity>) -> bool {
+    matches!(
+        event,
+        Timer::ProbeRandomMember(_)
+            | Timer::PeriodicAnnounce(_)
+            | Timer::PeriodicAnnounceDown(_)
+            | Timer::PeriodicGossip(_)
+    )
+}

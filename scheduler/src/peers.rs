@@ -1,0 +1,214 @@
+//! The other nodes as the scheduler sees them: roles, totals, what is free, and who fits a job.
+
+use std::collections::BTreeMap;
+
+use sinew_crdt_state::certificate::Roles;
+use sinew_crdt_state::ids::NodeId;
+use sinew_crdt_state::spec::{JobSpec, Strategy};
+
+use crate::time::Time;
+use crate::wire::{Card, LoadDigest};
+
+/// Members remembered without a connection: enough for any mesh we aim at, a bound against floods.
+const KNOWN_MAX: usize = 100_000;
+/// Past failures fade by this share with every new result.
+const FAILURE_DECAY: f64 = 0.95;
+
+/// What is known of one node.
+#[derive(Debug, Clone)]
+pub struct Peer {
+    /// From its verified certificate.
+    pub roles: Roles,
+    /// Whether a connection is open.
+    pub connected: bool,
+    /// Its totals and labels.
+    pub card: Option<Card>,
+    /// What it had free when it last said.
+    pub load: Option<LoadDigest>,
+    /// When it last said anything.
+    pub heard: Time,
+    /// Awards made here since its last load digest: thousandths of a core.
+    cpu_promised: u64,
+    /// The same for memory.
+    memory_promised: u64,
+    /// Smoothed round-trip time, microseconds.
+    pub rtt_us: u32,
+    /// Share of its tasks that failed lately, faded.
+    pub failure_rate: f64,
+    /// Protocol offences counted.
+    pub offences: u64,
+}
+
+/// All known nodes, this one included.
+#[derive(Debug)]
+pub struct Peers {
+    own: NodeId,
+    map: BTreeMap<NodeId, Peer>,
+    /// Grows with every piece of news that may let a waiting job start.
+    pub(crate) news: u64,
+}
+
+impl Peers {
+    pub(crate) const fn new(own: NodeId) -> Self {
+        Self { own, map: BTreeMap::new(), news: 0 }
+    }
+
+    pub(crate) fn up(&mut self, node: NodeId, roles: Roles, now: Time) {
+        if self.map.len() >= KNOWN_MAX && !self.map.contains_key(&node) {
+            return;
+        }
+        let peer = self.map.entry(node).or_insert_with(|| Peer {
+            roles,
+            connected: true,
+            card: None,
+            load: None,
+            heard: now,
+            cpu_promised: 0,
+            memory_promised: 0,
+            rtt_us: 0,
+            failure_rate: 0.0,
+            offences: 0,
+        });
+        peer.roles = roles;
+        peer.connected = true;
+        peer.heard = now;
+    }
+
+    pub(crate) fn down(&mut self, node: NodeId) {
+        if let Some(peer) = self.map.get_mut(&node) {
+            peer.connected = false;
+            peer.load = None;
+        }
+    }
+
+    pub(crate) fn heard(&mut self, node: NodeId, now: Time) {
+        if let Some(peer) = self.map.get_mut(&node) {
+            peer.heard = now;
+        }
+    }
+
+    pub(crate) fn set_card(&mut self, node: NodeId, card: Card) {
+        if let Some(peer) = self.map.get_mut(&node) {
+            peer.card = Some(card);
+            self.news += 1;
+        }
+    }
+
+    pub(crate) fn set_load(&mut self, node: NodeId, load: LoadDigest) {
+        if let Some(peer) = self.map.get_mut(&node) {
+            peer.load = Some(load);
+            peer.cpu_promised = 0;
+            peer.memory_promised = 0;
+            self.news += 1;
+        }
+    }
+
+    pub(crate) fn set_rtt(&mut self, node: NodeId, rtt_us: u32) {
+        if let Some(peer) = self.map.get_mut(&node) {
+            peer.rtt_us = if peer.rtt_us == 0 { rtt_us } else { peer.rtt_us - peer.rtt_us / 4 + rtt_us / 4 };
+        }
+    }
+
+    pub(crate) fn count_offence(&mut self, node: NodeId) {
+        if let Some(peer) = self.map.get_mut(&node) {
+            peer.offences += 1;
+        }
+    }
+
+    pub(crate) fn count_results(&mut self, node: NodeId, done: u32, failed: u32) {
+        if let Some(peer) = self.map.get_mut(&node) {
+            let share = f64::from(failed) / f64::from(done.saturating_add(failed).max(1));
+            peer.failure_rate = peer.failure_rate * FAILURE_DECAY + share * (1.0 - FAILURE_DECAY);
+        }
+    }
+
+    /// Counts an award against the node's load until its next digest.
+    pub(crate) fn promise(&mut self, node: NodeId, spec: &JobSpec, slots: u32) {
+        if let Some(peer) = self.map.get_mut(&node) {
+            peer.cpu_promised += u64::from(spec.resources.cpu_milli) * u64::from(slots);
+            peer.memory_promised =
+                peer.memory_promised.saturating_add(spec.resources.memory_bytes.saturating_mul(u64::from(slots)));
+        }
+    }
+
+    pub(crate) fn roles(&self, node: NodeId) -> Option<Roles> {
+        self.map.get(&node).map(|p| p.roles)
+    }
+
+    /// One node.
+    #[must_use]
+    pub fn get(&self, node: NodeId) -> Option<&Peer> {
+        self.map.get(&node)
+    }
+
+    /// Every node, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&NodeId, &Peer)> {
+        self.map.iter()
+    }
+
+    pub(crate) fn is_connected(&self, node: NodeId) -> bool {
+        node == self.own || self.map.get(&node).is_some_and(|p| p.connected)
+    }
+
+    /// Connected nodes, this one left out.
+    pub(crate) fn connected(&self) -> impl Iterator<Item = NodeId> {
+        self.map.iter().filter(|(n, p)| p.connected && **n != self.own).map(|(n, _)| *n)
+    }
+
+    /// Slots that `node` seems to have for tasks of `spec`; `None` when it can never run them.
+    pub(crate) fn slots_for(&self, node: NodeId, spec: &JobSpec) -> Option<u32> {
+        let peer = self.map.get(&node)?;
+        let card = peer.card.as_ref()?;
+        let need = spec.resources;
+        let fits = peer.connected
+            && peer.roles.contains(Roles::RUN)
+            && card.cpu_milli >= need.cpu_milli.max(1)
+            && card.memory_bytes >= need.memory_bytes
+            && has_labels(card, spec);
+        if !fits {
+            return None;
+        }
+        let load = peer.load.filter(|l| l.eligible)?;
+        let cpu = u64::from(load.cpu_milli_free).saturating_sub(peer.cpu_promised);
+        let memory = load.memory_bytes_free.saturating_sub(peer.memory_promised);
+        Some(crate::resources::slots_in(cpu, memory, need))
+    }
+
+    /// Nodes with room for at least one task of `spec`, best first, with their slots.
+    pub(crate) fn candidates(&self, spec: &JobSpec) -> Vec<(NodeId, u32)> {
+        let mut found: Vec<(NodeId, u32, u64)> = self
+            .map
+            .iter()
+            .filter_map(|(node, peer)| {
+                let slots = self.slots_for(*node, spec).filter(|s| *s > 0)?;
+                Some((*node, slots, penalty(peer, spec.strategy, slots)))
+            })
+            .collect();
+        // Rendezvous-like spreading of ties: nodes of equal worth are ordered differently for every job.
+        let salt = spec.serial;
+        found.sort_by_key(|(node, _, penalty)| (*penalty, mix(node, salt)));
+        found.into_iter().map(|(node, slots, _)| (node, slots)).collect()
+    }
+}
+
+fn has_labels(card: &Card, spec: &JobSpec) -> bool {
+    spec.labels.iter().all(|(k, v)| card.labels.get(k) == Some(v))
+}
+
+/// Lower is better: unreliable nodes last, far ones later, then by strategy.
+fn penalty(peer: &Peer, strategy: Strategy, slots: u32) -> u64 {
+    let unreliable = u64::from(peer.failure_rate > 0.5);
+    // 20 ms steps: nodes in one room count as equally near.
+    let far = u64::from(peer.rtt_us / 20_000);
+    let fill = match strategy {
+        Strategy::Binpack => u64::from(slots),
+        Strategy::Spread => u64::from(u32::MAX - slots),
+    };
+    (unreliable << 60) | (far.min(0xffff) << 40) | fill
+}
+
+fn mix(node: &NodeId, salt: u64) -> u64 {
+    let mut low = [0; 8];
+    low.copy_from_slice(&node.0[..8]);
+    (u64::from_le_bytes(low) ^ salt.wrapping_mul(0x9e37_79b9_7f4a_7c15)).wrapping_mul(0xff51_afd7_ed55_8ccd)
+}

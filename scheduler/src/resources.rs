@@ -1,0 +1,72 @@
+//! What this node has and has reserved (J3): a reservation is made whole before an award is claimed, or not at all.
+
+use sinew_crdt_state::spec::Resources;
+
+/// Totals and what is free of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pool {
+    total: Resources,
+    free: Resources,
+}
+
+/// Slots of `need` each that fit into so much.
+pub(crate) fn slots_in(cpu_milli: u64, memory_bytes: u64, need: Resources) -> u32 {
+    // A task that asks for no CPU still takes a thread: count it as a hundredth of a core.
+    let by_cpu = cpu_milli / u64::from(need.cpu_milli.max(10));
+    let by_memory = memory_bytes.checked_div(need.memory_bytes).unwrap_or(u64::MAX);
+    u32::try_from(by_cpu.min(by_memory)).unwrap_or(u32::MAX)
+}
+
+impl Pool {
+    /// Everything free.
+    #[must_use]
+    pub const fn new(total: Resources) -> Self {
+        Self { total, free: total }
+    }
+
+    /// What is free.
+    #[must_use]
+    pub const fn free(&self) -> Resources {
+        self.free
+    }
+
+    /// How many tasks of `need` fit now.
+    #[must_use]
+    pub fn slots(&self, need: Resources) -> u32 {
+        slots_in(u64::from(self.free.cpu_milli), self.free.memory_bytes, need)
+    }
+
+    /// Reserves up to `wanted` slots of `need` each, and says how many.
+    pub fn reserve(&mut self, need: Resources, wanted: u32) -> u32 {
+        let slots = self.slots(need).min(wanted);
+        self.free.cpu_milli -= need.cpu_milli.max(10) * slots;
+        self.free.memory_bytes -= need.memory_bytes * u64::from(slots);
+        slots
+    }
+
+    /// Gives back what [`Self::reserve`] took.
+    pub fn release(&mut self, need: Resources, slots: u32) {
+        self.free.cpu_milli += need.cpu_milli.max(10) * slots;
+        self.free.memory_bytes += need.memory_bytes * u64::from(slots);
+        assert!(
+            self.free.cpu_milli <= self.total.cpu_milli && self.free.memory_bytes <= self.total.memory_bytes,
+            "more was released than reserved"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reservations_never_exceed_the_total_and_come_back() {
+        let mut pool = Pool::new(Resources { cpu_milli: 2_000, memory_bytes: 100 });
+        let task = Resources { cpu_milli: 500, memory_bytes: 30 };
+        assert_eq!(pool.reserve(task, 10), 3, "memory binds");
+        assert_eq!(pool.reserve(task, 1), 0);
+        pool.release(task, 3);
+        let light = Resources { cpu_milli: 0, memory_bytes: 0 };
+        assert_eq!(pool.reserve(light, 1_000), 200, "even nothing counts as 10 thousandths");
+    }
+}

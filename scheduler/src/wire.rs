@@ -1,0 +1,378 @@
+//! What nodes say to each other: the messages of the control and bulk streams, and what is published by gossip.
+//!
+//! A frame is the CBOR of a `Vec<Message>`. Everything in it is untrusted: the receiver checks the sender against the job's
+//! spec, terms and awards before it acts. Facts travel as envelopes, signed by their authors, whoever sends them.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use sinew_crdt_state::envelope::Envelope;
+use sinew_crdt_state::fact::{Fence, Run};
+use sinew_crdt_state::ids::{FactId, JobId, NodeId};
+use sinew_crdt_state::reconcile::{Claim, Listing};
+use sinew_crdt_state::spec::{BlobRef, Phase};
+
+/// Which stream a message takes. Heartbeats and votes never queue behind bulk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Class {
+    /// Small and urgent.
+    Control,
+    /// Everything else.
+    Bulk,
+}
+
+/// Gossip topics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Topic {
+    /// Jobs that look for nodes.
+    Advert,
+    /// What nodes have free.
+    Load,
+}
+
+/// A lease that a worker wants renewed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Lease {
+    /// The job.
+    pub job: JobId,
+    /// The award.
+    pub fence: Fence,
+}
+
+/// Where a map output is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Located {
+    /// The blob.
+    pub blob: BlobRef,
+    /// Who made it.
+    pub node: NodeId,
+    /// Who else has it.
+    pub copy: Option<NodeId>,
+}
+
+/// The short form of a fact id in "I have these" lists: 8 bytes are enough to tell one entry's facts apart, and a
+/// collision costs one fact until the next round.
+pub type ShortId = u64;
+
+/// [`ShortId`] of `id`.
+#[must_use]
+pub fn short_id(id: &FactId) -> ShortId {
+    let mut bytes = [0; 8];
+    bytes.copy_from_slice(&id.0[..8]);
+    u64::from_le_bytes(bytes)
+}
+
+/// One message from node to node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Message {
+    /// Facts that the receiver may not know. No answer.
+    Facts(Vec<Envelope>),
+    /// Who I am and what I have in total. Sent once a connection is up, and again when it changes.
+    Card(Card),
+    /// What I have free.
+    Load(LoadDigest),
+    /// A failure detector packet.
+    Swim(#[serde(with = "serde_bytes")] Vec<u8>),
+
+    /// Brain to candidate: would you run tasks of this job? `submit` is the job's spec.
+    Offer {
+        /// The job's submit fact.
+        submit: Box<Envelope>,
+        /// Tasks at once that are wanted.
+        slots: u32,
+    },
+    /// Candidate to brain, in answer: yes, by this bid fact.
+    Bid(Box<Envelope>),
+    /// Candidate to brain, in answer: not now.
+    NoBid {
+        /// The job.
+        job: JobId,
+    },
+    /// Idle node to brain, on an advert: offer it to me.
+    Interest {
+        /// The job.
+        job: JobId,
+        /// Tasks at once that it could run.
+        slots: u32,
+    },
+    /// Brain to bidder: you have it. The award fact, and the first tasks.
+    Award {
+        /// The award fact.
+        award: Box<Envelope>,
+        /// First tasks.
+        assign: Assign,
+    },
+    /// Bidder to brain: no longer possible.
+    Decline {
+        /// The award.
+        lease: Lease,
+    },
+    /// Brain to worker: further tasks.
+    Assign(Assign),
+    /// Brain to worker: where the map outputs are, from number `start`; sent before the first reduce task.
+    Sources {
+        /// The award.
+        lease: Lease,
+        /// Number of the first item.
+        start: u32,
+        /// How many there are in all.
+        total: u32,
+        /// The map outputs.
+        items: Vec<Located>,
+    },
+    /// Worker to brain: report facts.
+    Report {
+        /// The award.
+        lease: Lease,
+        /// The report facts.
+        facts: Vec<Envelope>,
+    },
+    /// Brain to worker: these reports are final; forget them.
+    Settled {
+        /// The job.
+        job: JobId,
+        /// The report facts.
+        reports: Vec<FactId>,
+    },
+    /// Brain to worker: stop these tasks (all, when empty), without a report.
+    Stop {
+        /// The award.
+        lease: Lease,
+        /// The phase.
+        phase: Phase,
+        /// The tasks.
+        tasks: Vec<Run>,
+    },
+    /// Brain to worker: the award is over; give the slots back.
+    Release {
+        /// The award.
+        lease: Lease,
+    },
+    /// Brain to a node: fetch these from `from` and keep them for the job.
+    Copy {
+        /// The job.
+        job: JobId,
+        /// Who has them.
+        from: NodeId,
+        /// What.
+        blobs: Vec<BlobRef>,
+    },
+    /// The answer to [`Self::Copy`].
+    Copied {
+        /// The job.
+        job: JobId,
+        /// What.
+        blobs: Vec<BlobRef>,
+        /// Whether they are here, on disk.
+        ok: bool,
+    },
+
+    /// Brain to steward: put these on disk and say so. Under `term`.
+    Replicate {
+        /// The job.
+        job: JobId,
+        /// The sender's term.
+        term: u32,
+        /// The facts.
+        facts: Vec<Envelope>,
+    },
+    /// Steward to brain: these are on disk here, their input blobs too.
+    Stored {
+        /// The job.
+        job: JobId,
+        /// The sender's view of the term.
+        term: u32,
+        /// Which facts.
+        ids: Vec<FactId>,
+    },
+    /// To a brain of the past: `term` has begun; step down.
+    Deposed {
+        /// The job.
+        job: JobId,
+        /// The higher term.
+        term: u32,
+    },
+
+    /// Worker to brain, and to stewards while the brain is silent: renew these leases.
+    Beat {
+        /// Counts the sender's beats.
+        seq: u64,
+        /// Leases held, each with the number of its tasks not yet reported.
+        leases: Vec<(Lease, u32)>,
+    },
+    /// The answer to [`Self::Beat`].
+    BeatAck {
+        /// The beat's number.
+        seq: u64,
+        /// Leases that go on.
+        renewed: Vec<Lease>,
+        /// Leases that are over.
+        void: Vec<Lease>,
+    },
+    /// Brain to steward: I am here, for all jobs that I lead. `incarnation` changes with every start.
+    SetBeat {
+        /// Counts the sender's beats.
+        seq: u64,
+        /// The sender's incarnation.
+        incarnation: u64,
+    },
+    /// The answer to [`Self::SetBeat`].
+    SetBeatAck {
+        /// The beat's number.
+        seq: u64,
+    },
+    /// Candidate to the brain set: promise to follow me in `term`.
+    VoteRequest {
+        /// The job.
+        job: JobId,
+        /// The term.
+        term: u32,
+        /// Facts that the candidate has.
+        have: Vec<ShortId>,
+    },
+    /// Member to candidate: promised, on disk. With every fact that the candidate lacks.
+    Vote {
+        /// The job.
+        job: JobId,
+        /// The term.
+        term: u32,
+        /// The facts, the vote itself among them.
+        facts: Vec<Envelope>,
+        /// Leases that this member renewed in the brain's silence.
+        holders: Vec<(NodeId, Fence)>,
+    },
+    /// Member to candidate: not now; the brain is alive, or a higher term is promised.
+    VoteRefused {
+        /// The job.
+        job: JobId,
+        /// The term asked for.
+        term: u32,
+        /// The highest term known here.
+        highest: u32,
+    },
+    /// New brain to worker: I lead; your award goes on under `award`; what do you hold?
+    Adopt {
+        /// Lead facts and the new award.
+        facts: Vec<Envelope>,
+        /// The award as the worker knows it.
+        old: Lease,
+        /// Its new fence; `None` asks only for what is held.
+        new: Option<Fence>,
+        /// The leader's term.
+        term: u32,
+    },
+    /// Worker to new brain, in answer.
+    Holding {
+        /// The award as the worker knew it.
+        old: Lease,
+        /// Tasks queued or running, by phase; empty when the award is gone.
+        tasks: Vec<(Phase, Run)>,
+        /// Reports not yet settled.
+        reports: Vec<Envelope>,
+    },
+
+    /// Anti-entropy: what I know, range by range.
+    Claims(Vec<Claim>),
+    /// Anti-entropy: what I know, entry by entry.
+    Listings(Vec<Listing>),
+    /// Anti-entropy: send me these entries' facts, but for those I have.
+    Want(Vec<(JobId, Vec<ShortId>)>),
+}
+
+/// Tasks for a worker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Assign {
+    /// The award.
+    pub lease: Lease,
+    /// Counts the assignments of this award; a lower one than seen is a duplicate.
+    pub seq: u32,
+    /// Whether `runs` is everything outstanding, sent again because some of it may have been lost.
+    pub again: bool,
+    /// The phase.
+    pub phase: Phase,
+    /// The tasks.
+    pub runs: Vec<Run>,
+}
+
+/// What a node is and has in total.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Card {
+    /// Changes with every start of the daemon.
+    pub incarnation: u64,
+    /// Thousandths of a core that tasks may use.
+    pub cpu_milli: u32,
+    /// Bytes of memory that tasks may use.
+    pub memory_bytes: u64,
+    /// The operator's labels.
+    pub labels: BTreeMap<String, String>,
+    /// For people: host name, OS, architecture, version.
+    pub about: String,
+}
+
+/// What a node has free right now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoadDigest {
+    /// Thousandths of a core.
+    pub cpu_milli_free: u32,
+    /// Bytes.
+    pub memory_bytes_free: u64,
+    /// Tasks running.
+    pub running: u32,
+    /// Whether the node takes new work.
+    pub eligible: bool,
+}
+
+/// A job that looks for nodes, on the advert topic.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Advert {
+    /// The job.
+    pub job: JobId,
+    /// What a task needs: thousandths of a core.
+    pub cpu_milli: u32,
+    /// What a task needs: bytes.
+    pub memory_bytes: u64,
+    /// Labels a node must have.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// A load digest on the load topic.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoadNews {
+    /// What is free.
+    pub load: LoadDigest,
+    /// Now and then, the card too, for nodes without a direct connection.
+    pub card: Option<Card>,
+}
+
+impl Message {
+    /// The stream it takes.
+    #[must_use]
+    pub const fn class(&self) -> Class {
+        match self {
+            Self::Swim(_)
+            | Self::Beat { .. }
+            | Self::BeatAck { .. }
+            | Self::SetBeat { .. }
+            | Self::SetBeatAck { .. } => Class::Control,
+            _ => Class::Bulk,
+        }
+    }
+}
+
+impl Message {
+    /// Visits every envelope in the message.
+    pub(crate) fn for_each_envelope(&mut self, visit: impl Fn(&mut Envelope)) {
+        match self {
+            Self::Facts(facts)
+            | Self::Report { facts, .. }
+            | Self::Replicate { facts, .. }
+            | Self::Vote { facts, .. }
+            | Self::Adopt { facts, .. } => facts.iter_mut().for_each(visit),
+            Self::Holding { reports, .. } => reports.iter_mut().for_each(visit),
+            Self::Offer { submit, .. } => visit(submit),
+            Self::Bid(bid) => visit(bid),
+            Self::Award { award, .. } => visit(award),
+            _ => {}
+        }
+    }
+}

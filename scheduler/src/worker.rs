@@ -1,0 +1,637 @@
+//! The worker's side: bids, claims, the queue of each award, reports, beats, and fencing itself when nobody answers.
+//!
+//! It never decides whether a result counts; it only makes sure that it runs nothing without a lease.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use sinew_crdt_state::cbor;
+use sinew_crdt_state::certificate::Roles;
+use sinew_crdt_state::envelope::Envelope;
+use sinew_crdt_state::fact::{Executed, Fact, Fence, ReportItem, Run, Statement, Usage};
+use sinew_crdt_state::ids::{FactId, Hash, JobId, NodeId};
+use sinew_crdt_state::rules::brain_of;
+use sinew_crdt_state::spec::{BlobRef, JobSpec, Phase, Resources};
+
+use crate::config::{ASK_STEWARDS_AFTER, BEAT_EVERY, FENCE_AFTER, REPORT_EVERY, REPORT_ITEMS, RESEND_EVERY};
+use crate::ctx::Ctx;
+use crate::io::{Effect, Note, StartTask, TaskKey, TaskResult};
+use crate::resources::Pool;
+use crate::time::{Span, Time};
+use crate::wire::{Assign, Lease, LoadDigest, Located, Message};
+
+/// Beats whose answers are still awaited: older ones could not renew anything.
+const BEATS_KEPT: usize = 16;
+/// Bytes of report items under one fact: well below the limit of a fact.
+const REPORT_BYTES_MAX: usize = 128 * 1024;
+
+/// An award that this node claimed.
+#[derive(Debug)]
+struct Held {
+    brain: NodeId,
+    spec: Arc<JobSpec>,
+    slots: u32,
+    queue: VecDeque<(Phase, Run)>,
+    running: BTreeMap<(Phase, u32), Time>,
+    seq: u32,
+    /// Finished, not yet reported.
+    buffer: BTreeMap<Phase, Vec<ReportItem>>,
+    buffered: usize,
+    buffer_since: Time,
+    /// Reported, not yet final.
+    unsettled: Vec<FactId>,
+    unsettled_sent: Time,
+    /// When the last answered beat was sent.
+    renewed: Time,
+    stewards_renewed: BTreeMap<NodeId, Time>,
+    sources: Sources,
+    providers: Arc<Vec<NodeId>>,
+}
+
+#[derive(Debug, Default)]
+struct Sources {
+    items: Vec<Option<Located>>,
+    missing: usize,
+    whole: Option<Arc<Vec<Located>>>,
+}
+
+/// What this node did for a job, over all its awards.
+#[derive(Debug, Default)]
+struct Done {
+    tasks: u64,
+    usage: Usage,
+    outputs: BTreeMap<(Phase, u32), Vec<Hash>>,
+    reports: u32,
+    /// Reports of awards that ended before they were final: offered to a new brain.
+    orphans: Vec<FactId>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Worker {
+    pool: Pool,
+    held: BTreeMap<Lease, Held>,
+    done: BTreeMap<JobId, Done>,
+    beat_at: Time,
+    beat_seq: u64,
+    beats: VecDeque<(u64, Time)>,
+    /// Blobs this node holds, for locality in bids.
+    pub(crate) blobs: std::collections::BTreeSet<Hash>,
+    load_changed: bool,
+}
+
+impl Worker {
+    pub(crate) fn new(total: Resources) -> Self {
+        Self {
+            pool: Pool::new(total),
+            held: BTreeMap::new(),
+            done: BTreeMap::new(),
+            beat_at: Time::default(),
+            beat_seq: 0,
+            beats: VecDeque::new(),
+            blobs: std::collections::BTreeSet::new(),
+            load_changed: true,
+        }
+    }
+
+    pub(crate) fn load(&self, ctx: &Ctx) -> LoadDigest {
+        let free = self.pool.free();
+        let running: usize = self.held.values().map(|h| h.running.len()).sum();
+        LoadDigest {
+            cpu_milli_free: free.cpu_milli,
+            memory_bytes_free: free.memory_bytes,
+            running: u32::try_from(running).unwrap_or(u32::MAX),
+            eligible: ctx.storage_failing.is_none() && ctx.roles.contains(Roles::RUN),
+        }
+    }
+
+    pub(crate) fn take_load_changed(&mut self) -> bool {
+        std::mem::take(&mut self.load_changed)
+    }
+
+    pub(crate) fn running(&self) -> usize {
+        self.held.values().map(|h| h.running.len()).sum()
+    }
+
+    /// The leases held, for invariant checks.
+    pub(crate) fn leases(&self) -> impl Iterator<Item = (Lease, u32)> {
+        self.held.iter().map(|(lease, h)| (*lease, h.slots))
+    }
+
+    fn fits(&self, ctx: &Ctx, spec: &JobSpec) -> u32 {
+        let labels = spec.labels.iter().all(|(k, v)| ctx.config.labels.get(k) == Some(v));
+        if labels && ctx.storage_failing.is_none() && ctx.roles.contains(Roles::RUN) {
+            self.pool.slots(spec.resources)
+        } else {
+            0
+        }
+    }
+
+    pub(crate) fn on_offer(&self, ctx: &mut Ctx, from: NodeId, submit: &Envelope, slots: u32) {
+        if ctx.admit(from, submit).is_err() {
+            return;
+        }
+        let job = submit.entry;
+        let Some(live) = ctx.ledger.live(&job) else {
+            ctx.send(from, Message::NoBid { job });
+            return;
+        };
+        let spec = live.state.spec.clone();
+        let can = self.fits(ctx, &spec).min(slots);
+        if can == 0 {
+            ctx.send(from, Message::NoBid { job });
+            return;
+        }
+        let held_bytes: u64 = spec.input_blobs().iter().filter(|b| self.blobs.contains(&b.hash)).map(|b| b.size).sum();
+        let free_share = u64::from(self.pool.free().cpu_milli) * 100 / u64::from(ctx.config.cpu_milli.max(1));
+        let score = i32::try_from(free_share).unwrap_or(100);
+        let (_, bid) = ctx.state(job, Fact::Bid { slots: can, score, held_bytes, start_in_ms: 0 });
+        ctx.send(from, Message::Bid(Box::new(bid)));
+    }
+
+    pub(crate) fn on_advert(&self, ctx: &mut Ctx, from: NodeId, advert: &crate::wire::Advert) {
+        let need = Resources { cpu_milli: advert.cpu_milli, memory_bytes: advert.memory_bytes };
+        let labels = advert.labels.iter().all(|(k, v)| ctx.config.labels.get(k) == Some(v));
+        let slots = self.pool.slots(need);
+        if labels && slots > 0 && ctx.storage_failing.is_none() && ctx.roles.contains(Roles::RUN) {
+            ctx.send(from, Message::Interest { job: advert.job, slots });
+        }
+    }
+
+    pub(crate) fn on_award(&mut self, ctx: &mut Ctx, from: NodeId, award: &Envelope, assign: &Assign) {
+        let lease = assign.lease;
+        if award.entry != lease.job || ctx.admit(from, award).is_err() || self.held.contains_key(&lease) {
+            return;
+        }
+        let Ok(Statement { fact: Fact::Award { fence, node, slots, .. }, .. }) = cbor::from_slice(&award.payload) else {
+            return ctx.offence(from, "an award message without an award".to_owned());
+        };
+        if node != ctx.own || fence != lease.fence || award.author != from {
+            return ctx.offence(from, "an award for somebody else".to_owned());
+        }
+        if self.claim(ctx, from, lease, slots) {
+            self.on_assign(ctx, from, assign);
+        } else {
+            ctx.send(from, Message::Decline { lease });
+        }
+    }
+
+    fn claim(&mut self, ctx: &mut Ctx, brain: NodeId, lease: Lease, slots: u32) -> bool {
+        let Some(live) = ctx.ledger.live(&lease.job) else { return false };
+        let state = &live.state;
+        if lease.fence.term < state.term || state.outcome().is_some() || state.cancel.is_some() {
+            return false;
+        }
+        let spec = Arc::new(state.spec.clone());
+        let slots = self.fits(ctx, &spec).min(slots);
+        if slots == 0 {
+            return false;
+        }
+        let slots = self.pool.reserve(spec.resources, slots);
+        self.load_changed = true;
+        let mut providers: Vec<NodeId> = vec![brain];
+        providers.extend(spec.brain_set.iter().copied().filter(|n| *n != brain));
+        let held = Held {
+            brain,
+            spec,
+            slots,
+            queue: VecDeque::new(),
+            running: BTreeMap::new(),
+            seq: 0,
+            buffer: BTreeMap::new(),
+            buffered: 0,
+            buffer_since: ctx.now.at,
+            unsettled: Vec::new(),
+            unsettled_sent: ctx.now.at,
+            renewed: ctx.now.at,
+            stewards_renewed: BTreeMap::new(),
+            sources: Sources::default(),
+            providers: Arc::new(providers),
+        };
+        self.held.insert(lease, held);
+        let (_, claim) = ctx.state(lease.job, Fact::Claim { fence: lease.fence, slots });
+        ctx.send(brain, Message::Facts(vec![claim]));
+        true
+    }
+
+    pub(crate) fn on_assign(&mut self, ctx: &mut Ctx, from: NodeId, assign: &Assign) {
+        let Some(held) = self.held.get_mut(&assign.lease).filter(|h| h.brain == from) else {
+            return ctx.send(from, Message::Decline { lease: assign.lease });
+        };
+        if assign.seq <= held.seq {
+            return;
+        }
+        held.seq = assign.seq;
+        let total = held.spec.phases().get(usize::from(assign.phase)).copied().unwrap_or(0);
+        let fine = |run: &Run| run.len > 0 && run.start.checked_add(run.len).is_some_and(|end| end <= total);
+        for run in assign.runs.iter().filter(|run| fine(run)) {
+            if assign.again {
+                held.requeue_missing(ctx, assign.phase, *run);
+            } else {
+                held.queue.push_back((assign.phase, *run));
+            }
+        }
+        held.start_tasks(ctx, assign.lease);
+    }
+
+    pub(crate) fn on_sources(
+        &mut self,
+        ctx: &mut Ctx,
+        from: NodeId,
+        lease: Lease,
+        start: u32,
+        total: u32,
+        items: Vec<Located>,
+    ) {
+        let Some(held) = self.held.get_mut(&lease).filter(|h| h.brain == from) else { return };
+        let chunks = held.spec.phases().first().copied().unwrap_or(0);
+        let end = (start as usize).saturating_add(items.len());
+        if total > chunks || end > total as usize {
+            return ctx.offence(from, "sources out of range".to_owned());
+        }
+        let sources = &mut held.sources;
+        if sources.items.len() != total as usize {
+            *sources = Sources { items: vec![None; total as usize], missing: total as usize, whole: None };
+        }
+        for (i, item) in items.into_iter().enumerate() {
+            let slot = &mut sources.items[start as usize + i];
+            sources.missing -= usize::from(slot.is_none());
+            *slot = Some(item);
+        }
+        if sources.missing == 0 {
+            sources.whole = Some(Arc::new(sources.items.iter().flatten().copied().collect()));
+        }
+        held.start_tasks(ctx, lease);
+    }
+
+    pub(crate) fn on_task(&mut self, ctx: &mut Ctx, key: TaskKey, result: TaskResult) {
+        let Some(held) = self.held.get_mut(&key.lease) else { return };
+        if held.running.remove(&(key.phase, key.task)).is_none() {
+            return;
+        }
+        if held.buffered == 0 {
+            held.buffer_since = ctx.now.at;
+        }
+        held.buffered += 1;
+        let done = self.done.entry(key.lease.job).or_default();
+        done.usage.add(result.usage);
+        if let Ok(outputs) = &result.result {
+            done.tasks += 1;
+            if !outputs.is_empty() {
+                done.outputs.insert((key.phase, key.task), outputs.iter().map(|o| o.blob.hash).collect());
+                self.blobs.extend(outputs.iter().map(|o| o.blob.hash));
+            }
+        }
+        push_item(held.buffer.entry(key.phase).or_default(), key.task, result);
+        held.start_tasks(ctx, key.lease);
+    }
+
+    pub(crate) fn on_stop(&mut self, ctx: &mut Ctx, from: NodeId, lease: Lease, phase: Phase, tasks: &[Run]) {
+        let Some(held) = self.held.get_mut(&lease).filter(|h| h.brain == from) else { return };
+        let hit = |p: Phase, t: u32| {
+            tasks.is_empty() || (p == phase && tasks.iter().any(|r| r.start <= t && t < r.end()))
+        };
+        let stopped: Vec<(Phase, u32)> = held.running.keys().copied().filter(|(p, t)| hit(*p, *t)).collect();
+        for (p, task) in stopped {
+            held.running.remove(&(p, task));
+            ctx.effect(Effect::Stop(TaskKey { lease, phase: p, task }));
+        }
+        let mut kept = VecDeque::new();
+        for (p, run) in held.queue.drain(..) {
+            for task in run.start..run.end() {
+                if !hit(p, task) {
+                    push_run(&mut kept, p, task);
+                }
+            }
+        }
+        held.queue = kept;
+        held.start_tasks(ctx, lease);
+    }
+
+    pub(crate) fn on_release(&mut self, ctx: &mut Ctx, from: NodeId, lease: Lease) {
+        if self.held.get(&lease).is_some_and(|h| h.brain == from) {
+            self.drop_held(ctx, lease);
+        }
+    }
+
+    /// Ends an award here: stops what runs, gives the slots back, keeps unsettled reports for whoever leads next.
+    fn drop_held(&mut self, ctx: &mut Ctx, lease: Lease) {
+        self.report(ctx, lease);
+        let Some(held) = self.held.remove(&lease) else { return };
+        for (phase, task) in held.running.keys() {
+            ctx.effect(Effect::Stop(TaskKey { lease, phase: *phase, task: *task }));
+        }
+        self.pool.release(held.spec.resources, held.slots);
+        self.load_changed = true;
+        self.done.entry(lease.job).or_default().orphans.extend(held.unsettled);
+    }
+
+    /// The job ended: everything for it stops, and this node signs what it did.
+    pub(crate) fn on_job_end(&mut self, ctx: &mut Ctx, job: JobId) {
+        for lease in self.leases_of(job) {
+            self.drop_held(ctx, lease);
+        }
+        let Some(done) = self.done.remove(&job) else { return };
+        if done.reports > 1 {
+            let mut hasher = blake3::Hasher::new();
+            for hash in done.outputs.values().flatten() {
+                hasher.update(&hash.0);
+            }
+            let outputs = Hash(*hasher.finalize().as_bytes());
+            let executed = Executed { tasks: done.tasks, usage: done.usage, outputs };
+            let (_, receipt) = ctx.state(job, Fact::Receipt(executed));
+            let brain = ctx.ledger.live(&job).and_then(|l| brain_of(&l.state.spec, l.state.term));
+            if let Some(brain) = brain {
+                ctx.send(brain, Message::Facts(vec![receipt]));
+            }
+        }
+    }
+
+    fn leases_of(&self, job: JobId) -> Vec<Lease> {
+        let low = Lease { job, fence: Fence { term: 0, epoch: 0 } };
+        self.held.range(low..).take_while(|(l, _)| l.job == job).map(|(l, _)| *l).collect()
+    }
+
+    pub(crate) fn on_settled(&mut self, job: JobId, reports: &[FactId]) {
+        for lease in self.leases_of(job) {
+            if let Some(held) = self.held.get_mut(&lease) {
+                held.unsettled.retain(|id| !reports.contains(id));
+            }
+        }
+        if let Some(done) = self.done.get_mut(&job) {
+            done.orphans.retain(|id| !reports.contains(id));
+        }
+    }
+
+    pub(crate) fn on_adopt(&mut self, ctx: &mut Ctx, from: NodeId, old: Lease, new: Option<Fence>, term: u32) {
+        let job = old.job;
+        let leads = ctx.ledger.live(&job).is_some_and(|l| brain_of(&l.state.spec, term) == Some(from) && l.state.term <= term);
+        if !leads {
+            return;
+        }
+        self.report(ctx, old);
+        let mut tasks = Vec::new();
+        let mut reports: Vec<FactId> = self.done.get(&job).map(|d| d.orphans.clone()).unwrap_or_default();
+        if let Some(mut held) = self.held.remove(&old) {
+            reports.extend(held.unsettled.iter().copied());
+            tasks.extend(held.running.keys().map(|(p, t)| (*p, Run { start: *t, len: 1 })));
+            tasks.extend(held.queue.iter().copied());
+            let lease = Lease { job, fence: new.unwrap_or(old.fence) };
+            held.brain = from;
+            held.renewed = ctx.now.at;
+            held.stewards_renewed.clear();
+            if new.is_some() {
+                held.relabel(ctx, old, lease);
+                ctx.state(job, Fact::Claim { fence: lease.fence, slots: held.slots });
+            }
+            self.held.insert(lease, held);
+        }
+        let reports = envelopes(ctx, job, &reports);
+        ctx.send(from, Message::Holding { old, tasks, reports });
+    }
+
+    /// Sends what is finished: at once when nothing else is left to do, otherwise in batches.
+    pub(crate) fn flush(&mut self, ctx: &mut Ctx) {
+        let now = ctx.now.at;
+        let due: Vec<Lease> = self
+            .held
+            .iter()
+            .filter(|(_, h)| {
+                let idle = h.running.is_empty() && h.queue.is_empty();
+                h.buffered > 0 && (idle || h.buffered >= REPORT_ITEMS || now - h.buffer_since >= REPORT_EVERY)
+            })
+            .map(|(l, _)| *l)
+            .collect();
+        for lease in due {
+            self.report(ctx, lease);
+        }
+    }
+
+    fn report(&mut self, ctx: &mut Ctx, lease: Lease) {
+        let Some(held) = self.held.get_mut(&lease).filter(|h| h.buffered > 0) else { return };
+        held.buffered = 0;
+        let mut facts = Vec::new();
+        for (phase, items) in std::mem::take(&mut held.buffer) {
+            for items in cut_items(items) {
+                let (id, envelope) = ctx.state(lease.job, Fact::Report { fence: lease.fence, phase, items });
+                held.unsettled.push(id);
+                facts.push(envelope);
+            }
+        }
+        held.unsettled_sent = ctx.now.at;
+        self.done.entry(lease.job).or_default().reports += u32::try_from(facts.len()).unwrap_or(u32::MAX);
+        ctx.send(held.brain, Message::Report { lease, facts });
+    }
+
+    pub(crate) fn tick(&mut self, ctx: &mut Ctx) {
+        let now = ctx.now.at;
+        if !self.held.is_empty() && now >= self.beat_at {
+            self.beat_at = now + BEAT_EVERY;
+            self.beat(ctx);
+        }
+        let silent: Vec<Lease> =
+            self.held.iter().filter(|(_, h)| now - h.answered() >= FENCE_AFTER).map(|(l, _)| *l).collect();
+        for lease in silent {
+            ctx.note(Note::Fenced { lease });
+            self.drop_held(ctx, lease);
+        }
+        for (lease, held) in &mut self.held {
+            if !held.unsettled.is_empty() && now - held.unsettled_sent >= RESEND_EVERY {
+                held.unsettled_sent = now;
+                let facts = envelopes(ctx, lease.job, &held.unsettled);
+                ctx.send(held.brain, Message::Report { lease: *lease, facts });
+            }
+        }
+    }
+
+    fn beat(&mut self, ctx: &mut Ctx) {
+        self.beat_seq += 1;
+        self.beats.push_back((self.beat_seq, ctx.now.at));
+        if self.beats.len() > BEATS_KEPT {
+            self.beats.pop_front();
+        }
+        let mut by_node: BTreeMap<NodeId, Vec<(Lease, u32)>> = BTreeMap::new();
+        for (lease, held) in &self.held {
+            let open = (*lease, held.open());
+            by_node.entry(held.brain).or_default().push(open);
+            if ctx.now.at - held.renewed >= ASK_STEWARDS_AFTER {
+                for steward in held.spec.brain_set.iter().filter(|n| **n != held.brain) {
+                    by_node.entry(*steward).or_default().push(open);
+                }
+            }
+        }
+        for (node, leases) in by_node {
+            ctx.send(node, Message::Beat { seq: self.beat_seq, leases });
+        }
+    }
+
+    pub(crate) fn on_beat_ack(&mut self, ctx: &mut Ctx, from: NodeId, seq: u64, renewed: &[Lease], void: &[Lease]) {
+        let Some((_, sent)) = self.beats.iter().find(|(s, _)| *s == seq).copied() else { return };
+        for lease in renewed {
+            let Some(held) = self.held.get_mut(lease) else { continue };
+            if held.brain == from {
+                held.renewed = held.renewed.max(sent);
+            } else if held.spec.brain_set.contains(&from) {
+                held.stewards_renewed.insert(from, sent);
+            }
+        }
+        for lease in void {
+            if self.held.get(lease).is_some_and(|h| h.brain == from) {
+                ctx.note(Note::Fenced { lease: *lease });
+                self.drop_held(ctx, *lease);
+            }
+        }
+    }
+
+    pub(crate) fn timeout(&self) -> Option<Time> {
+        let reports = self.held.values().filter(|h| h.buffered > 0).map(|h| h.buffer_since + REPORT_EVERY).min();
+        let beat = (!self.held.is_empty()).then_some(self.beat_at);
+        reports.into_iter().chain(beat).min()
+    }
+}
+
+impl Held {
+    /// When the last beat was sent that someone with the say answered: the brain, or else a majority of its set.
+    fn answered(&self) -> Time {
+        let mut times: Vec<Time> = self.stewards_renewed.values().copied().chain([self.renewed]).collect();
+        times.sort_unstable_by(|a, b| b.cmp(a));
+        let by_majority = times.get(self.spec.majority() - 1).copied().unwrap_or_default();
+        self.renewed.max(by_majority)
+    }
+
+    /// Tasks not yet reported.
+    fn open(&self) -> u32 {
+        let queued: u32 = self.queue.iter().map(|(_, r)| r.len).sum();
+        let rest = self.running.len() + self.buffered;
+        queued.saturating_add(u32::try_from(rest).unwrap_or(u32::MAX))
+    }
+
+    fn start_tasks(&mut self, ctx: &mut Ctx, lease: Lease) {
+        while self.running.len() < self.slots as usize {
+            let Some((phase, run)) = self.queue.front_mut() else { return };
+            let (phase, task) = (*phase, run.start);
+            if phase > 0 && self.sources.whole.is_none() {
+                return;
+            }
+            run.start += 1;
+            run.len -= 1;
+            if run.len == 0 {
+                self.queue.pop_front();
+            }
+            if self.running.insert((phase, task), ctx.now.at).is_some() {
+                continue;
+            }
+            let attempt = ctx.ledger.live(&lease.job).map_or(0, |l| l.state.failures(phase, task).count());
+            ctx.effect(Effect::Start(StartTask {
+                key: TaskKey { lease, phase, task },
+                attempt: u32::try_from(attempt).unwrap_or(u32::MAX),
+                spec: Arc::clone(&self.spec),
+                providers: Arc::clone(&self.providers),
+                sources: if phase > 0 { self.sources.whole.clone() } else { None },
+            }));
+        }
+    }
+
+    /// Queues the tasks of `run` that are neither queued, running, nor reported already.
+    fn requeue_missing(&mut self, ctx: &Ctx, phase: Phase, run: Run) {
+        let mut known = sinew_crdt_state::intervals::IntervalMap::default();
+        let queued = self.queue.iter().filter(|(p, _)| *p == phase).map(|(_, r)| *r);
+        let running = self.running.keys().filter(|(p, _)| *p == phase).map(|(_, t)| Run { start: *t, len: 1 });
+        let buffered = self.buffer.get(&phase).into_iter().flatten().map(item_run);
+        for r in queued.chain(running).chain(buffered) {
+            known.insert(r, &(), |()| false);
+        }
+        // No live entry means no job; the lease ends soon.
+        let facts = ctx.ledger.live_of(&self.spec, &self.unsettled);
+        for statement in facts {
+            if let Fact::Report { phase: p, items, .. } = &statement.fact
+                && *p == phase
+            {
+                items.iter().map(item_run).for_each(|r| known.insert(r, &(), |()| false));
+            }
+        }
+        for task in run.start..run.end() {
+            if known.get(task).is_none() {
+                push_run(&mut self.queue, phase, task);
+            }
+        }
+    }
+
+    /// Goes on under another fence: what runs is stopped under its old name only in the books.
+    fn relabel(&mut self, ctx: &mut Ctx, old: Lease, new: Lease) {
+        ctx.effect(Effect::Relabel { old, new });
+        self.seq = 0;
+    }
+}
+
+fn item_run(item: &ReportItem) -> Run {
+    match item {
+        ReportItem::Plain { run, .. } => *run,
+        ReportItem::Outputs { task, .. } | ReportItem::Failed { task, .. } => Run { start: *task, len: 1 },
+    }
+}
+
+fn push_run(queue: &mut VecDeque<(Phase, Run)>, phase: Phase, task: u32) {
+    match queue.back_mut() {
+        Some((p, run)) if *p == phase && run.end() == task => run.len += 1,
+        _ => queue.push_back((phase, Run { start: task, len: 1 })),
+    }
+}
+
+fn push_item(items: &mut Vec<ReportItem>, task: u32, result: TaskResult) {
+    let usage = result.usage;
+    match result.result {
+        Ok(outputs) if outputs.is_empty() => match items.last_mut() {
+            Some(ReportItem::Plain { run, usage: sum }) if run.end() == task => {
+                run.len += 1;
+                sum.add(usage);
+            }
+            _ => items.push(ReportItem::Plain { run: Run { start: task, len: 1 }, usage }),
+        },
+        Ok(outputs) => items.push(ReportItem::Outputs { task, outputs, usage }),
+        Err(mut failure) => {
+            failure.message = sinew_crdt_state::rules::clip(failure.message);
+            failure.stderr_tail = sinew_crdt_state::rules::clip(failure.stderr_tail);
+            items.push(ReportItem::Failed { task, failure, usage });
+        }
+    }
+}
+
+/// Cuts items into facts of bounded size.
+fn cut_items(items: Vec<ReportItem>) -> Vec<Vec<ReportItem>> {
+    let mut cuts: Vec<Vec<ReportItem>> = vec![Vec::new()];
+    let mut bytes = 0;
+    for item in items {
+        let size = match &item {
+            ReportItem::Plain { .. } => 64,
+            ReportItem::Outputs { outputs, .. } => 96 + outputs.iter().map(|o| o.name.len() + 64).sum::<usize>(),
+            ReportItem::Failed { failure, .. } => 160 + failure.message.len() + failure.stderr_tail.len(),
+        };
+        let full = cuts.last().is_some_and(|c| c.len() >= sinew_crdt_state::fact::ITEMS_MAX);
+        if full || (bytes > 0 && bytes + size > REPORT_BYTES_MAX) {
+            cuts.push(Vec::new());
+            bytes = 0;
+        }
+        bytes += size;
+        if let Some(cut) = cuts.last_mut() {
+            cut.push(item);
+        }
+    }
+    cuts
+}
+
+/// The envelopes of own facts that are still in the ledger.
+fn envelopes(ctx: &Ctx, job: JobId, ids: &[FactId]) -> Vec<Envelope> {
+    let Some(live) = ctx.ledger.live(&job) else { return Vec::new() };
+    ids.iter().filter_map(|id| live.facts.get(id).cloned()).collect()
+}
+
+/// Blobs of a job's inputs, for reuse by stewards and workers.
+pub(crate) fn missing_blobs(blobs: &[BlobRef], held: &std::collections::BTreeSet<Hash>) -> Vec<BlobRef> {
+    blobs.iter().filter(|b| !held.contains(&b.hash)).copied().collect()
+}
+
+/// How far ahead a beat is due, for drivers that want to know.
+#[must_use]
+pub const fn beat_period() -> Span {
+    BEAT_EVERY
+}
