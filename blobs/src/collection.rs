@@ -91,10 +91,7 @@ impl BlobStore {
     ///
     /// # Errors
     /// [`AddError::Name`], [`AddError::TooMany`], or the store's failure.
-    pub async fn add_collection(
-        &self,
-        files: Vec<(String, Added)>,
-    ) -> Result<(Collection, crate::TempTag), AddError> {
+    pub async fn add_collection(&self, files: Vec<(String, Added)>) -> Result<(Collection, crate::TempTag), AddError> {
         check_names(files.iter().map(|(name, _)| name.as_str()))?;
         let names: IrohCollection = files.iter().map(|(name, added)| (name.clone(), to_iroh(added.hash))).collect();
         let mut blobs = names.to_blobs();
@@ -123,11 +120,9 @@ impl BlobStore {
             return Err(malformed("it has more names than files or fewer"));
         }
         check_names(names.iter().map(String::as_str)).map_err(|error| match error {
-            AddError::Name { path, source } => CollectionError::Name {
-                hash,
-                name: path.to_string_lossy().escape_debug().take(80).collect(),
-                source,
-            },
+            AddError::Name { path, source } => {
+                CollectionError::Name { hash, name: path.to_string_lossy().escape_debug().take(80).collect(), source }
+            }
             _ => malformed("it has too many files"),
         })?;
         let sizes = futures::stream::iter(files.iter().map(|file| self.has(*file))).buffered(64);

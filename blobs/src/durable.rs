@@ -8,12 +8,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use iroh_blobs::HashAndFormat;
+use iroh_blobs::api::Store;
 use iroh_blobs::api::blobs::BlobStatus;
 use sinew_crdt_state::ids::Hash;
 use tokio::sync::oneshot;
 
 use crate::error::StoreError;
-use crate::store::BlobStore;
+use crate::store::{BlobStore, Format, to_iroh};
 
 type Outcome = Result<(), Arc<StoreError>>;
 
@@ -95,10 +97,21 @@ impl BlobStore {
     }
 
     async fn sync_round(&self, hashes: BTreeSet<Hash>) -> Result<(), StoreError> {
-        let lookups = hashes.into_iter().map(|hash| async move { (hash, self.status(hash).await) });
+        // One and the same run of the database throughout: were it to die and be reopened in between, a commit of the
+        // new one would say nothing about what the old one lost.
+        let store = self.files()?;
+        let result = self.sync_round_on(&store, hashes).await;
+        if matches!(result, Err(StoreError::Backend { .. })) {
+            self.heal().await;
+        }
+        result
+    }
+
+    async fn sync_round_on(&self, store: &Store, hashes: BTreeSet<Hash>) -> Result<(), StoreError> {
+        let lookups = hashes.into_iter().map(|hash| async move { (hash, store.status(to_iroh(hash)).await) });
         let mut files = Vec::new();
         for (hash, status) in futures::future::join_all(lookups).await {
-            match status? {
+            match status.map_err(|error| StoreError::backend("look up a blob", error))? {
                 BlobStatus::Complete { size } if size > self.0.options.inline_max => files.push(hash),
                 BlobStatus::Complete { .. } => {}
                 _ => return Err(StoreError::NotComplete { hash }),
@@ -112,9 +125,33 @@ impl BlobStore {
             let synced = tokio::task::spawn_blocking(move || sync_files(&paths, &dir)).await;
             synced.map_err(|error| StoreError::Backend { action: "sync files", source: io::Error::other(error) })??;
         }
-        // Ends the open transaction, whose commit is an fsync, and reports if that failed.
-        self.run("commit", |store| async move { Ok(store.sync_db().await?) }).await
+        commit(store).await
     }
+
+    /// Sets `name` to `hash` like [`Self::tag`] and returns once both the blob and the tag would survive a power cut.
+    ///
+    /// # Errors
+    /// As [`Self::ensure_durable`].
+    pub async fn tag_durably(&self, name: &str, hash: Hash, format: Format) -> Result<(), StoreError> {
+        self.ensure_durable(hash).await?;
+        let _no_gc = self.0.gc.hold_off().await;
+        let store = self.files()?;
+        let value = HashAndFormat::new(to_iroh(hash), format.into());
+        let set = store.tags().set(name, value).await;
+        let result = match set.map_err(|error| StoreError::backend("set a tag", error)) {
+            Ok(()) => commit(&store).await,
+            Err(error) => Err(error),
+        };
+        if result.is_err() {
+            self.heal().await;
+        }
+        result
+    }
+}
+
+/// Ends the open transaction, whose commit is an fsync; fails if that failed.
+async fn commit(store: &Store) -> Result<(), StoreError> {
+    store.sync_db().await.map_err(|error| StoreError::backend("commit", error))
 }
 
 fn sync_files(paths: &[PathBuf], dir: &Path) -> Result<(), StoreError> {

@@ -47,8 +47,8 @@ impl BlobStore {
         std::fs::create_dir_all(root).map_err(target)?;
         let exports = collection.entries.iter().map(|entry| async move {
             let path = root.join(&entry.name);
-            let (dir, name) = open_parent(root, &entry.name)
-                .map_err(|source| ExportError::Target { path: path.clone(), source })?;
+            let (dir, name) =
+                open_parent(root, &entry.name).map_err(|source| ExportError::Target { path: path.clone(), source })?;
             self.export_into(entry.hash, dir, name, &path).await
         });
         let mut running = futures::stream::iter(exports).buffer_unordered(EXPORT_AT_ONCE);

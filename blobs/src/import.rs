@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
@@ -10,7 +12,8 @@ use iroh_blobs::api::Store;
 use iroh_blobs::api::blobs::{AddBytesOptions, AddPathOptions, AddProgressItem, BlobStatus};
 use sinew_crdt_state::ids::Hash;
 use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 
 use crate::error::{AddError, StoreError};
 use crate::pins::TempTag;
@@ -21,6 +24,9 @@ use crate::store::{BlobStore, Format, from_iroh};
 const STREAM_PIECE: usize = 1 << 20;
 /// Pieces under way between the reader of a stream and the store.
 const STREAM_DEPTH: usize = 4;
+
+/// How long to wait for the store to notice an abandoned import before its temporary file is left to a later sweep.
+const ABORT_WAIT: Duration = Duration::from_millis(500);
 
 /// A blob that was added.
 #[derive(Debug)]
@@ -68,19 +74,17 @@ impl BlobStore {
 
     pub(crate) async fn add_bytes_as(&self, data: Bytes, format: Format) -> Result<Added, AddError> {
         let size = data.len() as u64;
-        // Swept in the middle, or the database died: both are cured by doing it again once.
-        for retry in [true, false] {
+        let mut again = Again::default();
+        loop {
             let options = AddBytesOptions { data: data.clone(), format: format.into() };
             let import = |store: Store| async move {
                 store.add_bytes_with_opts(options).temp_tag().await.map_err(|error| unwrap_io(error.into()))
             };
-            match self.import(size, false, import).await {
-                Err(AddError::Collected { .. }) if retry => {}
-                Err(AddError::Store(StoreError::Backend { .. })) if retry && self.heal().await => {}
-                result => return result,
+            let result = self.import(size, false, import).await;
+            if !again.helps(self, &result).await {
+                return result;
             }
         }
-        unreachable!("the second attempt returns")
     }
 
     /// Adds the file at `path`.
@@ -94,24 +98,26 @@ impl BlobStore {
         on_progress: Option<OnImportProgress>,
     ) -> Result<Added, AddError> {
         let (absolute, size) = look_at(path)?;
-        for retry in [true, false] {
+        let mut again = Again::default();
+        loop {
             let options = AddPathOptions { path: absolute.clone(), format: Format::Raw.into(), mode: mode.into() };
             let on_progress = on_progress.clone();
             let import = |store: Store| async move {
                 let items = store.add_path_with_opts(options).stream().await;
                 follow(items, on_progress.as_deref()).await
             };
-            let external = mode == ImportMode::Reference;
-            match self.import(size, external, import).await {
-                Err(AddError::Collected { .. }) if retry => {}
-                Err(AddError::Store(StoreError::Backend { source, .. })) if is_source_fault(&source) => {
-                    return Err(AddError::Unreadable { path: path.to_owned(), source });
-                }
-                Err(AddError::Store(StoreError::Backend { .. })) if retry && self.heal().await => {}
-                result => return result,
+            let result = self.import(size, mode == ImportMode::Reference, import).await;
+            if let Err(AddError::Store(StoreError::Backend { source, .. })) = &result
+                && is_source_fault(source)
+            {
+                // It was there a moment ago: removed or made unreadable meanwhile.
+                let source = io::Error::new(source.kind(), source.to_string());
+                return Err(AddError::Unreadable { path: path.to_owned(), source });
+            }
+            if !again.helps(self, &result).await {
+                return result;
             }
         }
-        unreachable!("the second attempt returns")
     }
 
     /// Adds everything `source` yields until its end.
@@ -120,7 +126,7 @@ impl BlobStore {
     /// [`AddError::Source`] when it fails, [`AddError::NoSpace`] when the disk fills, [`AddError::Collected`] in a rare
     /// race with a collection, since a stream cannot be read twice.
     pub async fn add_stream(&self, mut source: impl AsyncRead + Send + Unpin) -> Result<Added, AddError> {
-        let (pieces, mut queue) = mpsc::channel::<io::Result<Bytes>>(STREAM_DEPTH);
+        let (pieces, mut queue) = mpsc::channel::<Bytes>(STREAM_DEPTH);
         let pump = async move {
             let mut sent = 0u64;
             loop {
@@ -135,45 +141,54 @@ impl BlobStore {
                 }
                 self.0.space.check(piece.len() as u64)?;
                 sent += piece.len() as u64;
-                if pieces.send(Ok(piece.freeze())).await.is_err() {
+                if pieces.send(piece.freeze()).await.is_err() {
                     // The store gave up; it says why.
                     return Ok(sent);
                 }
             }
         };
-        // An end of the queue before the pump's success must not look like the end of the data.
-        let (ended_well, whether_well) = tokio::sync::oneshot::channel::<()>();
+        // When the source fails its end must not look like the end of the data, and iroh-blobs 0.104 panics now and then
+        // on a stream that yields an error: so the stream then never ends, and the import is dropped.
+        let (ended_well, mut whether_well) = oneshot::channel::<()>();
         let pump = async move {
-            let result: Result<u64, AddError> = pump.await;
-            if result.is_ok() {
+            let sent: Result<u64, AddError> = pump.await;
+            if sent.is_ok() {
                 let _ = ended_well.send(());
             }
-            result
+            sent
         };
-        let mut whether_well = Some(whether_well);
         let data = futures::stream::poll_fn(move |cx| match queue.poll_recv(cx) {
-            std::task::Poll::Ready(None) => {
-                let whole = whether_well.take().is_none_or(|mut well| well.try_recv().is_ok());
-                std::task::Poll::Ready((!whole).then(|| Err(io::ErrorKind::UnexpectedEof.into())))
-            }
-            other => other,
+            Poll::Ready(None) if whether_well.try_recv().is_ok() => Poll::Ready(None),
+            Poll::Ready(None) => Poll::Pending,
+            Poll::Ready(Some(piece)) => Poll::Ready(Some(Ok(piece))),
+            Poll::Pending => Poll::Pending,
         });
-        let import = |store: Store| async move {
-            let items = store.add_stream(data).await.stream().await;
+        let import = self.import(0, false, |store: Store| async move {
+            let items = store.add_stream(data.fuse()).await.stream().await;
             follow(items, None).await
-        };
-        let (pumped, added) = tokio::join!(pump, self.import(0, false, import));
-        let size = pumped?;
-        added.map(|added| Added { size, ..added })
+        });
+        match futures::future::try_join(pump, async { Ok(import.await) }).await {
+            Ok((size, added)) => match added {
+                Err(error @ AddError::Collected { .. }) => {
+                    // Its entry outlived its file; the next collection takes that too.
+                    self.run_gc_once().await?;
+                    Err(error)
+                }
+                added => added.map(|added| Added { size, ..added }),
+            },
+            Err(error) => {
+                // The store notices soon and leaves a temporary file. It may be too busy with others to be idle at all.
+                if let Ok(files) = self.files() {
+                    let _ = timeout(ABORT_WAIT, files.wait_idle()).await;
+                }
+                self.0.sweep_temp();
+                Err(error)
+            }
+        }
     }
 
     /// Runs one import and turns its result into a guarded blob. `external` skips looking for a data file.
-    async fn import<Fut>(
-        &self,
-        size: u64,
-        external: bool,
-        import: impl FnOnce(Store) -> Fut,
-    ) -> Result<Added, AddError>
+    async fn import<Fut>(&self, size: u64, external: bool, import: impl FnOnce(Store) -> Fut) -> Result<Added, AddError>
     where
         Fut: Future<Output = Result<iroh_blobs::api::TempTag, io::Error>>,
     {
@@ -214,6 +229,30 @@ impl BlobStore {
             BlobStatus::Complete { size } if size <= self.0.options.inline_max || external => Ok(()),
             BlobStatus::Complete { .. } if self.0.data_file(hash).exists() => Ok(()),
             _ => Err(AddError::Collected { hash }),
+        }
+    }
+}
+
+/// Whether to do an addition again: at most once for each of the failures that a second attempt cures.
+#[derive(Debug, Default)]
+struct Again {
+    healed: bool,
+    /// Held while trying again, so that no further collection can condemn the blob.
+    kept: Option<TempTag>,
+}
+
+impl Again {
+    async fn helps(&mut self, store: &BlobStore, result: &Result<Added, AddError>) -> bool {
+        match result {
+            Err(AddError::Collected { hash }) if self.kept.is_none() => {
+                self.kept = Some(store.temp_tag(*hash, Format::Raw).await);
+                true
+            }
+            Err(AddError::Store(StoreError::Backend { .. })) if !self.healed => {
+                self.healed = store.heal().await;
+                self.healed
+            }
+            _ => false,
         }
     }
 }
@@ -262,10 +301,7 @@ async fn follow(
 }
 
 fn is_source_fault(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound | io::ErrorKind::IsADirectory
-    )
+    matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound | io::ErrorKind::IsADirectory)
 }
 
 fn unwrap_io(error: iroh_blobs::api::Error) -> io::Error {

@@ -107,7 +107,11 @@ async fn parse(mut bytes: Bytes) -> Result<Request, ServeError> {
     let body = bytes.get(1..).unwrap_or_default();
     match bytes.first() {
         Some(0) => {
-            let (_hash, ranges): ([u8; Hash::LEN], RawRanges) = postcard::from_bytes(body).map_err(garbage)?;
+            let parsed = postcard::take_from_bytes::<([u8; Hash::LEN], RawRanges)>(body);
+            let ((_hash, ranges), rest) = parsed.map_err(garbage)?;
+            if !rest.is_empty() {
+                return Err(ServeError::Garbage(io::ErrorKind::InvalidData.into()));
+            }
             // The library walks every unselected child up to the last selected one, whether they exist or not.
             let reach = ranges.iter().fold(0u64, |reach, (delta, _)| reach.saturating_add(*delta));
             if reach > CHILDREN_MAX as u64 {

@@ -19,8 +19,8 @@ pub struct Tag {
 }
 
 impl BlobStore {
-    /// Sets `name` to `hash`, replacing what it named before. The blob need not be here yet. The tag is durable after
-    /// the next [`BlobStore::ensure_durable`] or within half a second.
+    /// Sets `name` to `hash`, replacing what it named before. The blob need not be here yet. The tag is
+    /// durable within half a second unless the disk fails; [`BlobStore::tag_durably`] waits for that.
     ///
     /// # Errors
     /// [`StoreError`] when the store fails.

@@ -65,6 +65,47 @@ impl<V: Clone + PartialEq> IntervalMap<V> {
         self.runs.insert(start, (end, value));
     }
 
+    /// Takes out whatever lies within `run`, cutting runs at its ends.
+    pub fn take(&mut self, run: Run) -> Vec<(Run, V)> {
+        let touched: Vec<(Run, V)> = self.overlapping(run).map(|(r, v)| (r, v.clone())).collect();
+        let mut taken = Vec::with_capacity(touched.len());
+        for (old, value) in touched {
+            self.runs.remove(&old.start);
+            let (start, end) = (old.start.max(run.start), old.end().min(run.end()));
+            if old.start < start {
+                self.runs.insert(old.start, (start, value.clone()));
+            }
+            if end < old.end() {
+                self.runs.insert(end, (old.end(), value.clone()));
+            }
+            taken.push((Run { start, len: end - start }, value));
+        }
+        taken
+    }
+
+    /// Whether no task has a value.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.runs.is_empty()
+    }
+
+    /// The parts of `run` without a value.
+    #[must_use]
+    pub fn gaps_in(&self, run: Run) -> Vec<Run> {
+        let mut gaps = Vec::new();
+        let mut at = run.start;
+        for (old, _) in self.overlapping(run) {
+            if at < old.start {
+                gaps.push(Run { start: at, len: old.start - at });
+            }
+            at = at.max(old.end());
+        }
+        if at < run.end() {
+            gaps.push(Run { start: at, len: run.end() - at });
+        }
+        gaps
+    }
+
     /// The value of one task.
     #[must_use]
     pub fn get(&self, task: u32) -> Option<&V> {
@@ -96,18 +137,7 @@ impl<V: Clone + PartialEq> IntervalMap<V> {
     /// The runs within `0..total` without a value.
     #[must_use]
     pub fn gaps(&self, total: u32) -> Vec<Run> {
-        let mut gaps = Vec::new();
-        let mut at = 0;
-        for (start, (end, _)) in &self.runs {
-            if at < (*start).min(total) {
-                gaps.push(Run { start: at, len: (*start).min(total) - at });
-            }
-            at = *end;
-        }
-        if at < total {
-            gaps.push(Run { start: at, len: total - at });
-        }
-        gaps
+        self.gaps_in(Run { start: 0, len: total })
     }
 }
 
@@ -137,6 +167,13 @@ mod tests {
             prop_assert_eq!(map.count(), model.iter().flatten().count() as u64);
             let gaps: u64 = map.gaps(80).iter().map(|r| u64::from(r.len)).sum();
             prop_assert_eq!(gaps, 80 - map.count());
+            let window = Run { start: 20, len: 25 };
+            let mut cut = map.clone();
+            let taken: u64 = cut.take(window).iter().map(|(r, _)| u64::from(r.len)).sum();
+            let there = model[20..45].iter().flatten().count() as u64;
+            prop_assert_eq!(taken, there);
+            prop_assert_eq!(cut.count(), map.count() - there);
+            prop_assert_eq!(cut.gaps_in(window), vec![window]);
             let runs: Vec<_> = map.iter().map(|(r, v)| (r, *v)).collect();
             for pair in runs.windows(2) {
                 prop_assert!(pair[0].0.end() < pair[1].0.start || pair[0].1 != pair[1].1, "merged");

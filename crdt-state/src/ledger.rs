@@ -77,6 +77,8 @@ pub struct LiveEntry {
     pub state: JobState,
     /// The facts.
     pub facts: BTreeMap<FactId, Envelope>,
+    /// The fact that brought the spec.
+    pub submit: FactId,
     sum: Digest,
 }
 
@@ -211,7 +213,7 @@ impl Ledger {
             }
         } else {
             let state = self.open_submit(envelope, &opened.statement, &roles)?;
-            self.live.insert(entry, LiveEntry { state, facts: BTreeMap::new(), sum: 0 });
+            self.live.insert(entry, LiveEntry { state, facts: BTreeMap::new(), submit: opened.id, sum: 0 });
         }
         self.insert(envelope, opened, now_ms);
         Ok(Admitted::New(opened.id))

@@ -293,7 +293,9 @@ impl JobState {
             Some(Outcome::Cancelled) => return Status::Cancelled,
             None => {}
         }
-        let mut live = self.awards.iter().filter(|(_, a)| a.revoked.is_none()).peekable();
+        // A new brain renews the awards that go on; those of earlier terms are over.
+        let current = self.awards.last_key_value().map_or(0, |(fence, _)| fence.term);
+        let mut live = self.awards.iter().filter(|(f, a)| a.revoked.is_none() && f.term == current).peekable();
         if live.peek().is_some() {
             let claimed = live.any(|(fence, a)| self.claims.contains(&(*fence, a.node)));
             let unaccepted = self.reported.iter().zip(&self.accepted).any(|(r, a)| r.count() > a.count());

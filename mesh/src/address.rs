@@ -91,7 +91,9 @@ mod tests {
     #[test]
     fn loopback_is_kept_only_among_loopback_peers() {
         let told = || {
-            ["/ip4/127.0.0.1/tcp/1", "/ip4/0.0.0.0/tcp/1", "/ip4/10.0.0.1/tcp/1"].map(|a| a.parse().expect("addr")).to_vec()
+            ["/ip4/127.0.0.1/tcp/1", "/ip4/0.0.0.0/tcp/1", "/ip4/10.0.0.1/tcp/1"]
+                .map(|a| a.parse().expect("addr"))
+                .to_vec()
         };
         let far: Multiaddr = "/ip4/10.0.0.2/tcp/5".parse().expect("addr");
         let near: Multiaddr = "/ip4/127.0.0.1/tcp/5".parse().expect("addr");

@@ -5,17 +5,22 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use libp2p::connection_limits::{self, ConnectionLimits};
-use libp2p::gossipsub::{self, IdentTopic, MessageAuthenticity, MessageId, PeerScoreParams, PeerScoreThresholds, TopicScoreParams};
+use libp2p::gossipsub::{
+    self, IdentTopic, MessageAuthenticity, MessageId, PeerScoreParams, PeerScoreThresholds, TopicScoreParams,
+};
 use libp2p::identity::Keypair;
 use libp2p::kad::store::MemoryStore;
 use libp2p::swarm::NetworkBehaviour;
 use libp2p::swarm::behaviour::toggle::Toggle;
-use libp2p::{PeerId, StreamProtocol, Swarm, SwarmBuilder, autonat, dcutr, identify, kad, mdns, noise, ping, relay, tcp, yamux};
+use libp2p::{
+    PeerId, StreamProtocol, Swarm, SwarmBuilder, autonat, dcutr, identify, kad, mdns, noise, ping, relay, tcp, yamux,
+};
 use sinew_crdt_state::identity::Identity;
 use sinew_crdt_state::ids::{Hash, MeshId};
 
 use crate::config::{
-    CONNECTIONS_PER_PEER_MAX, GOSSIP_LEN_MAX, IDLE_TIMEOUT, MeshConfig, PENDING_INBOUND_MAX, PING_INTERVAL, PING_TIMEOUT,
+    CONNECTIONS_PER_PEER_MAX, GOSSIP_LEN_MAX, IDLE_TIMEOUT, MeshConfig, PENDING_INBOUND_MAX, PING_INTERVAL,
+    PING_TIMEOUT,
 };
 use crate::error::StartError;
 use crate::event::Topic;
@@ -73,7 +78,12 @@ impl Behaviour {
         self.dcutr.admit(peer);
     }
 
-    fn new(config: &MeshConfig, mesh: &MeshId, key: &Keypair, relay_client: relay::client::Behaviour) -> Result<Self, StartError> {
+    fn new(
+        config: &MeshConfig,
+        mesh: &MeshId,
+        key: &Keypair,
+        relay_client: relay::client::Behaviour,
+    ) -> Result<Self, StartError> {
         let me = key.public().to_peer_id();
         let limits = ConnectionLimits::default()
             .with_max_pending_incoming(Some(PENDING_INBOUND_MAX))
@@ -92,9 +102,13 @@ impl Behaviour {
             kad: Gate::new(toggle(config.kad).map(|()| kademlia(mesh, me)).into()),
             mdns: toggle(config.mdns).and_then(|()| local_discovery(me)).into(),
             relay_client,
-            relay_server: Gate::new(toggle(config.relay_server).map(|()| relay::Behaviour::new(me, relay_limits())).into()),
+            relay_server: Gate::new(
+                toggle(config.relay_server).map(|()| relay::Behaviour::new(me, relay_limits())).into(),
+            ),
             autonat_client: Gate::new(toggle(config.autonat).map(|()| reachability()).into()),
-            autonat_server: Gate::new(toggle(config.autonat).map(|()| autonat::v2::server::Behaviour::default()).into()),
+            autonat_server: Gate::new(
+                toggle(config.autonat).map(|()| autonat::v2::server::Behaviour::default()).into(),
+            ),
             dcutr: Gate::new(toggle(config.dcutr).map(|()| dcutr::Behaviour::new(me)).into()),
         })
     }
@@ -245,7 +259,11 @@ where
 }
 
 /// The node's swarm. It does not listen yet.
-pub(crate) fn node_swarm(config: &MeshConfig, mesh: &MeshId, identity: &Identity) -> Result<Swarm<Behaviour>, StartError> {
+pub(crate) fn node_swarm(
+    config: &MeshConfig,
+    mesh: &MeshId,
+    identity: &Identity,
+) -> Result<Swarm<Behaviour>, StartError> {
     // The builder wants a constructor that cannot fail, so the parameters that can are tried out first.
     let key = keypair(identity);
     gossip(mesh, &key)?;

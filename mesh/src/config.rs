@@ -19,6 +19,9 @@ pub(crate) const JOIN_BURST: u32 = 8;
 
 /// First redial after a working connection dropped: most drops are a restart or a cable, and work waits for it.
 pub(crate) const REDIAL_FIRST: Duration = Duration::from_millis(100);
+/// A membership that lasted this long was a good one. A peer that drops sooner, again and again, is redialled with
+/// backoff like one that does not answer.
+pub(crate) const STABLE: Duration = Duration::from_secs(5);
 /// Delay after the first failed dial (feature M5).
 pub(crate) const REDIAL_MIN: Duration = Duration::from_secs(1);
 /// Longest delay between dials (feature M5).

@@ -8,7 +8,7 @@ use libp2p::{Multiaddr, PeerId};
 
 use crate::address::{peer_of, without_peer};
 use crate::config::{
-    ADDRS_PER_PEER_MAX, REDIAL_FIRST, REDIAL_MAX, REDIAL_MIN, ROUTES_MAX, STRANGER_DIALS_MAX, YIELD_DELAY,
+    ADDRS_PER_PEER_MAX, REDIAL_FIRST, REDIAL_MAX, REDIAL_MIN, ROUTES_MAX, STABLE, STRANGER_DIALS_MAX, YIELD_DELAY,
 };
 use crate::guard::jittered;
 
@@ -36,6 +36,10 @@ struct Route {
     source: Source,
     connected: bool,
     failures: u32,
+    /// Since when it is connected as a member.
+    since: Option<Instant>,
+    /// Memberships in a row that did not last.
+    flaps: u32,
     next: Option<Instant>,
 }
 
@@ -88,6 +92,8 @@ impl Dialer {
             source,
             connected: false,
             failures: 0,
+            since: None,
+            flaps: 0,
             next: Some(now + delay),
         });
         route.source = route.source.max(source);
@@ -117,6 +123,23 @@ impl Dialer {
         }
     }
 
+    /// Dials `peer` soon because there is something for it. `false` when that has just failed or no address is known:
+    /// then the backoff stands.
+    pub(crate) fn nudge(&mut self, peer: &PeerId, now: Instant) -> bool {
+        let hope =
+            |route: &Route| route.connected || (route.failures == 0 && route.flaps < 2 && !route.addrs.is_empty());
+        let hopeful = self.routes.get(peer).is_some_and(hope);
+        if hopeful {
+            self.dial_now(peer, now);
+        }
+        hopeful
+    }
+
+    /// Strikes `peer` from the book.
+    pub(crate) fn forget(&mut self, peer: &PeerId) {
+        self.routes.remove(peer);
+    }
+
     /// Does not dial `peer` before `until`.
     pub(crate) fn hold(&mut self, peer: &PeerId, until: Instant) {
         if let Some(route) = self.routes.get_mut(peer) {
@@ -142,9 +165,10 @@ impl Dialer {
     }
 
     /// `peer` has shown membership: its past failures no longer count.
-    pub(crate) fn ready(&mut self, peer: &PeerId) {
+    pub(crate) fn ready(&mut self, peer: &PeerId, now: Instant) {
         if let Some(route) = self.routes.get_mut(peer) {
             (route.failures, route.source) = (0, Source::Member);
+            route.since = route.since.or(Some(now));
         }
         for entry in self.bootstrap.iter_mut().filter(|entry| entry.reached == Some(*peer)) {
             entry.failures = 0;
@@ -156,8 +180,14 @@ impl Dialer {
         if let Some(route) = self.routes.get_mut(peer) {
             route.connected = false;
             if member {
-                route.next = Some(now + jittered(REDIAL_FIRST));
-                self.wake = Some(self.wake.map_or(now, |wake| wake.min(now + REDIAL_FIRST)));
+                if route.since.take().is_some_and(|since| now.saturating_duration_since(since) >= STABLE) {
+                    route.flaps = 0;
+                }
+                let delay = if route.flaps == 0 { jittered(REDIAL_FIRST) } else { backoff(route.flaps) };
+                route.flaps = route.flaps.saturating_add(1);
+                let next = Some(now + delay);
+                route.next = next;
+                self.wake_by(next);
             } else {
                 self.failed(peer, now);
             }
@@ -203,7 +233,8 @@ impl Dialer {
     }
 
     /// Whether an address of `peer` is known.
-    pub(crate) fn knows(&self, peer: &PeerId) -> bool {
+    #[cfg(test)]
+    fn knows(&self, peer: &PeerId) -> bool {
         self.routes.get(peer).is_some_and(|route| !route.addrs.is_empty())
     }
 
@@ -228,9 +259,9 @@ impl Dialer {
         for (peer, route) in self.routes.iter_mut().filter(|(_, route)| !route.connected) {
             match route.next {
                 Some(next) if next <= now => {
-                    // Should the outcome never be reported, the dial is made again after the longest backoff.
-                    route.next = Some(now + REDIAL_MAX);
-                    later(now + REDIAL_MAX);
+                    // Should the outcome never be reported, the dial is made again long after any backoff.
+                    route.next = Some(now + REDIAL_MAX * 2);
+                    later(now + REDIAL_MAX * 2);
                     if !route.addrs.is_empty() {
                         dials.push(Dial::Peer(*peer, route.addrs.clone()));
                     }
@@ -244,8 +275,8 @@ impl Dialer {
             match entry.next {
                 Some(_) if connected => entry.next = None,
                 Some(next) if next <= now => {
-                    entry.next = Some(now + REDIAL_MAX);
-                    later(now + REDIAL_MAX);
+                    entry.next = Some(now + REDIAL_MAX * 2);
+                    later(now + REDIAL_MAX * 2);
                     dials.push(Dial::Bootstrap(index, entry.addr.clone()));
                 }
                 Some(next) => later(next),
@@ -296,10 +327,15 @@ mod tests {
         }
         assert!(last >= REDIAL_MAX);
         dialer.connected(&peer);
-        dialer.ready(&peer);
+        dialer.ready(&peer, now);
         dialer.disconnected(&peer, true, now);
         assert!(dialer.due(now).is_empty());
         assert_eq!(dialer.due(now + REDIAL_FIRST * 2).len(), 1, "the first redial is quick");
+        dialer.connected(&peer);
+        dialer.ready(&peer, now);
+        dialer.disconnected(&peer, true, now);
+        assert!(dialer.due(now + REDIAL_FIRST * 2).is_empty(), "a peer that flaps is backed off");
+        assert!(!dialer.nudge(&peer, now), "and sending does not undo that");
     }
 
     #[test]

@@ -97,7 +97,8 @@ pub enum DropReason {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum MeshEvent {
-    /// A member is connected and both sides have verified each other. Frames to it flow from now on.
+    /// A member is connected and has shown its certificate. Frames to it are taken from now on, and flow as soon as it
+    /// has accepted ours; should it refuse us, a [`Self::PeerDown`] follows.
     PeerUp {
         /// Who.
         node: NodeId,

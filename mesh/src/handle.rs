@@ -97,7 +97,7 @@ impl Mesh {
     }
 
     /// Queues `frame` for `to`. It is sent at most once, in order within its class while the connection lasts. A peer
-    /// that is not connected is dialled; the frame waits for the outcome and is lost if there is none.
+    /// that is not connected is dialled, unless that has just failed; the frame waits for the outcome.
     ///
     /// # Errors
     /// [`SendError`]; the frame was not taken.
@@ -107,12 +107,14 @@ impl Mesh {
         }
         let links = self.shared.links.read().unwrap_or_else(PoisonError::into_inner);
         let link = links.get(&to).ok_or(SendError::NoRoute)?;
-        if !link.up.load(Ordering::Relaxed) {
-            self.driver.send(Command::Dial(to)).map_err(|_| SendError::Closed)?;
-        } else if self.driver.is_closed() {
+        if self.driver.is_closed() {
             return Err(SendError::Closed);
         }
-        link.lane(class).push(frame)
+        link.lane(class).push(frame)?;
+        if !link.up.load(Ordering::Relaxed) {
+            self.tell(Command::Dial(to));
+        }
+        Ok(())
     }
 
     /// Gossips `data` to every member. Content-addressed: the same bytes again within a minute go nowhere, so put a
@@ -149,6 +151,11 @@ impl Mesh {
     /// Remembers where `node` can be dialled, and dials it if it is not connected.
     pub fn add_peer_addrs(&self, node: NodeId, addrs: Vec<Multiaddr>) {
         self.tell(Command::Learn(node, addrs));
+    }
+
+    /// Stops dialling `node`: it left the mesh. A connection that stands is not touched.
+    pub fn forget_peer(&self, node: NodeId) {
+        self.tell(Command::Forget(node));
     }
 
     /// Teaches the mesh a member's credential from elsewhere (the ledger), so that its gossip is accepted before it has

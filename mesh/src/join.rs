@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use futures::{AsyncReadExt, AsyncWriteExt, StreamExt};
 use libp2p::multiaddr::Protocol;
 use libp2p::swarm::dial_opts::DialOpts;
-use libp2p::swarm::{DialError, NetworkBehaviour, SwarmEvent};
+use libp2p::swarm::{ConnectionId, DialError, NetworkBehaviour, SwarmEvent};
 use libp2p::{Multiaddr, PeerId, Stream, Swarm, TransportError, relay};
 use serde::{Deserialize, Serialize};
 use sinew_crdt_state::certificate::{Credential, TICKET_ADDRS_MAX, Ticket, TicketError};
@@ -55,6 +55,7 @@ pub(crate) struct Serve {
     pub(crate) me: NodeId,
     pub(crate) newcomer: NodeId,
     pub(crate) peer: PeerId,
+    pub(crate) connection: ConnectionId,
     pub(crate) clock: Clock,
     pub(crate) driver: mpsc::Sender<Internal>,
 }
@@ -64,17 +65,19 @@ impl Serve {
     pub(crate) async fn run(self, mut stream: Stream) {
         let outcome = self.answer(&mut stream).await;
         let (message, refusal) = match outcome {
-            Ok(credential) => (JoinMessage::Issued(Box::new(credential)), None),
-            Err(Refusal::Join(why)) => (JoinMessage::Refused(why), Some(Refusal::Join(why))),
-            Err(other) => (JoinMessage::Refused(JoinRefusal::Declined), Some(other)),
+            Ok(credential) => (Some(JoinMessage::Issued(Box::new(credential))), None),
+            Err(Refusal::Join(why)) => (Some(JoinMessage::Refused(why)), Some(Refusal::Join(why))),
+            Err(other) => (None, Some(other)),
         };
-        if write_message(&mut stream, &message).await.is_ok() {
+        let ended = Internal::JoinEnded { peer: self.peer, connection: self.connection, refusal };
+        // A driver that is gone has closed the connection anyway.
+        let _ = self.driver.send(ended).await;
+        if let Some(message) = message
+            && write_message(&mut stream, &message).await.is_ok()
+        {
             let _ = stream.close().await;
-            // The newcomer closes when it has read the answer. Until then the connection should not go.
+            // The newcomer closes when it has read the answer. Until then the stream holds the connection.
             let _ = stream.read(&mut [0; 1]).await;
-        }
-        if let Some(refusal) = refusal {
-            let _ = self.driver.send(Internal::JoinRefused { peer: self.peer, refusal }).await;
         }
     }
 
@@ -165,7 +168,8 @@ async fn call(
     addrs: Vec<Multiaddr>,
     at: &mut String,
 ) -> Result<Credential, JoinError> {
-    let mut swarm = swarm(keypair(identity), |_, relay| Newcomer { streams: streams::Behaviour::new(Vec::new()), relay })?;
+    let mut swarm =
+        swarm(keypair(identity), |_, relay| Newcomer { streams: streams::Behaviour::new(Vec::new()), relay })?;
     let dial = DialOpts::peer_id(issuer).addresses(addrs.clone()).allocate_new_port().build();
     swarm.dial(dial).map_err(|error| unreachable(&addrs, &error))?;
     let connection = loop {

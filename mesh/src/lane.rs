@@ -247,9 +247,9 @@ pub(crate) async fn read(stream: Stream, link: &Link, class: FrameClass, sink: E
         if buf.is_empty() && buf.capacity() < HEADER_LEN {
             buf = BytesMut::with_capacity(READ_LEN);
         }
-        // Grows with what has arrived, never with what was merely announced.
+        // Grows with what has arrived, never with what was merely announced; doubling, as growing may copy.
         if buf.capacity() - buf.len() < READ_LEN / 4 {
-            buf.reserve(READ_LEN);
+            buf.reserve(buf.len().max(READ_LEN));
         }
         match stream.read_buf(&mut buf).await {
             Ok(0) | Err(_) => return ReadEnd::Closed,

@@ -74,7 +74,13 @@ impl Behaviour {
     }
 
     /// Opens a stream on `connection`; `reply` is dropped unanswered when the connection is gone.
-    pub(crate) fn open(&mut self, peer: PeerId, connection: ConnectionId, protocol: StreamProtocol, reply: StreamReply) {
+    pub(crate) fn open(
+        &mut self,
+        peer: PeerId,
+        connection: ConnectionId,
+        protocol: StreamProtocol,
+        reply: StreamReply,
+    ) {
         let event = Open { protocol, reply };
         self.queue.push_back(ToSwarm::NotifyHandler { peer_id: peer, handler: NotifyHandler::One(connection), event });
         if let Some(waker) = self.waker.take() {
@@ -184,10 +190,10 @@ impl ConnectionHandler for Handler {
 
     fn on_connection_event(&mut self, event: ConnectionEvent<AnyOf, AnyOf, (), StreamReply>) {
         match event {
-            ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound { protocol, .. }) => {
-                if self.inbound.len() < INBOUND_WAITING_MAX {
-                    self.inbound.push_back(protocol);
-                }
+            ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound { protocol, .. })
+                if self.inbound.len() < INBOUND_WAITING_MAX =>
+            {
+                self.inbound.push_back(protocol);
             }
             // A requester that gave up dropped its end; the stream is then dropped, that is, reset.
             ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound { protocol: (_, stream), info }) => {

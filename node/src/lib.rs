@@ -1,1 +1,3 @@
 //! The sinew daemon and command line.
+
+pub mod exec;

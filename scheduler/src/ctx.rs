@@ -136,6 +136,12 @@ impl Ctx {
         (id, envelope)
     }
 
+    /// The fact that brought a job's spec.
+    pub(crate) fn submit_of(&self, job: &JobId) -> Option<Envelope> {
+        let live = self.ledger.live(job)?;
+        live.facts.get(&live.submit).cloned()
+    }
+
     /// Merges a fact from a peer; offences are reported against `from`.
     pub(crate) fn admit(&mut self, from: NodeId, envelope: &Envelope) -> Result<Admitted, Refusal> {
         if envelope.author == self.own && from == self.own {

@@ -22,6 +22,10 @@ pub struct TaskKey {
     pub task: u32,
 }
 
+/// An attempt under way on this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RunId(pub u64);
+
 /// How an attempt ended. Outputs are on disk, fsynced, when the core hears of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TaskResult {
@@ -158,7 +162,7 @@ pub enum Input {
     /// An attempt ended.
     Task {
         /// Which.
-        key: TaskKey,
+        run: RunId,
         /// How.
         result: TaskResult,
     },
@@ -197,7 +201,9 @@ pub enum Input {
 /// A task to run.
 #[derive(Debug, Clone)]
 pub struct StartTask {
-    /// Which attempt.
+    /// For its end, or to stop it.
+    pub run: RunId,
+    /// Which attempt. A new brain may renew the lease under another fence while it runs.
     pub key: TaskKey,
     /// How many attempts of this task failed before.
     pub attempt: u32,
@@ -274,7 +280,7 @@ pub enum Effect {
     /// Run a task.
     Start(StartTask),
     /// Stop a task; no [`Input::Task`] is expected for it.
-    Stop(TaskKey),
+    Stop(RunId),
     /// Fetch blobs, keep them for the job, and answer with [`Input::Fetched`].
     Fetch {
         /// For the answer.

@@ -3,4 +3,20 @@
 //! No clock, randomness of its own, threads, files or sockets. Inputs are handed to [`core::Core::handle`]; what the core
 //! wants done comes out as effects.
 
+mod brain;
+mod brains;
+pub mod config;
+pub mod core;
+mod ctx;
+pub mod io;
+pub mod membership;
+pub mod peers;
+pub mod resources;
+mod steward;
+mod sync;
 pub mod time;
+pub mod view;
+pub mod wire;
+mod worker;
+
+pub use ctx::Setup;

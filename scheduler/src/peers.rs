@@ -44,13 +44,15 @@ pub struct Peer {
 pub struct Peers {
     own: NodeId,
     map: BTreeMap<NodeId, Peer>,
+    /// When the last set beat was sent that the node answered.
+    contacts: BTreeMap<NodeId, Time>,
     /// Grows with every piece of news that may let a waiting job start.
     pub(crate) news: u64,
 }
 
 impl Peers {
     pub(crate) const fn new(own: NodeId) -> Self {
-        Self { own, map: BTreeMap::new(), news: 0 }
+        Self { own, map: BTreeMap::new(), contacts: BTreeMap::new(), news: 0 }
     }
 
     pub(crate) fn up(&mut self, node: NodeId, roles: Roles, now: Time) {
@@ -129,6 +131,15 @@ impl Peers {
             peer.memory_promised =
                 peer.memory_promised.saturating_add(spec.resources.memory_bytes.saturating_mul(u64::from(slots)));
         }
+    }
+
+    pub(crate) fn set_contact(&self, node: NodeId) -> Option<Time> {
+        self.contacts.get(&node).copied()
+    }
+
+    pub(crate) fn touch_contact(&mut self, node: NodeId, sent: Time) {
+        let contact = self.contacts.entry(node).or_insert(sent);
+        *contact = (*contact).max(sent);
     }
 
     pub(crate) fn roles(&self, node: NodeId) -> Option<Roles> {

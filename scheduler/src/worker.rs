@@ -15,9 +15,9 @@ use sinew_crdt_state::spec::{BlobRef, JobSpec, Phase, Resources};
 
 use crate::config::{ASK_STEWARDS_AFTER, BEAT_EVERY, FENCE_AFTER, REPORT_EVERY, REPORT_ITEMS, RESEND_EVERY};
 use crate::ctx::Ctx;
-use crate::io::{Effect, Note, StartTask, TaskKey, TaskResult};
+use crate::io::{Effect, Note, RunId, StartTask, TaskKey, TaskResult};
 use crate::resources::Pool;
-use crate::time::{Span, Time};
+use crate::time::Time;
 use crate::wire::{Assign, Lease, LoadDigest, Located, Message};
 
 /// Beats whose answers are still awaited: older ones could not renew anything.
@@ -32,7 +32,7 @@ struct Held {
     spec: Arc<JobSpec>,
     slots: u32,
     queue: VecDeque<(Phase, Run)>,
-    running: BTreeMap<(Phase, u32), Time>,
+    running: BTreeMap<(Phase, u32), RunId>,
     seq: u32,
     /// Finished, not yet reported.
     buffer: BTreeMap<Phase, Vec<ReportItem>>,
@@ -70,6 +70,8 @@ struct Done {
 pub(crate) struct Worker {
     pool: Pool,
     held: BTreeMap<Lease, Held>,
+    runs: BTreeMap<RunId, (Lease, Phase, u32)>,
+    run_last: u64,
     done: BTreeMap<JobId, Done>,
     beat_at: Time,
     beat_seq: u64,
@@ -84,6 +86,8 @@ impl Worker {
         Self {
             pool: Pool::new(total),
             held: BTreeMap::new(),
+            runs: BTreeMap::new(),
+            run_last: 0,
             done: BTreeMap::new(),
             beat_at: Time::default(),
             beat_seq: 0,
@@ -110,6 +114,11 @@ impl Worker {
 
     pub(crate) fn running(&self) -> usize {
         self.held.values().map(|h| h.running.len()).sum()
+    }
+
+    /// Nodes whose awards are held here.
+    pub(crate) fn brains(&self) -> std::collections::BTreeSet<NodeId> {
+        self.held.values().map(|h| h.brain).collect()
     }
 
     /// The leases held, for invariant checks.
@@ -225,12 +234,12 @@ impl Worker {
         let fine = |run: &Run| run.len > 0 && run.start.checked_add(run.len).is_some_and(|end| end <= total);
         for run in assign.runs.iter().filter(|run| fine(run)) {
             if assign.again {
-                held.requeue_missing(ctx, assign.phase, *run);
+                held.requeue_missing(ctx, assign.lease.job, assign.phase, *run);
             } else {
                 held.queue.push_back((assign.phase, *run));
             }
         }
-        held.start_tasks(ctx, assign.lease);
+        self.start_tasks(ctx, assign.lease);
     }
 
     pub(crate) fn on_sources(
@@ -260,29 +269,28 @@ impl Worker {
         if sources.missing == 0 {
             sources.whole = Some(Arc::new(sources.items.iter().flatten().copied().collect()));
         }
-        held.start_tasks(ctx, lease);
+        self.start_tasks(ctx, lease);
     }
 
-    pub(crate) fn on_task(&mut self, ctx: &mut Ctx, key: TaskKey, result: TaskResult) {
-        let Some(held) = self.held.get_mut(&key.lease) else { return };
-        if held.running.remove(&(key.phase, key.task)).is_none() {
-            return;
-        }
+    pub(crate) fn on_task(&mut self, ctx: &mut Ctx, run: RunId, result: TaskResult) {
+        let Some((lease, phase, task)) = self.runs.remove(&run) else { return };
+        let Some(held) = self.held.get_mut(&lease) else { return };
+        held.running.remove(&(phase, task));
         if held.buffered == 0 {
             held.buffer_since = ctx.now.at;
         }
         held.buffered += 1;
-        let done = self.done.entry(key.lease.job).or_default();
+        let done = self.done.entry(lease.job).or_default();
         done.usage.add(result.usage);
         if let Ok(outputs) = &result.result {
             done.tasks += 1;
             if !outputs.is_empty() {
-                done.outputs.insert((key.phase, key.task), outputs.iter().map(|o| o.blob.hash).collect());
+                done.outputs.insert((phase, task), outputs.iter().map(|o| o.blob.hash).collect());
                 self.blobs.extend(outputs.iter().map(|o| o.blob.hash));
             }
         }
-        push_item(held.buffer.entry(key.phase).or_default(), key.task, result);
-        held.start_tasks(ctx, key.lease);
+        push_item(held.buffer.entry(phase).or_default(), task, result);
+        self.start_tasks(ctx, lease);
     }
 
     pub(crate) fn on_stop(&mut self, ctx: &mut Ctx, from: NodeId, lease: Lease, phase: Phase, tasks: &[Run]) {
@@ -290,11 +298,15 @@ impl Worker {
         let hit = |p: Phase, t: u32| {
             tasks.is_empty() || (p == phase && tasks.iter().any(|r| r.start <= t && t < r.end()))
         };
-        let stopped: Vec<(Phase, u32)> = held.running.keys().copied().filter(|(p, t)| hit(*p, *t)).collect();
-        for (p, task) in stopped {
-            held.running.remove(&(p, task));
-            ctx.effect(Effect::Stop(TaskKey { lease, phase: p, task }));
-        }
+        let runs = &mut self.runs;
+        held.running.retain(|(p, t), run| {
+            let stop = hit(*p, *t);
+            if stop {
+                runs.remove(run);
+                ctx.effect(Effect::Stop(*run));
+            }
+            !stop
+        });
         let mut kept = VecDeque::new();
         for (p, run) in held.queue.drain(..) {
             for task in run.start..run.end() {
@@ -304,7 +316,7 @@ impl Worker {
             }
         }
         held.queue = kept;
-        held.start_tasks(ctx, lease);
+        self.start_tasks(ctx, lease);
     }
 
     pub(crate) fn on_release(&mut self, ctx: &mut Ctx, from: NodeId, lease: Lease) {
@@ -317,8 +329,9 @@ impl Worker {
     fn drop_held(&mut self, ctx: &mut Ctx, lease: Lease) {
         self.report(ctx, lease);
         let Some(held) = self.held.remove(&lease) else { return };
-        for (phase, task) in held.running.keys() {
-            ctx.effect(Effect::Stop(TaskKey { lease, phase: *phase, task: *task }));
+        for run in held.running.values() {
+            self.runs.remove(run);
+            ctx.effect(Effect::Stop(*run));
         }
         self.pool.release(held.spec.resources, held.slots);
         self.load_changed = true;
@@ -343,6 +356,39 @@ impl Worker {
             if let Some(brain) = brain {
                 ctx.send(brain, Message::Facts(vec![receipt]));
             }
+        }
+    }
+
+    /// Fills the award's free slots from its queue.
+    fn start_tasks(&mut self, ctx: &mut Ctx, lease: Lease) {
+        let Some(held) = self.held.get_mut(&lease) else { return };
+        while held.running.len() < held.slots as usize {
+            let Some((phase, run)) = held.queue.front_mut() else { return };
+            let (phase, task) = (*phase, run.start);
+            if phase > 0 && held.sources.whole.is_none() {
+                return;
+            }
+            run.start += 1;
+            run.len -= 1;
+            if run.len == 0 {
+                held.queue.pop_front();
+            }
+            if held.running.contains_key(&(phase, task)) {
+                continue;
+            }
+            self.run_last += 1;
+            let run = RunId(self.run_last);
+            held.running.insert((phase, task), run);
+            self.runs.insert(run, (lease, phase, task));
+            let attempt = ctx.ledger.live(&lease.job).map_or(0, |l| l.state.failures(phase, task).count());
+            ctx.effect(Effect::Start(StartTask {
+                run,
+                key: TaskKey { lease, phase, task },
+                attempt: u32::try_from(attempt).unwrap_or(u32::MAX),
+                spec: Arc::clone(&held.spec),
+                providers: Arc::clone(&held.providers),
+                sources: if phase > 0 { held.sources.whole.clone() } else { None },
+            }));
         }
     }
 
@@ -380,7 +426,12 @@ impl Worker {
             held.renewed = ctx.now.at;
             held.stewards_renewed.clear();
             if new.is_some() {
-                held.relabel(ctx, old, lease);
+                held.seq = 0;
+                for run in held.running.values() {
+                    if let Some(entry) = self.runs.get_mut(run) {
+                        entry.0 = lease;
+                    }
+                }
                 ctx.state(job, Fact::Claim { fence: lease.fence, slots: held.slots });
             }
             self.held.insert(lease, held);
@@ -505,34 +556,8 @@ impl Held {
         queued.saturating_add(u32::try_from(rest).unwrap_or(u32::MAX))
     }
 
-    fn start_tasks(&mut self, ctx: &mut Ctx, lease: Lease) {
-        while self.running.len() < self.slots as usize {
-            let Some((phase, run)) = self.queue.front_mut() else { return };
-            let (phase, task) = (*phase, run.start);
-            if phase > 0 && self.sources.whole.is_none() {
-                return;
-            }
-            run.start += 1;
-            run.len -= 1;
-            if run.len == 0 {
-                self.queue.pop_front();
-            }
-            if self.running.insert((phase, task), ctx.now.at).is_some() {
-                continue;
-            }
-            let attempt = ctx.ledger.live(&lease.job).map_or(0, |l| l.state.failures(phase, task).count());
-            ctx.effect(Effect::Start(StartTask {
-                key: TaskKey { lease, phase, task },
-                attempt: u32::try_from(attempt).unwrap_or(u32::MAX),
-                spec: Arc::clone(&self.spec),
-                providers: Arc::clone(&self.providers),
-                sources: if phase > 0 { self.sources.whole.clone() } else { None },
-            }));
-        }
-    }
-
     /// Queues the tasks of `run` that are neither queued, running, nor reported already.
-    fn requeue_missing(&mut self, ctx: &Ctx, phase: Phase, run: Run) {
+    fn requeue_missing(&mut self, ctx: &Ctx, job: JobId, phase: Phase, run: Run) {
         let mut known = sinew_crdt_state::intervals::IntervalMap::default();
         let queued = self.queue.iter().filter(|(p, _)| *p == phase).map(|(_, r)| *r);
         let running = self.running.keys().filter(|(p, _)| *p == phase).map(|(_, t)| Run { start: *t, len: 1 });
@@ -540,13 +565,13 @@ impl Held {
         for r in queued.chain(running).chain(buffered) {
             known.insert(r, &(), |()| false);
         }
-        // No live entry means no job; the lease ends soon.
-        let facts = ctx.ledger.live_of(&self.spec, &self.unsettled);
-        for statement in facts {
-            if let Fact::Report { phase: p, items, .. } = &statement.fact
-                && *p == phase
+        for envelope in envelopes(ctx, job, &self.unsettled) {
+            if let Ok(Statement { fact: Fact::Report { phase: p, items, .. }, .. }) = cbor::from_slice(&envelope.payload)
+                && p == phase
             {
-                items.iter().map(item_run).for_each(|r| known.insert(r, &(), |()| false));
+                // A failed task that is assigned again is to be run again.
+                let done = items.iter().filter(|i| !matches!(i, ReportItem::Failed { .. }));
+                done.map(item_run).for_each(|r| known.insert(r, &(), |()| false));
             }
         }
         for task in run.start..run.end() {
@@ -554,12 +579,6 @@ impl Held {
                 push_run(&mut self.queue, phase, task);
             }
         }
-    }
-
-    /// Goes on under another fence: what runs is stopped under its old name only in the books.
-    fn relabel(&mut self, ctx: &mut Ctx, old: Lease, new: Lease) {
-        ctx.effect(Effect::Relabel { old, new });
-        self.seq = 0;
     }
 }
 
@@ -628,10 +647,4 @@ fn envelopes(ctx: &Ctx, job: JobId, ids: &[FactId]) -> Vec<Envelope> {
 /// Blobs of a job's inputs, for reuse by stewards and workers.
 pub(crate) fn missing_blobs(blobs: &[BlobRef], held: &std::collections::BTreeSet<Hash>) -> Vec<BlobRef> {
     blobs.iter().filter(|b| !held.contains(&b.hash)).copied().collect()
-}
-
-/// How far ahead a beat is due, for drivers that want to know.
-#[must_use]
-pub const fn beat_period() -> Span {
-    BEAT_EVERY
 }

@@ -54,7 +54,7 @@ pub type OnFetchProgress = Arc<dyn Fn(FetchProgress) + Send + Sync>;
 /// How to fetch. `FetchOptions::default()` fetches everything, from anyone, of any size.
 #[derive(Clone)]
 pub struct FetchOptions {
-    /// Only these bytes: (offset, length). They are rounded to chunks.
+    /// Only these bytes: (offset, length). They are rounded to chunk groups of 16 KiB.
     pub range: Option<(u64, u64)>,
     /// Most bytes to accept: of the blob, or of the range if one is given, or of each file of a collection.
     pub max_size: u64,
@@ -202,7 +202,8 @@ impl BlobStore {
                 (ended, false, before)
             }
             Err(_) => {
-                let before = slot.failure.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map_or(0, |last| last.0);
+                let before =
+                    slot.failure.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map_or(0, |last| last.0);
                 (slot.running.lock().await, true, before)
             }
         };

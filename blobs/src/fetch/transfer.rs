@@ -23,7 +23,7 @@ use crate::stream::{Incoming, Meter, Outgoing};
 /// Verified items between the network and the disk, at most: a few MiB.
 const IMPORT_DEPTH: u64 = 256;
 /// iroh-blobs' chunk group.
-const GROUP_BYTES: u64 = 16 << 10;
+pub(super) const GROUP_BYTES: u64 = 16 << 10;
 
 /// Why a transfer ended early.
 #[derive(Debug)]

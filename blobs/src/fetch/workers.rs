@@ -9,7 +9,7 @@ use sinew_crdt_state::ids::{Hash, NodeId};
 use tokio::sync::Notify;
 
 use super::plan::{Next, Plan};
-use super::transfer::{Stop, Transfer, Verdict, Watch};
+use super::transfer::{GROUP_BYTES, Stop, Transfer, Verdict, Watch};
 use super::{Dial, FetchError, FetchOptions, FetchProgress, FetchStats, ProviderStats};
 use crate::error::{AddError, ProviderFault, StoreError};
 use crate::space::is_full;
@@ -66,7 +66,11 @@ pub(super) async fn fetch(
     let local = |source: StoreError| FetchError::Local { hash, source: Arc::new(source) };
     let wanted = match options.range {
         None => ChunkRanges::all(),
-        Some((offset, len)) => ChunkRanges::bytes(offset..offset.saturating_add(len)),
+        // Whole chunk groups: the store keeps no hashes below them, so a part of one could never be read back verified.
+        Some((offset, len)) => {
+            let end = offset.saturating_add(len);
+            ChunkRanges::bytes(offset - offset % GROUP_BYTES..end.checked_next_multiple_of(GROUP_BYTES).unwrap_or(end))
+        }
     };
     let have = have(store, hash).await.map_err(local)?;
     let missing = &wanted - &have.ranges;
@@ -195,7 +199,7 @@ impl Shared<'_> {
                     return None;
                 }
                 Err(Stop::Unwanted) => {
-                    let source = Arc::new(full.unwrap_or_else(|| AddError::Store(StoreError::Closed)));
+                    let source = Arc::new(full.unwrap_or(AddError::Store(StoreError::Closed)));
                     state.fail(FetchError::NoSpace { hash: self.hash, source });
                     return None;
                 }
@@ -256,7 +260,9 @@ impl Shared<'_> {
 /// Whether asking the same provider again can give another answer.
 pub(super) fn worth_retrying(fault: &ProviderFault) -> bool {
     match fault {
-        ProviderFault::Unreachable(_) | ProviderFault::Ended | ProviderFault::Cut(_) | ProviderFault::Stalled(_) => true,
+        ProviderFault::Unreachable(_) | ProviderFault::Ended | ProviderFault::Cut(_) | ProviderFault::Stalled(_) => {
+            true
+        }
         ProviderFault::Missing | ProviderFault::Corrupt | ProviderFault::TooLarge { .. } => false,
     }
 }

@@ -22,6 +22,9 @@ use crate::lane::{self, ReadEnd};
 use crate::streams::{Inbound, StreamReply};
 use crate::wire::{HELLO, Hello};
 
+/// Streams that may wait for a fresh member's exchange to complete: half a round trip's worth.
+const OPENING_MAX: usize = 64;
+
 /// Whether we open the exchange. In a hole punch both sides dial; the one whose role was overridden listens.
 fn initiates(endpoint: &ConnectedPoint) -> bool {
     match endpoint {
@@ -187,8 +190,11 @@ impl Driver {
         let Some(connection) = self.connections.get_mut(&id) else { return };
         connection.ready = true;
         let better = !direct_before && !is_relayed(&connection.addr);
-        self.dialer.ready(&peer);
+        self.dialer.ready(&peer, Instant::now());
         let Some(entry) = self.peers.get_mut(&peer) else { return };
+        for (protocol, reply) in entry.opening.drain(..) {
+            self.swarm.behaviour_mut().streams.open(peer, id, protocol, reply);
+        }
         let Some(member) = &entry.member else { return };
         if entry.writers.is_empty() {
             let write = |class| tokio::spawn(lane::write(Arc::clone(&member.link), class, self.internal.0.clone()));
@@ -216,10 +222,15 @@ impl Driver {
             .min_by_key(|(_, relayed)| *relayed)
     }
 
-    /// Opens a stream to a member, or drops `reply`.
+    /// Opens a stream to a member, as soon as the exchange with it is complete. For others `reply` is dropped.
     pub(super) fn open(&mut self, peer: PeerId, protocol: StreamProtocol, reply: StreamReply) {
         if let Some((connection, _)) = self.best(&peer) {
             self.swarm.behaviour_mut().streams.open(peer, connection, protocol, reply);
+        } else if let Some(entry) = self.peers.get_mut(&peer)
+            && entry.member.is_some()
+            && entry.opening.len() < OPENING_MAX
+        {
+            entry.opening.push((protocol, reply));
         }
     }
 
@@ -292,7 +303,8 @@ impl Driver {
     pub(super) fn refuse_expired(&mut self) {
         let now = (self.clock)();
         self.members.retain(|_, expires_ms| *expires_ms > now);
-        let expired = self.peers.iter().filter(|(peer, entry)| entry.member.is_some() && !self.members.contains_key(*peer));
+        let expired =
+            self.peers.iter().filter(|(peer, entry)| entry.member.is_some() && !self.members.contains_key(*peer));
         let expired: Vec<_> = expired.filter_map(|(peer, entry)| Some((*peer, entry.member.as_ref()?))).collect();
         let refusals: Vec<_> = expired
             .into_iter()

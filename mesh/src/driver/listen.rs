@@ -1,9 +1,8 @@
 //! Binding the listeners at start, with errors that name the address.
 
 use std::collections::HashSet;
-use std::error::Error;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 
 use libp2p::core::transport::ListenerId;
 use libp2p::multiaddr::Protocol;
@@ -54,38 +53,23 @@ pub(super) fn listen(
 }
 
 /// libp2p sets `SO_REUSEPORT` on its TCP listeners, so that a second daemon of the same user would share the port in
-/// silence. Binding once without it finds that out.
+/// silence. Binding once without it finds that out. For QUIC it merely gives the system's own error, which libp2p hides.
 fn probe(addr: &Multiaddr) -> io::Result<()> {
-    let port = addr.iter().find_map(|part| match part {
-        Protocol::Tcp(port) => Some(port),
-        _ => None,
-    });
-    match (ip(addr), port) {
-        (Some(ip), Some(port)) if port != 0 => TcpListener::bind(SocketAddr::new(ip, port)).map(drop),
-        _ => Ok(()),
+    let Some(ip) = ip(addr) else { return Ok(()) };
+    for part in addr {
+        match part {
+            Protocol::Tcp(port) if port != 0 => TcpListener::bind(SocketAddr::new(ip, port)).map(drop)?,
+            Protocol::Udp(port) if port != 0 => UdpSocket::bind(SocketAddr::new(ip, port)).map(drop)?,
+            _ => {}
+        }
     }
+    Ok(())
 }
 
 fn failed(addr: &Multiaddr, source: io::Error) -> StartError {
-    if in_use(&source) {
+    if source.kind() == io::ErrorKind::AddrInUse {
         StartError::AddressInUse { addr: addr.clone() }
     } else {
         StartError::Listen { addr: addr.clone(), source }
     }
-}
-
-/// Looks through the layers that libp2p wraps around the system's error.
-fn in_use(error: &io::Error) -> bool {
-    let mut layer: Option<&(dyn Error + 'static)> = Some(error);
-    while let Some(error) = layer {
-        if let Some(io) = error.downcast_ref::<io::Error>() {
-            if io.kind() == io::ErrorKind::AddrInUse {
-                return true;
-            }
-            layer = io.get_ref().map(|inner| inner as &(dyn Error + 'static)).or_else(|| error.source());
-        } else {
-            layer = error.source();
-        }
-    }
-    false
 }

@@ -52,6 +52,7 @@ pub(crate) enum Command {
     Learn(NodeId, Vec<Multiaddr>),
     Member(NodeId, Box<Credential>),
     Dial(NodeId),
+    Forget(NodeId),
     Drop(NodeId, DropReason),
     Reinstate(NodeId),
     Credential(Box<Credential>),
@@ -67,7 +68,7 @@ pub(crate) enum Internal {
     HelloFailed { peer: PeerId, connection: ConnectionId, failure: HelloFailure },
     ReadEnded { peer: PeerId, class: FrameClass, end: ReadEnd },
     JoinAsked { node: NodeId, ticket: Ticket, reply: JoinReply },
-    JoinRefused { peer: PeerId, refusal: Refusal },
+    JoinEnded { peer: PeerId, connection: ConnectionId, refusal: Option<Refusal> },
 }
 
 /// What the driver starts from.
@@ -87,7 +88,7 @@ struct Connection {
     outbound: bool,
     /// The membership exchange on it succeeded.
     ready: bool,
-    /// A join was served on it; it may end without a hello.
+    /// A join was answered on it; it may end without a hello.
     joined: bool,
     rtt: Option<Duration>,
 }
@@ -98,6 +99,8 @@ struct Peer {
     member: Option<Member>,
     writers: Vec<JoinHandle<()>>,
     readers: [usize; 2],
+    /// Streams asked for between admission and the first ready connection.
+    opening: Vec<(StreamProtocol, StreamReply)>,
 }
 
 struct Member {
@@ -244,7 +247,7 @@ impl Driver {
             Command::Judge(id, verdict) => self.judge(&id, verdict),
             Command::OpenBlob(node, reply) => {
                 let peer = peer_id(node);
-                self.dialer.dial_now(&peer, now);
+                self.dialer.nudge(&peer, now);
                 self.open(peer, BLOBS, reply);
             }
             Command::Learn(node, addrs) => {
@@ -254,11 +257,13 @@ impl Driver {
                 }
             }
             Command::Member(node, credential) => {
-                if credential.verify(self.mesh, node, (self.clock)()).is_ok() {
-                    self.remember_member(peer_id(node), &credential);
+                let peer = peer_id(node);
+                if !self.guard.is_revoked(&peer) && credential.verify(self.mesh, node, (self.clock)()).is_ok() {
+                    self.remember_member(peer, &credential);
                 }
             }
             Command::Dial(node) => self.dial_for_send(node, now),
+            Command::Forget(node) => self.forget(node),
             Command::Drop(node, DropReason::Misbehaved) => self.refuse(peer_id(node), Refusal::Misbehaved),
             Command::Drop(node, DropReason::Revoked) => {
                 self.guard.revoke(peer_id(node));
@@ -293,8 +298,7 @@ impl Driver {
             Internal::JoinAsked { node, ticket, reply } => {
                 self.events.offer(MeshEvent::JoinRequest { node, ticket, reply });
             }
-            Internal::JoinRefused { peer, refusal: refusal @ Refusal::JoinMalformed(_) } => self.refuse(peer, refusal),
-            Internal::JoinRefused { peer, refusal } => self.note(Some(peer), refusal),
+            Internal::JoinEnded { peer, connection, refusal } => self.on_join_ended(peer, connection, refusal),
         }
     }
 
@@ -333,10 +337,16 @@ impl Driver {
         if self.peers.get(&peer).is_some_and(|peer| peer.member.is_some()) {
             return;
         }
-        if self.dialer.knows(&peer) && self.guard.banned_until(&peer, now).is_none() {
-            self.dialer.dial_now(&peer, now);
-        } else {
+        if self.guard.banned_until(&peer, now).is_some() || !self.dialer.nudge(&peer, now) {
             self.drain(&self.link(node, peer));
+        }
+    }
+
+    fn forget(&mut self, node: NodeId) {
+        let peer = peer_id(node);
+        self.dialer.forget(&peer);
+        if !self.peers.contains_key(&peer) {
+            self.shared.links.write().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&node);
         }
     }
 

@@ -107,7 +107,11 @@ impl Driver {
             }
             BehaviourEvent::Mdns(mdns::Event::Discovered(found)) => self.on_discovered(found),
             BehaviourEvent::AutonatClient(event) => self.on_reachability(&event),
-            BehaviourEvent::RelayClient(relay::client::Event::ReservationReqAccepted { relay_peer_id, renewal, .. }) => {
+            BehaviourEvent::RelayClient(relay::client::Event::ReservationReqAccepted {
+                relay_peer_id,
+                renewal,
+                ..
+            }) => {
                 tracing::debug!(relay = %crate::guard::name(&relay_peer_id), renewal, "a relay holds a place for us");
             }
             BehaviourEvent::Dcutr(event) => {
@@ -143,8 +147,6 @@ impl Driver {
     }
 
     fn on_join(&mut self, inbound: Inbound) {
-        let Some(connection) = self.connections.get_mut(&inbound.connection) else { return };
-        connection.joined = true;
         let Some(newcomer) = node_id(&inbound.peer) else {
             self.refuse(inbound.peer, Refusal::Stranger);
             return;
@@ -159,10 +161,22 @@ impl Driver {
             me: self.me,
             newcomer,
             peer: inbound.peer,
+            connection: inbound.connection,
             clock: Arc::clone(&self.clock),
             driver: self.internal.0.clone(),
         };
         tokio::spawn(tokio::time::timeout(JOIN_DEADLINE, serve.run(inbound.stream)));
+    }
+
+    pub(super) fn on_join_ended(&mut self, peer: PeerId, id: ConnectionId, refusal: Option<Refusal>) {
+        match refusal {
+            Some(refusal @ Refusal::JoinMalformed(_)) => return self.refuse(peer, refusal),
+            Some(refusal) => self.note(Some(peer), refusal),
+            None => {}
+        }
+        if let Some(connection) = self.connections.get_mut(&id) {
+            connection.joined = true;
+        }
     }
 
     fn on_ping(&mut self, id: ConnectionId, result: Result<std::time::Duration, ping::Failure>) {

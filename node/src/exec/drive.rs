@@ -8,7 +8,7 @@
 //! So that figure counts only when it is above ours; below it, the highest sample taken while the program ran does.
 
 use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use rustix::process::Signal;
 use sinew_crdt_state::error_code::ErrorCode;
 
 use super::outcome::{Failure, Usage};
-use super::process::{Group, Shared};
+use super::process::{Group, Pipe, Shared};
 use super::procfs;
 use super::runner::{Ended, RunLimits, Streams};
 
@@ -29,6 +29,9 @@ use super::runner::{Ended, RunLimits, Streams};
 const SAMPLE_EVERY: Duration = Duration::from_millis(200);
 /// One read or write. Large enough that the poll between two of them does not count; pipes are widened to it for bulk data.
 const TRANSFER_LEN: usize = 256 * 1024;
+/// How long after the program's end a pipe may still be open at the other end before somebody is taken to hold it: a process
+/// that another slot is just starting holds copies of every descriptor until it execs.
+const HOLD_MIN: Duration = Duration::from_millis(20);
 /// Bytes taken from one pipe after the program's end: more than a pipe can hold, so that only a grandchild that goes on
 /// writing is cut off.
 const DRAIN_MAX: u64 = 2 * 1024 * 1024;
@@ -44,8 +47,8 @@ struct Ready {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stream {
-    Stdout,
-    Stderr,
+    Stdout = 0,
+    Stderr = 1,
 }
 
 /// Bytes read from the source that the pipe has not taken yet.
@@ -61,11 +64,11 @@ pub(super) struct Driver<'a> {
     group: Group,
     pidfd: OwnedFd,
     stdin: Option<OwnedFd>,
-    stdout: Option<OwnedFd>,
-    stderr: Option<OwnedFd>,
+    /// stdout and stderr.
+    pipes: [Pipe; 2],
     shared: Arc<Shared>,
     streams: Streams<'a>,
-    limits: &'a RunLimits,
+    limits: RunLimits,
     feed: Feed,
     buffer: Vec<u8>,
     output_bytes: u64,
@@ -76,25 +79,24 @@ pub(super) struct Driver<'a> {
     verdict: Option<Failure>,
     /// When SIGTERM turns into SIGKILL.
     kill_at: Option<Instant>,
-    left_behind: bool,
 }
 
 impl<'a> Driver<'a> {
     pub(super) fn new(
         group: Group,
         pidfd: OwnedFd,
-        [stdin, stdout, stderr]: [Option<OwnedFd>; 3],
+        stdin: Option<OwnedFd>,
+        pipes: [Pipe; 2],
         shared: Arc<Shared>,
         streams: Streams<'a>,
-        limits: &'a RunLimits,
+        limits: RunLimits,
     ) -> Self {
         let now = Instant::now();
         Self {
             group,
             pidfd,
             stdin,
-            stdout,
-            stderr,
+            pipes,
             shared,
             streams,
             limits,
@@ -106,7 +108,6 @@ impl<'a> Driver<'a> {
             next_sample: now + SAMPLE_EVERY,
             verdict: None,
             kill_at: None,
-            left_behind: false,
         }
     }
 
@@ -145,9 +146,7 @@ impl<'a> Driver<'a> {
         rustix::io::ioctl_fionbio(stdin, true)?;
         // A wider pipe saves switches between program and daemon; a user over the system's pipe budget gets the normal one.
         let _ = rustix::pipe::fcntl_setpipe_size(stdin, TRANSFER_LEN);
-        if let Some(stdout) = &self.stdout {
-            let _ = rustix::pipe::fcntl_setpipe_size(stdout, TRANSFER_LEN);
-        }
+        let _ = rustix::pipe::fcntl_setpipe_size(&self.pipes[0].read, TRANSFER_LEN);
         Ok(())
     }
 
@@ -207,8 +206,8 @@ impl<'a> Driver<'a> {
         fds[0] = self.verdict.is_none().then(|| PollFd::new(&stop, PollFlags::IN));
         fds[1] = Some(PollFd::new(&self.pidfd, PollFlags::IN));
         fds[2] = self.stdin.as_ref().map(|fd| PollFd::new(fd, PollFlags::OUT));
-        fds[3] = self.stdout.as_ref().map(|fd| PollFd::new(fd, PollFlags::IN));
-        fds[4] = self.stderr.as_ref().map(|fd| PollFd::new(fd, PollFlags::IN));
+        fds[3] = Some(PollFd::new(&self.pipes[0].read, PollFlags::IN));
+        fds[4] = Some(PollFd::new(&self.pipes[1].read, PollFlags::IN));
         let present: [bool; 5] = std::array::from_fn(|i| fds[i].is_some());
         let mut set: Vec<PollFd<'_>> = fds.into_iter().flatten().collect();
         match poll(&mut set, self.timeout().as_ref()) {
@@ -231,21 +230,14 @@ impl<'a> Driver<'a> {
         Some(Timespec { tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX), tv_nsec: left.subsec_nanos().into() })
     }
 
-    /// Takes one read's worth from a stream.
+    /// Takes one read's worth from a stream that has something.
     fn take(&mut self, stream: Stream) {
         if self.buffer.is_empty() {
             self.buffer.resize(TRANSFER_LEN, 0);
         }
-        let fd = match stream {
-            Stream::Stdout => &mut self.stdout,
-            Stream::Stderr => &mut self.stderr,
-        };
-        let Some(open) = fd else { return };
-        match rustix::io::read(&*open, &mut self.buffer) {
-            Ok(0) => *fd = None,
-            Ok(n) => self.accept(stream, n),
-            Err(Errno::INTR | Errno::AGAIN) => {}
-            Err(_) => *fd = None,
+        // An interrupted read is tried again when poll says so; a pipe knows no other errors.
+        if let Ok(n) = rustix::io::read(&self.pipes[stream as usize].read, &mut self.buffer) {
+            self.accept(stream, n);
         }
     }
 
@@ -312,19 +304,12 @@ impl<'a> Driver<'a> {
         }
     }
 
-    /// Takes what the pipes still hold, never waiting for more.
+    /// Takes what a pipe still holds, never waiting for more.
     fn drain(&mut self, stream: Stream) {
         let mut left = DRAIN_MAX;
-        loop {
-            let fd = match stream {
-                Stream::Stdout => self.stdout.as_ref(),
-                Stream::Stderr => self.stderr.as_ref(),
-            };
-            let Some(fd) = fd else { return };
-            let waiting = rustix::io::ioctl_fionread(fd.as_fd()).unwrap_or(0);
-            if waiting == 0 || left == 0 {
-                // Still open at the other end, though the group is dead: somebody left it.
-                self.left_behind |= !hung_up(fd);
+        while left > 0 {
+            let waiting = rustix::io::ioctl_fionread(&self.pipes[stream as usize].read).unwrap_or(0);
+            if waiting == 0 {
                 return;
             }
             left = left.saturating_sub(waiting);
@@ -337,6 +322,7 @@ impl<'a> Driver<'a> {
         self.group.signal(Signal::KILL);
         self.drain(Stream::Stdout);
         self.drain(Stream::Stderr);
+        let held = self.pipes.map(is_held).contains(&true);
         let reaped = self.group.reap();
         self.shared.end();
         let mut usage = Usage {
@@ -366,14 +352,17 @@ impl<'a> Driver<'a> {
             why.stderr_tail = String::from_utf8_lossy(&self.shared.tail()).into_owned();
             why
         });
-        Ended { result, usage, left_behind: self.left_behind }
+        Ended { result, usage, left_behind: held }
     }
 }
 
-fn hung_up(fd: &OwnedFd) -> bool {
-    let mut set = [PollFd::new(fd, PollFlags::IN)];
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    poll(&mut set, Some(&now)).is_ok() && set[0].revents().contains(PollFlags::HUP)
+/// Whether somebody still holds the other end of a pipe, once the daemon has let go of its own copy.
+fn is_held(pipe: Pipe) -> bool {
+    drop(pipe.write);
+    let wait = Timespec { tv_sec: 0, tv_nsec: HOLD_MIN.subsec_nanos().into() };
+    // No events asked for: only the hang-up, which always comes, ends the wait early.
+    let mut set = [PollFd::new(&pipe.read, PollFlags::empty())];
+    !matches!(poll(&mut set, Some(&wait)), Ok(1))
 }
 
 fn peak(sampled: u64, reported: u64) -> u64 {

@@ -134,7 +134,6 @@ impl<R: Read> Merge<R> {
 }
 
 /// A merge as a stream of bytes.
-#[derive(Debug)]
 pub(super) struct MergeReader {
     merge: Merge<Box<dyn Read + Send>>,
     /// Bytes of the current line, its newline included, that were read; `None` before the first and after the last line.
@@ -157,6 +156,12 @@ impl MergeReader {
 
     fn of_few(inputs: Vec<Input>) -> Self {
         Self { merge: Merge::new(inputs.into_iter().map(|i| (i.name, i.reader, BUFFER_LEN))), taken: None }
+    }
+}
+
+impl std::fmt::Debug for MergeReader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MergeReader").field("inputs", &self.merge.sources.len()).finish_non_exhaustive()
     }
 }
 

@@ -31,7 +31,7 @@ pub struct Usage {
     pub wall_ms: u64,
     /// CPU ms, user and system, of the program and the children it waited for.
     pub cpu_ms: u64,
-    /// Peak resident bytes of its biggest process; 0 when it ended before it could be measured (see [`super::drive`]).
+    /// Peak resident bytes of its biggest process; 0 when it ended before it could be measured (programs are sampled five times a second).
     pub max_rss_bytes: u64,
     /// Bytes written to stdout, stderr and the output directory.
     pub output_bytes: u64,

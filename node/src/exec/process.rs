@@ -63,7 +63,7 @@ impl ProcessRunner {
         launch.env.get("PATH").map_or_else(own, String::as_str)
     }
 
-    fn command(&self, launch: &Launch<'_>, prepared: &Prepared) -> Command {
+    fn command(&self, launch: &Launch<'_>, prepared: &Prepared, outputs: [&Pipe; 2]) -> std::io::Result<Command> {
         let mut command = Command::new(&prepared.program);
         if let Some((first, rest)) = launch.argv.split_first() {
             command.arg0(first).args(rest);
@@ -78,8 +78,9 @@ impl ProcessRunner {
         }
         command.env(TAG_VAR, self.tag.value()).env(RUN_VAR, launch.run.to_string());
         command.stdin(if launch.feeds_stdin { Stdio::piped() } else { Stdio::null() });
-        command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-        command
+        let [stdout, stderr] = outputs;
+        command.stdout(stdout.write.try_clone()?).stderr(stderr.write.try_clone()?).process_group(0);
+        Ok(command)
     }
 }
 
@@ -107,15 +108,15 @@ impl Runner for ProcessRunner {
     fn start(&self, launch: &Launch<'_>, prepared: Prepared) -> Result<Box<dyn Execution>, Failure> {
         // Entered before the process exists, so that a sweep cannot take it for a stray.
         let live = sweep::enter(launch.run);
-        let mut child = self.command(launch, &prepared).spawn().map_err(|e| spawn_failure(launch, &prepared, &e))?;
+        let pipes = Pipe::new().and_then(|stdout| Ok([stdout, Pipe::new()?])).map_err(|e| lacking("pipes", &e))?;
+        let command = self.command(launch, &prepared, [&pipes[0], &pipes[1]]).map_err(|e| lacking("pipes", &e));
+        let mut child = command?.spawn().map_err(|e| spawn_failure(launch, &prepared, &e))?;
         let stdin = child.stdin.take().map(OwnedFd::from);
-        let stdout = child.stdout.take().map(OwnedFd::from);
-        let stderr = child.stderr.take().map(OwnedFd::from);
         let group = Group::new(child, live)?;
         let pidfd = pidfd_open(group.pid, PidfdFlags::empty()).map_err(|e| lacking("a process descriptor", &e.into()))?;
         let shared = Arc::new(Shared::new(group.pid, launch.stop.clone()));
         let (tag, run) = (self.tag.clone(), launch.run);
-        Ok(Box::new(Process { group, pidfd, stdin, stdout, stderr, shared, tag, run }))
+        Ok(Box::new(Process { group, pidfd, stdin, pipes, shared, tag, run }))
     }
 }
 
@@ -137,6 +138,21 @@ fn spawn_failure(launch: &Launch<'_>, prepared: &Prepared, error: &std::io::Erro
         Some(_) => return lacking(&format!("a process for `{program}`"), error),
     };
     Failure::new(ErrorCode::Invalid, format!("program `{program}` does not start: {why}"))
+}
+
+/// A pipe for what a program writes. The daemon keeps the writing end open too: the end of the program is told by its pidfd,
+/// and without this each stream it closes on its way out would wake the daemon once more, which is felt at thousands a second.
+#[derive(Debug)]
+pub(super) struct Pipe {
+    pub(super) read: OwnedFd,
+    pub(super) write: OwnedFd,
+}
+
+impl Pipe {
+    fn new() -> std::io::Result<Self> {
+        let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+        Ok(Self { read, write })
+    }
 }
 
 /// A child and its process group. Killed and reaped when dropped.
@@ -253,8 +269,7 @@ struct Process {
     group: Group,
     pidfd: OwnedFd,
     stdin: Option<OwnedFd>,
-    stdout: Option<OwnedFd>,
-    stderr: Option<OwnedFd>,
+    pipes: [Pipe; 2],
     shared: Arc<Shared>,
     tag: NodeTag,
     run: u64,
@@ -266,8 +281,8 @@ impl Execution for Process {
     }
 
     fn drive(self: Box<Self>, streams: Streams<'_>, limits: &RunLimits) -> Ended {
-        let Self { group, pidfd, stdin, stdout, stderr, shared, tag, run } = *self;
-        let ended = Driver::new(group, pidfd, [stdin, stdout, stderr], shared, streams, limits).run();
+        let Self { group, pidfd, stdin, pipes, shared, tag, run } = *self;
+        let ended = Driver::new(group, pidfd, stdin, pipes, shared, streams, *limits).run();
         if ended.left_behind {
             // It left its group but held on to a pipe: seen now, so ended now, not at the next sweep.
             sweep::kill_matching(Target::Run(&tag, run));

@@ -21,6 +21,8 @@ pub(super) struct Stat {
     pub(super) group: i32,
     /// User and system CPU ms.
     pub(super) cpu_ms: u64,
+    /// The same of children it has waited for.
+    pub(super) children_cpu_ms: u64,
     /// When it started, in ticks since boot: with the id, this names one process for good.
     pub(super) started: u64,
 }
@@ -41,6 +43,7 @@ fn parse_stat(bytes: &[u8]) -> Option<Stat> {
         parent: fields.get(1)?.parse().ok()?,
         group: fields.get(2)?.parse().ok()?,
         cpu_ms: (number(11)? + number(12)?) * 1_000 / TICKS_PER_S,
+        children_cpu_ms: (number(13)? + number(14)?) * 1_000 / TICKS_PER_S,
         started: number(19)?,
     })
 }
@@ -100,9 +103,9 @@ mod tests {
 
     #[test]
     fn a_name_with_parentheses_does_not_shift_fields() {
-        let line = b"7 (a) Z (b) S 1 2 3 4 5 6 7 8 9 10 100 50 13 14 15 16 17 18 999 20 21\n";
+        let line = b"7 (a) Z (b) S 1 2 3 4 5 6 7 8 9 10 100 50 2 1 15 16 17 18 999 20 21\n";
         let stat = parse_stat(line).expect("stat");
         assert_eq!((stat.state, stat.parent, stat.group), (b'S', 1, 2));
-        assert_eq!((stat.cpu_ms, stat.started), (1_500, 999));
+        assert_eq!((stat.cpu_ms, stat.children_cpu_ms, stat.started), (1_500, 30, 999));
     }
 }

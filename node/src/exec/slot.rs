@@ -21,6 +21,7 @@ use rustix::fs::{FileType, Mode, OFlags, RawDir, SeekFrom, open, seek};
 use sinew_crdt_state::spec::Phase;
 
 use super::files::JobFiles;
+use super::sweep::next_run;
 
 /// Tasks' directories are for the daemon's user alone.
 const DIR_MODE: u32 = 0o700;
@@ -84,7 +85,7 @@ impl WorkRoot {
         let path = self.0.join("slots").join(number.to_string());
         let work = ReusableDir::new(path.join("work"))?;
         let output = ReusableDir::new(path.join("output"))?;
-        Ok(Slot { root: self.clone(), path, work, output, linked: None, links: Vec::new() })
+        Ok(Slot { root: self.clone(), path, work, output, linked: None, links: Vec::new(), empty: false })
     }
 }
 
@@ -107,7 +108,10 @@ struct ReusableDir {
 
 impl ReusableDir {
     fn new(path: PathBuf) -> io::Result<Self> {
-        remove(&path)?;
+        if remove(&path).is_err() {
+            // A task may have left directories that even their owner cannot empty: out of the way, until the daemon restarts.
+            std::fs::rename(&path, path.with_extension(format!("stuck-{}", next_run())))?;
+        }
         make(&path)?;
         let fd = open(&path, OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())?;
         Ok(Self { path, fd })
@@ -152,6 +156,8 @@ pub struct Slot {
     /// Whose files are linked into `work`.
     linked: Option<PathBuf>,
     links: Vec<String>,
+    /// Whether `output` was found empty after the task.
+    empty: bool,
 }
 
 impl Slot {
@@ -199,8 +205,9 @@ impl Slot {
     }
 
     /// Whether the task left something in the output directory.
-    pub(super) fn has_output(&self) -> bool {
-        !self.output.holds_only(&[])
+    pub(super) fn has_output(&mut self) -> bool {
+        self.empty = self.output.holds_only(&[]);
+        !self.empty
     }
 
     /// Moves the output directory to `to`.
@@ -214,7 +221,7 @@ impl Slot {
 
     /// Cleans up after a task. After one that failed everything is made anew, in case it did something odd.
     pub(super) fn tidy(&mut self, failed: bool) -> io::Result<()> {
-        if failed || !self.output.holds_only(&[]) {
+        if failed || !(std::mem::take(&mut self.empty) || self.output.holds_only(&[])) {
             self.output.renew()?;
         }
         if failed || !self.work.holds_only(&self.links) {

@@ -21,10 +21,10 @@ pub(super) enum Due {
     Reach,
     /// A node that has still never been heard of counts as lost.
     JoinOver(NodeId),
-    /// The answers to a probe after a closed connection should be in.
-    HintProbed(NodeId),
-    /// A suspicion of our own has gone unrefuted long enough.
-    HintDown(Member<Identity>),
+    /// The answers to a probe of our own should be in. The member as it stands if there are none.
+    Probed(Member<Identity>),
+    /// This suspect has had its time to object.
+    SuspicionOver(Member<Identity>),
 }
 
 /// foca's runtime.
@@ -110,8 +110,7 @@ impl foca::Runtime<Identity> for Io {
             after = self.jitter(after);
             // foca tells an outdated chain by an 8-bit token only; with one chain of each kind it cannot mix them up.
             let kind = std::mem::discriminant(&event);
-            self.timers
-                .retain(|_, due| !matches!(due, Due::Foca(timer) if std::mem::discriminant(timer) == kind));
+            self.timers.retain(|_, due| !matches!(due, Due::Foca(timer) if std::mem::discriminant(timer) == kind));
         }
         self.schedule(after, Due::Foca(event));
     }

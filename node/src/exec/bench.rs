@@ -1,0 +1,101 @@
+//! How many processes a second this machine starts: with nothing around them, and through the whole of [`super::task`]. The
+//! first is the floor that the second is measured against.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Instant;
+
+use sinew_crdt_state::spec::{Limits, Program};
+
+use super::files::JobFiles;
+use super::guardian::NodeTag;
+use super::process::ProcessRunner;
+use super::procfs;
+use super::runner::GRACE_DEFAULT;
+use super::slot::WorkRoot;
+use super::stop::StopHandle;
+use super::task::{TaskContext, run_batch};
+
+/// Processes a second, and what one costs.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SpawnRate {
+    /// By a plain loop of `posix_spawn` and wait.
+    pub floor_per_s: f64,
+    /// As batch tasks.
+    pub runner_per_s: f64,
+    /// CPU µs of one, parent and child together, in the plain loop. Unlike the rates it hardly depends on what else runs.
+    pub floor_cpu_us: f64,
+    /// CPU µs of one as a batch task.
+    pub runner_cpu_us: f64,
+}
+
+/// Runs `true` `count` times each way on `threads` threads.
+///
+/// # Errors
+/// When a process or a directory cannot be made.
+pub fn spawn_rate(count: u32, threads: u32) -> io::Result<SpawnRate> {
+    let floor = |_: u32, next: &AtomicU32| -> io::Result<()> {
+        while next.fetch_add(1, Ordering::Relaxed) < count {
+            if !Command::new("true").spawn()?.wait()?.success() {
+                return Err(io::Error::other("`true` failed"));
+            }
+        }
+        Ok(())
+    };
+    let dir = tempfile::tempdir()?;
+    let root = WorkRoot::open(&dir.path().join("work"))?;
+    let runner = ProcessRunner::new(NodeTag::new("bench"));
+    let program = Program::Exec(vec!["true".to_owned()]);
+    let tasks = |thread: u32, next: &AtomicU32| -> io::Result<()> {
+        let mut slot = root.slot(thread)?;
+        let (env, files) = (BTreeMap::new(), JobFiles::none());
+        loop {
+            let task = next.fetch_add(1, Ordering::Relaxed);
+            if task >= count {
+                return Ok(());
+            }
+            let stop = StopHandle::new()?;
+            let ctx = TaskContext {
+                runner: &runner,
+                job: "bench",
+                phase: 0,
+                task,
+                attempt: 1,
+                files: &files,
+                env: &env,
+                limits: Limits { timeout_ms: Some(60_000), ..Limits::default() },
+                grace: GRACE_DEFAULT,
+                stop: &stop,
+                live: None,
+                started: None,
+            };
+            run_batch(&ctx, &mut slot, &program, &[]).outcome.result.map_err(io::Error::other)?;
+        }
+    };
+    let (floor_per_s, floor_cpu_us) = rate(count, threads, floor)?;
+    let (runner_per_s, runner_cpu_us) = rate(count, threads, tasks)?;
+    Ok(SpawnRate { floor_per_s, runner_per_s, floor_cpu_us, runner_cpu_us })
+}
+
+/// CPU µs of this process and the children it waited for, so far.
+fn cpu_us() -> f64 {
+    let own = i32::try_from(std::process::id()).ok().and_then(procfs::stat);
+    let ms = own.map_or(0, |stat| stat.cpu_ms + stat.children_cpu_ms);
+    std::time::Duration::from_millis(ms).as_secs_f64() * 1e6
+}
+
+fn rate(count: u32, threads: u32, work: impl Fn(u32, &AtomicU32) -> io::Result<()> + Sync) -> io::Result<(f64, f64)> {
+    let (next, began, cpu_before) = (AtomicU32::new(0), Instant::now(), cpu_us());
+    std::thread::scope(|scope| {
+        let (work, next) = (&work, &next);
+        let threads: Vec<_> = (0..threads.max(1)).map(|i| scope.spawn(move || work(i, next))).collect();
+        let join = |t: std::thread::ScopedJoinHandle<'_, io::Result<()>>| {
+            t.join().unwrap_or_else(|_| Err(io::Error::other("a bench thread panicked")))
+        };
+        threads.into_iter().map(join).collect::<io::Result<Vec<()>>>()
+    })?;
+    let per_s = f64::from(count) / began.elapsed().as_secs_f64();
+    Ok((per_s, (cpu_us() - cpu_before) / f64::from(count.max(1))))
+}

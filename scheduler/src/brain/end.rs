@@ -1,0 +1,113 @@
+//! The end of a job: the verdict made durable, everyone told, receipts gathered, the entry sealed.
+
+use std::collections::BTreeSet;
+
+use sinew_crdt_state::fact::{Fact, Outcome};
+use sinew_crdt_state::ids::{FactId, NodeId};
+
+use super::{Brain, Stage};
+use crate::config::RECEIPTS_WAIT;
+use crate::ctx::Ctx;
+use crate::io::{Effect, Record, RequestId, Response, SubmitError};
+use crate::time::Time;
+use crate::wire::{Lease, Message};
+
+impl Brain {
+    /// Writes the verdict down; it counts once a majority has it.
+    pub(super) fn finish(&mut self, ctx: &mut Ctx, outcome: Outcome) {
+        if outcome != Outcome::Completed {
+            for (fence, seat) in &self.seats {
+                let lease = Lease { job: self.job, fence: *fence };
+                ctx.send(seat.node, Message::Stop { lease, phase: self.phase, tasks: Vec::new() });
+            }
+        }
+        let (finish, _) = ctx.state(self.job, Fact::Finish { term: self.term, outcome });
+        self.quorum.add(ctx, &[finish]);
+        self.stage = Stage::Ending { finish };
+    }
+
+    /// The verdict is final: tell everyone concerned and ask for receipts.
+    pub(super) fn finished(&mut self, ctx: &mut Ctx) {
+        let Stage::Ending { finish } = &self.stage else { return };
+        let finish = *finish;
+        self.stage = Stage::Sealing { until: ctx.now.at + RECEIPTS_WAIT };
+        let Some(live) = ctx.ledger.live(&self.job) else { return };
+        let facts: Vec<_> = [ctx.submit_of(&self.job), live.facts.get(&finish).cloned()].into_iter().flatten().collect();
+        let mut concerned: BTreeSet<NodeId> = self.participants(ctx);
+        concerned.extend(self.seats.values().map(|s| s.node));
+        concerned.insert(self.spec.submitter);
+        concerned.extend(self.spec.brain_set.iter().copied());
+        for node in concerned {
+            ctx.send(node, Message::Facts(facts.clone()));
+        }
+        self.seats.clear();
+        ctx.effect(Effect::Changed(self.job));
+        self.step_sealing(ctx, ctx.now.at + RECEIPTS_WAIT);
+    }
+
+    /// Nodes that reported anything for the job.
+    fn participants(&self, ctx: &Ctx) -> BTreeSet<NodeId> {
+        let mut nodes: BTreeSet<NodeId> = self.reports_by.keys().copied().collect();
+        if let Some(live) = ctx.ledger.live(&self.job) {
+            nodes.extend(live.state.accepted.iter().flat_map(|m| m.iter().map(|(_, r)| r.node)));
+        }
+        nodes
+    }
+
+    /// The receipts known: an executor's only report, or the summary that it signed.
+    fn receipts(&self, ctx: &Ctx) -> Vec<(NodeId, FactId)> {
+        let summaries = ctx.ledger.live(&self.job).map(|l| &l.state.receipts);
+        self.participants(ctx)
+            .into_iter()
+            .filter_map(|node| {
+                let summary = summaries.and_then(|s| s.get(&node)).map(|(id, _)| *id);
+                let only = self.reports_by.get(&node).filter(|r| r.len() == 1).map(|r| r[0]);
+                Some((node, summary.or(only)?))
+            })
+            .collect()
+    }
+
+    pub(super) fn step_sealing(&mut self, ctx: &mut Ctx, until: Time) {
+        let receipts = self.receipts(ctx);
+        let expected = self.participants(ctx).into_iter().filter(|n| ctx.peers.is_connected(*n)).count();
+        if receipts.len() < expected && ctx.now.at < until {
+            return;
+        }
+        let outcome = ctx.ledger.live(&self.job).and_then(|l| l.state.outcome().cloned());
+        let Some(outcome) = outcome else { return };
+        let carried: Vec<FactId> = receipts.iter().map(|(_, id)| *id).collect();
+        let (_, seal) = ctx.state(self.job, Fact::Seal { term: self.term, outcome, receipts });
+        let mut facts: Vec<_> = ctx
+            .ledger
+            .live(&self.job)
+            .map(|l| carried.iter().filter_map(|id| l.facts.get(id).cloned()).collect())
+            .unwrap_or_default();
+        facts.push(seal);
+        let mut to = self.participants(ctx);
+        to.extend(self.spec.brain_set.iter().copied());
+        to.insert(self.spec.submitter);
+        let own = ctx.own;
+        for node in to.into_iter().filter(|n| *n != own) {
+            ctx.send(node, Message::Facts(facts.clone()));
+        }
+        self.stage = Stage::Over;
+    }
+
+    /// Takes back a job that was never acknowledged.
+    pub(super) fn withdraw(&mut self, ctx: &mut Ctx, request: RequestId, problem: SubmitError) {
+        self.answer = None;
+        let reason = format!("withdrawn: {problem}");
+        ctx.effect(Effect::Answer { id: request, response: Response::Submitted(Err(problem)) });
+        // Stewards that stored it must not run it: they get the cancel. Here nothing of it stays.
+        let (_, cancel) = ctx.state(self.job, Fact::Cancel { reason });
+        if let Some(submit) = ctx.submit_of(&self.job) {
+            let own = ctx.own;
+            for node in self.spec.brain_set.iter().copied().filter(|n| *n != own) {
+                ctx.send(node, Message::Facts(vec![submit.clone(), cancel.clone()]));
+            }
+        }
+        ctx.ledger.retract(&self.job);
+        ctx.record(Record::Retract { job: self.job });
+        self.stage = Stage::Over;
+    }
+}

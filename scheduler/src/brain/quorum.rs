@@ -1,0 +1,125 @@
+//! The brain set of one job as its brain sees it: which facts a majority has on disk, and who can be reached.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sinew_crdt_state::ids::{FactId, JobId, NodeId};
+
+use crate::config::{IN_CHARGE_FOR, RESEND_EVERY};
+use crate::ctx::{After, Ctx};
+use crate::time::Time;
+use crate::wire::Message;
+
+#[derive(Debug)]
+pub(super) struct Quorum {
+    job: JobId,
+    term: u32,
+    members: Vec<NodeId>,
+    /// Facts that must become final, with the members that have them on disk.
+    pending: BTreeMap<FactId, BTreeSet<NodeId>>,
+    /// Facts to send with the next replication, for the stewards' knowledge only.
+    riding: Vec<FactId>,
+    fresh: Vec<FactId>,
+    sent: Time,
+}
+
+impl Quorum {
+    pub(super) fn new(job: JobId, term: u32, members: Vec<NodeId>) -> Self {
+        Self {
+            job,
+            term,
+            members,
+            pending: BTreeMap::new(),
+            riding: Vec::new(),
+            fresh: Vec::new(),
+            sent: Time::default(),
+        }
+    }
+
+    fn majority(&self) -> usize {
+        self.members.len() / 2 + 1
+    }
+
+    fn others(&self, ctx: &Ctx) -> Vec<NodeId> {
+        self.members.iter().copied().filter(|n| *n != ctx.own).collect()
+    }
+
+    /// Wants these own facts on a majority's disks; they go out at the next flush.
+    pub(super) fn add(&mut self, ctx: &mut Ctx, ids: &[FactId]) {
+        for id in ids {
+            self.pending.entry(*id).or_default();
+            self.fresh.push(*id);
+        }
+        ctx.after_persist(After::Own { job: self.job, ids: ids.to_vec() });
+    }
+
+    /// Sends this fact along with the next replication.
+    pub(super) fn ride(&mut self, id: FactId) {
+        self.riding.push(id);
+    }
+
+    /// Notes what a member has on disk and returns what became final by it.
+    pub(super) fn stored(&mut self, node: NodeId, ids: &[FactId]) -> Vec<FactId> {
+        if !self.members.contains(&node) {
+            return Vec::new();
+        }
+        let majority = self.majority();
+        let mut finals = Vec::new();
+        for id in ids {
+            let Some(holders) = self.pending.get_mut(id) else { continue };
+            holders.insert(node);
+            if holders.len() >= majority {
+                self.pending.remove(id);
+                finals.push(*id);
+            }
+        }
+        finals
+    }
+
+    /// Whether a majority, this node included, answered a set beat that was sent lately.
+    pub(super) fn reachable(&self, ctx: &Ctx) -> bool {
+        let near = self
+            .members
+            .iter()
+            .filter(|n| **n == ctx.own || ctx.peers.set_contact(**n).is_some_and(|t| ctx.now.at - t <= IN_CHARGE_FOR))
+            .count();
+        near >= self.majority()
+    }
+
+    /// Sends what is new, with whatever rides along.
+    pub(super) fn flush(&mut self, ctx: &mut Ctx) {
+        if self.fresh.is_empty() {
+            return;
+        }
+        self.fresh.clear();
+        let mut ids = std::mem::take(&mut self.riding);
+        ids.extend(self.pending.keys().copied());
+        ids.sort_unstable();
+        ids.dedup();
+        self.send(ctx, &ids);
+    }
+
+    /// Repeats what was not acknowledged for too long.
+    pub(super) fn resend(&mut self, ctx: &mut Ctx) {
+        if !self.pending.is_empty() && self.fresh.is_empty() && ctx.now.at - self.sent >= RESEND_EVERY {
+            let ids: Vec<FactId> = self.pending.keys().copied().collect();
+            self.send(ctx, &ids);
+        }
+    }
+
+    fn send(&mut self, ctx: &mut Ctx, ids: &[FactId]) {
+        self.sent = ctx.now.at;
+        let Some(live) = ctx.ledger.live(&self.job) else { return };
+        // The submit comes first: without it a receiver can make nothing of the rest.
+        let mut facts: Vec<_> = ids.iter().filter_map(|id| live.facts.get(id).cloned()).collect();
+        let submitter = live.state.spec.submitter;
+        facts.sort_by_key(|e| e.author != submitter);
+        for to in self.others(ctx) {
+            let message = Message::Replicate { job: self.job, term: self.term, facts: facts.clone() };
+            ctx.send(to, message);
+        }
+    }
+
+    pub(super) fn timeout(&self) -> Option<Time> {
+        (!self.pending.is_empty()).then_some(self.sent + RESEND_EVERY)
+    }
+}

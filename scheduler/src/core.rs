@@ -1,0 +1,703 @@
+//! The core of a node: inputs in, effects out. The daemon drives it with tokio, libp2p and a disk; the simulator with an
+//! event queue.
+//!
+//! Call [`Core::handle`] for each input, [`Core::flush`] after a batch of them, then drain [`Core::poll_effect`], and hand
+//! in [`Input::Tick`] no later than [`Core::poll_timeout`].
+
+use rand::RngExt;
+use sinew_crdt_state::cbor;
+use sinew_crdt_state::certificate::Roles;
+use sinew_crdt_state::envelope::{Envelope, Opened};
+use sinew_crdt_state::fact::{Fact, Statement};
+use sinew_crdt_state::ids::{FactId, JobId, MeshId, NodeId};
+use sinew_crdt_state::ledger::{Ledger, OwnerMark, SealedEntry};
+use sinew_crdt_state::spec::{BlobRef, JobSpec, Resources, SignedSpec, Source};
+
+use crate::brain::Brain;
+use crate::brains::Brains;
+use crate::config::{CARD_EVERY, CoreConfig, LOAD_EVERY};
+use crate::ctx::{After, Ctx, Setup};
+use crate::io::{CancelError, Effect, FetchId, Input, NewJob, Note, Record, Request, RequestId, Response, SubmitError};
+use crate::membership::{Membership, MembershipConfig, MembershipEffect, NodeState};
+use crate::peers::Peers;
+use crate::steward::Stewards;
+use crate::sync::{self, Sync};
+use crate::time::{Now, Span, Time};
+use crate::wire::{Advert, Card, Lease, LoadNews, Message, Topic};
+use crate::worker::{Worker, missing_blobs};
+
+/// Nodes in the brain set of a job: one that decides and two that could. More would cost latency for little.
+const BRAIN_SET: usize = 3;
+/// Sealed entries are looked through for old ones this often.
+const COMPACT_EVERY: Span = Span::ms(5_000);
+
+/// What was on disk when the daemon started.
+#[derive(Debug, Default)]
+pub struct Stored {
+    /// Facts of entries that are not sealed.
+    pub facts: Vec<Envelope>,
+    /// Sealed entries.
+    pub sealed: Vec<(JobId, SealedEntry)>,
+    /// Which jobs of whom are forgotten.
+    pub owners: Vec<(NodeId, OwnerMark)>,
+    /// Blobs that this node holds.
+    pub blobs: Vec<BlobRef>,
+}
+
+/// A node's decisions.
+#[derive(Debug)]
+pub struct Core {
+    ctx: Ctx,
+    worker: Worker,
+    brains: Brains,
+    stewards: Stewards,
+    sync: Sync,
+    membership: Membership,
+    copies: std::collections::BTreeMap<FetchId, (NodeId, JobId, Vec<BlobRef>)>,
+    load_at: Time,
+    load_count: u32,
+    compact_at: Time,
+    serial_last: u64,
+    /// Sealed in this batch: dropped from memory once their last facts are signed and on their way.
+    dehydrate: Vec<JobId>,
+}
+
+impl Core {
+    /// A node with this identity, continuing from what its disk held.
+    #[must_use]
+    pub fn new(setup: Setup, stored: Stored, now: Now) -> Self {
+        let total = Resources { cpu_milli: setup.config.cpu_milli, memory_bytes: setup.config.memory_bytes };
+        let own = setup.identity.id();
+        let membership = Membership::new(own, setup.incarnation, setup.seed, MembershipConfig::default());
+        let roles = setup.roles;
+        let mut core = Self {
+            ctx: Ctx::new(setup, now),
+            worker: Worker::new(total),
+            brains: Brains::default(),
+            stewards: Stewards::default(),
+            sync: Sync::default(),
+            membership,
+            copies: std::collections::BTreeMap::new(),
+            load_at: now.at,
+            load_count: 0,
+            compact_at: now.at + COMPACT_EVERY,
+            serial_last: 0,
+            dehydrate: Vec::new(),
+        };
+        core.ctx.peers.up(own, roles, now.at);
+        let card = core.card();
+        core.ctx.peers.set_card(own, card);
+        core.restore(stored);
+        core.refresh_own_load();
+        core
+    }
+
+    fn restore(&mut self, stored: Stored) {
+        let ctx = &mut self.ctx;
+        for (owner, mark) in stored.owners {
+            ctx.ledger.restore_owner(owner, mark);
+        }
+        for (job, entry) in stored.sealed {
+            ctx.ledger.restore_sealed(job, entry);
+        }
+        self.worker.blobs.extend(stored.blobs.iter().map(|b| b.hash));
+        // Two passes: a spec may be stored after facts that need it.
+        for _ in 0..2 {
+            for envelope in &stored.facts {
+                let Ok(statement) = cbor::from_slice::<Statement>(&envelope.payload) else { continue };
+                let opened = Opened { id: envelope.fact_id(), statement };
+                // What was admitted once is admitted again; a refusal can only mean a forgotten entry.
+                let _ = ctx.ledger.admit_own(envelope, &opened, ctx.now.unix_ms);
+            }
+        }
+        self.serial_last = ctx.ledger.last_serial(ctx.own);
+        let jobs: Vec<JobId> = ctx.ledger.iter_live().map(|(job, _)| *job).collect();
+        for job in jobs {
+            self.stewards.watch(&self.ctx, job);
+        }
+    }
+
+    fn card(&self) -> Card {
+        let config = &self.ctx.config;
+        Card {
+            incarnation: self.ctx.incarnation,
+            cpu_milli: config.cpu_milli,
+            memory_bytes: config.memory_bytes,
+            labels: config.labels.clone(),
+            about: config.about.clone(),
+        }
+    }
+
+    /// Handles one input at `now`. Call [`Self::flush`] after a batch.
+    pub fn handle(&mut self, now: Now, input: Input) {
+        self.ctx.now = now;
+        match input {
+            Input::PeerUp { node, roles } => self.on_peer_up(node, roles),
+            Input::PeerDown { node } => self.on_peer_down(node),
+            Input::Message { from, message } => {
+                self.ctx.peers.heard(from, now.at);
+                self.on_message(from, message);
+            }
+            Input::Gossip { from, topic, payload } => self.on_gossip(from, topic, &payload),
+            Input::Persisted(ticket) => {
+                for after in self.ctx.waiting.remove(&ticket).unwrap_or_default() {
+                    self.on_persisted(after);
+                }
+            }
+            Input::StorageFailing(reason) => {
+                self.ctx.storage_failing = Some(reason);
+                self.refresh_own_load();
+                self.brains.touch_all();
+            }
+            Input::StorageRecovered => {
+                self.ctx.storage_failing = None;
+                self.refresh_own_load();
+            }
+            Input::Task { run, result } => self.worker.on_task(&mut self.ctx, run, result),
+            Input::Fetched { id, ok } => self.on_fetched(id, ok),
+            Input::Loaded { to, facts } => sync::send_facts(&mut self.ctx, to, facts),
+            Input::Request { id, request } => match request {
+                Request::Submit(new) => self.submit(id, *new),
+                Request::Cancel { job, reason } => self.cancel(id, job, reason),
+            },
+            Input::Rtt { node, rtt_us } => self.ctx.peers.set_rtt(node, rtt_us),
+            Input::Tick => {}
+        }
+        self.settle();
+    }
+
+    /// Runs due timers, lets every part that changed have its say, and turns the outcome into effects.
+    pub fn flush(&mut self, now: Now) {
+        self.ctx.now = now;
+        self.tick();
+        self.worker.flush(&mut self.ctx);
+        self.settle();
+        // Steps of brains may answer each other through this node's own worker; that ends, because every round of it
+        // either starts a task or empties a queue.
+        while self.brains.has_work() {
+            self.brains.step(&mut self.ctx);
+            self.settle();
+            self.worker.flush(&mut self.ctx);
+            self.settle();
+        }
+        if self.worker.take_load_changed() {
+            self.refresh_own_load();
+        }
+        self.poll_membership();
+        self.ctx.flush();
+        for job in std::mem::take(&mut self.dehydrate) {
+            self.ctx.ledger.dehydrate(&job);
+        }
+    }
+
+    /// The next thing to do.
+    pub fn poll_effect(&mut self) -> Option<Effect> {
+        self.ctx.poll_effect()
+    }
+
+    /// When [`Input::Tick`] (or a flush) is due at the latest.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Time {
+        let always = self.load_at.min(self.sync.timeout()).min(self.compact_at);
+        [self.worker.timeout(), self.brains.timeout(), self.stewards.timeout(&self.brains), self.membership.poll_timeout()]
+            .into_iter()
+            .flatten()
+            .fold(always, Time::min)
+    }
+
+    fn tick(&mut self) {
+        let now = self.ctx.now.at;
+        self.worker.tick(&mut self.ctx);
+        self.stewards.tick(&mut self.ctx, &mut self.brains);
+        self.brains.tick(&self.ctx);
+        self.sync.tick(&mut self.ctx);
+        self.membership.tick(now);
+        if now >= self.load_at {
+            let period = LOAD_EVERY.0;
+            let jitter = self.ctx.rng.random_range(0..period / 5);
+            self.load_at = now + Span(period - period / 10 + jitter);
+            self.publish_load();
+        }
+        if now >= self.compact_at {
+            self.compact_at = now + COMPACT_EVERY;
+            self.compact();
+        }
+        self.settle();
+    }
+
+    /// Handles messages to this node itself, and facts that are news to its brains and stewards, until none are left.
+    fn settle(&mut self) {
+        loop {
+            if let Some(message) = self.ctx.local.pop_front() {
+                let own = self.ctx.own;
+                self.on_message(own, message);
+            } else if let Some((job, id, author, statement)) = self.ctx.fresh.pop_front() {
+                self.on_fact(job, id, author, &statement);
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn on_peer_up(&mut self, node: NodeId, roles: Roles) {
+        self.ctx.peers.up(node, roles, self.ctx.now.at);
+        self.membership.peer_up(self.ctx.now.at, node);
+        let card = self.card();
+        self.ctx.send(node, Message::Card(card));
+        let load = self.worker.load(&self.ctx);
+        self.ctx.send(node, Message::Load(load));
+        sync::start(&mut self.ctx, node);
+        self.brains.on_peer_change(node);
+    }
+
+    fn on_peer_down(&mut self, node: NodeId) {
+        self.ctx.peers.down(node);
+        self.membership.peer_down(self.ctx.now.at, node);
+        self.brains.on_peer_change(node);
+    }
+
+    fn on_persisted(&mut self, after: After) {
+        match after {
+            After::Send { to, message } => self.ctx.send(to, message),
+            After::Own { job, ids } => {
+                let own = self.ctx.own;
+                if let Some(brain) = self.brains.touch(&job) {
+                    brain.on_stored(&mut self.ctx, own, &ids);
+                }
+                self.stewards.on_own_stored(&mut self.ctx, &mut self.brains, job, &ids);
+            }
+        }
+    }
+
+    fn on_fact(&mut self, job: JobId, id: FactId, author: NodeId, statement: &Statement) {
+        if let Some(brain) = self.brains.touch(&job) {
+            brain.on_fact(&mut self.ctx, id, author, statement);
+        }
+        match &statement.fact {
+            Fact::Submit(_) => self.stewards.watch(&self.ctx, job),
+            Fact::Lead { .. } => self.stewards.on_lead(&self.ctx, job),
+            Fact::Finish { .. } => {
+                self.worker.on_job_end(&mut self.ctx, job);
+                self.ctx.effect(Effect::Changed(job));
+            }
+            Fact::Seal { .. } => self.on_sealed(job),
+            _ => {}
+        }
+    }
+
+    fn on_sealed(&mut self, job: JobId) {
+        self.worker.on_job_end(&mut self.ctx, job);
+        self.stewards.forget(&job);
+        let Some(entry) = self.ctx.ledger.sealed(&job).copied() else { return };
+        self.ctx.record(Record::Sealed { job, entry });
+        if let Some(live) = self.ctx.ledger.live(&job)
+            && let Some(outcome) = live.state.outcome().cloned()
+        {
+            let last = live.state.accepted.last();
+            let keep = last.into_iter().flat_map(|m| m.iter().flat_map(|(_, r)| r.outputs.iter().map(|o| o.blob.hash)));
+            let keep = keep.collect();
+            self.ctx.effect(Effect::EndJob { job, keep, outcome });
+        }
+        self.ctx.effect(Effect::Changed(job));
+        self.dehydrate.push(job);
+    }
+
+    fn on_message(&mut self, from: NodeId, message: Message) {
+        let ctx = &mut self.ctx;
+        match message {
+            Message::Facts(facts) => sync::on_facts(ctx, from, &facts),
+            Message::Card(card) => ctx.peers.set_card(from, card),
+            Message::Load(load) => ctx.peers.set_load(from, load),
+            Message::Swim(bytes) => {
+                if let Err(problem) = self.membership.receive(ctx.now.at, from, &bytes) {
+                    ctx.offence(from, problem.to_string());
+                }
+            }
+            Message::Offer { submit, slots } => self.worker.on_offer(ctx, from, &submit, slots),
+            Message::Bid(bid) => self.on_bid(from, &bid),
+            Message::NoBid { job } => {
+                if let Some(brain) = self.brains.touch(&job) {
+                    brain.on_no_bid(from);
+                }
+            }
+            Message::Interest { job, .. } => {
+                if let Some(brain) = self.brains.touch(&job) {
+                    brain.on_interest(ctx);
+                }
+            }
+            Message::Award { award, assign } => self.worker.on_award(ctx, from, &award, &assign),
+            Message::Decline { lease } => {
+                if let Some(brain) = self.brains.touch(&lease.job) {
+                    brain.on_decline(ctx, from, lease.fence);
+                }
+            }
+            Message::Assign(assign) => self.worker.on_assign(ctx, from, &assign),
+            Message::Sources { lease, start, total, items } => {
+                self.worker.on_sources(ctx, from, lease, start, total, items);
+            }
+            Message::Report { lease, facts } => match self.brains.touch(&lease.job) {
+                Some(brain) => brain.on_report(ctx, from, lease, &facts),
+                None => self.on_orphan_report(from, lease, &facts),
+            },
+            Message::Settled { job, reports } => self.worker.on_settled(job, &reports),
+            Message::Stop { lease, phase, tasks } => self.worker.on_stop(ctx, from, lease, phase, &tasks),
+            Message::Release { lease } => self.worker.on_release(ctx, from, lease),
+            Message::Copy { job, from: source, blobs } => self.on_copy(from, job, source, blobs),
+            Message::Copied { job, blobs, ok } => {
+                if let Some(brain) = self.brains.touch(&job) {
+                    brain.on_copied(ctx, from, &blobs, ok);
+                }
+            }
+            other => self.on_set_message(from, other),
+        }
+    }
+
+    /// Messages of brain sets and of anti-entropy.
+    fn on_set_message(&mut self, from: NodeId, message: Message) {
+        let ctx = &mut self.ctx;
+        match message {
+            Message::Replicate { job, term, facts } => {
+                self.stewards.on_replicate(ctx, &self.worker.blobs, from, job, term, &facts);
+            }
+            Message::Stored { job, ids, .. } => {
+                if let Some(brain) = self.brains.touch(&job) {
+                    brain.on_stored(ctx, from, &ids);
+                }
+            }
+            Message::Deposed { job, term } => {
+                if let Some(brain) = self.brains.touch(&job).filter(|b| b.term < term) {
+                    brain.depose(ctx);
+                    sync::start(ctx, from);
+                }
+            }
+            Message::Beat { seq, leases } => self.on_beat(from, seq, &leases),
+            Message::BeatAck { seq, renewed, void } => self.worker.on_beat_ack(ctx, from, seq, &renewed, &void),
+            Message::SetBeat { seq, incarnation } => self.stewards.on_set_beat(ctx, from, seq, incarnation),
+            Message::SetBeatAck { seq } => self.stewards.on_set_beat_ack(ctx, from, seq),
+            Message::VoteRequest { job, term, have } => self.stewards.on_vote_request(ctx, from, job, term, &have),
+            Message::Vote { job, term, facts, holders } => {
+                self.stewards.on_vote(ctx, &mut self.brains, from, job, term, &facts, &holders);
+            }
+            Message::VoteRefused { job, term, highest } => self.stewards.on_vote_refused(ctx, job, term, highest),
+            Message::Adopt { facts, old, new, term } => {
+                sync::on_facts(ctx, from, &facts);
+                self.worker.on_adopt(ctx, from, old, new, term);
+            }
+            Message::Holding { old, tasks, reports } => {
+                if let Some(brain) = self.brains.touch(&old.job) {
+                    brain.on_holding(ctx, from, old, &tasks, &reports);
+                }
+            }
+            Message::Claims(claims) => sync::on_claims(ctx, from, &claims),
+            Message::Listings(listings) => sync::on_listings(ctx, from, &listings),
+            Message::Want(wanted) => sync::on_want(ctx, from, &wanted),
+            _ => {}
+        }
+    }
+
+    fn on_bid(&mut self, from: NodeId, bid: &Envelope) {
+        if bid.author != from || self.ctx.admit(from, bid).is_err() {
+            return;
+        }
+        if let Ok(Statement { fact: Fact::Bid { slots, score, held_bytes, .. }, .. }) = cbor::from_slice(&bid.payload)
+            && let Some(brain) = self.brains.touch(&bid.entry)
+        {
+            brain.on_bid(from, slots, score, held_bytes);
+        }
+    }
+
+    /// A report for a job that this node does not lead: the worker may forget it once the job is over; otherwise it is
+    /// told nothing, and finds the right brain by its next beat or the adoption.
+    fn on_orphan_report(&mut self, from: NodeId, lease: Lease, facts: &[Envelope]) {
+        let over = self.ctx.ledger.sealed(&lease.job).is_some()
+            || self.ctx.ledger.live(&lease.job).is_some_and(|l| l.state.outcome().is_some());
+        for envelope in facts {
+            let _ = self.ctx.admit(from, envelope);
+        }
+        if over {
+            let reports = facts.iter().map(Envelope::fact_id).collect();
+            self.ctx.note(Note::Stale { lease, from });
+            self.ctx.send(from, Message::Settled { job: lease.job, reports });
+        }
+    }
+
+    fn on_beat(&mut self, from: NodeId, seq: u64, leases: &[(Lease, u32)]) {
+        let (mut renewed, mut void) = (Vec::new(), Vec::new());
+        for (lease, open) in leases {
+            let verdict = match self.brains.peek_mut(&lease.job) {
+                Some(brain) => brain.on_lease(&mut self.ctx, from, lease.fence, *open),
+                None => self.lease_without_brain(from, *lease),
+            };
+            match verdict {
+                Some(true) => renewed.push(*lease),
+                Some(false) => void.push(*lease),
+                None => {}
+            }
+        }
+        self.ctx.send(from, Message::BeatAck { seq, renewed, void });
+    }
+
+    fn lease_without_brain(&mut self, from: NodeId, lease: Lease) -> Option<bool> {
+        let over = self.ctx.ledger.sealed(&lease.job).is_some()
+            || self.ctx.ledger.live(&lease.job).is_some_and(|l| l.state.outcome().is_some());
+        if over {
+            return Some(false);
+        }
+        self.stewards.on_lease(&self.ctx, from, lease).then_some(true)
+    }
+
+    fn on_copy(&mut self, from: NodeId, job: JobId, source: NodeId, blobs: Vec<BlobRef>) {
+        let known = self.ctx.ledger.live(&job).is_some_and(|l| l.state.spec.brain_set.contains(&from));
+        if !known {
+            return self.ctx.send(from, Message::Copied { job, blobs, ok: false });
+        }
+        let missing = missing_blobs(&blobs, &self.worker.blobs);
+        if missing.is_empty() {
+            return self.ctx.send(from, Message::Copied { job, blobs, ok: true });
+        }
+        let id = self.ctx.next_fetch();
+        self.copies.insert(id, (from, job, blobs));
+        self.ctx.effect(Effect::Fetch { id, job, blobs: missing, providers: vec![source] });
+    }
+
+    fn on_fetched(&mut self, id: FetchId, ok: bool) {
+        if let Some((to, job, blobs)) = self.copies.remove(&id) {
+            if ok {
+                self.worker.blobs.extend(blobs.iter().map(|b| b.hash));
+            }
+            self.ctx.send(to, Message::Copied { job, blobs, ok });
+        } else {
+            self.stewards.on_fetched(&mut self.ctx, id, ok);
+        }
+    }
+
+    fn on_gossip(&mut self, from: NodeId, topic: Topic, payload: &[u8]) {
+        let now = self.ctx.now.at;
+        self.ctx.peers.heard(from, now);
+        let decoded = match topic {
+            Topic::Advert => cbor::from_slice(payload).map(|advert: Advert| {
+                self.worker.on_advert(&mut self.ctx, from, &advert);
+            }),
+            Topic::Load => cbor::from_slice(payload).map(|news: LoadNews| {
+                if let Some(card) = news.card {
+                    self.ctx.peers.set_card(from, card);
+                }
+                self.ctx.peers.set_load(from, news.load);
+            }),
+        };
+        if decoded.is_err() {
+            self.ctx.offence(from, "malformed gossip".to_owned());
+        }
+    }
+
+    fn refresh_own_load(&mut self) {
+        let load = self.worker.load(&self.ctx);
+        let own = self.ctx.own;
+        self.ctx.peers.set_load(own, load);
+        // Whoever has awards running here plans with these numbers: tell them at once, others by gossip.
+        for node in self.worker.brains() {
+            if node != own {
+                self.ctx.send(node, Message::Load(load));
+            }
+        }
+    }
+
+    fn publish_load(&mut self) {
+        self.load_count = self.load_count.wrapping_add(1);
+        let card = self.load_count.is_multiple_of(CARD_EVERY).then(|| self.card());
+        let news = LoadNews { load: self.worker.load(&self.ctx), card };
+        self.ctx.effect(Effect::Publish { topic: Topic::Load, payload: cbor::to_vec(&news) });
+    }
+
+    fn poll_membership(&mut self) {
+        while let Some(effect) = self.membership.poll_effect() {
+            match effect {
+                MembershipEffect::Send { to, bytes } => self.ctx.send(to, Message::Swim(bytes)),
+                MembershipEffect::Changed { node, to, .. } => self.ctx.note(Note::Peer { node, state: to }),
+            }
+        }
+    }
+
+    fn submit(&mut self, id: RequestId, new: NewJob) {
+        match self.signed(new) {
+            Ok(signed) => {
+                let job = signed.id();
+                let (submit, _) = self.ctx.state(job, Fact::Submit(signed));
+                self.stewards.has_blobs(job);
+                if let Some(brain) = Brain::submitted(&mut self.ctx, job, submit, id) {
+                    self.brains.insert(job, brain);
+                }
+            }
+            Err(error) => self.ctx.effect(Effect::Answer { id, response: Response::Submitted(Err(error)) }),
+        }
+    }
+
+    fn signed(&mut self, new: NewJob) -> Result<SignedSpec, SubmitError> {
+        if !self.ctx.roles.contains(Roles::SUBMIT) {
+            return Err(SubmitError::Role);
+        }
+        if let Some(reason) = &self.ctx.storage_failing {
+            return Err(SubmitError::Disk(reason.clone()));
+        }
+        self.serial_last += 1;
+        let brain_set = self.choose_brain_set(self.serial_last);
+        let alone = brain_set.len() == 1 && self.ctx.peers.connected().next().is_none();
+        let spec = JobSpec {
+            mesh: self.ctx.mesh,
+            submitter: self.ctx.own,
+            serial: self.serial_last,
+            submitted_ms: self.ctx.now.unix_ms,
+            brain_set,
+            name: new.name,
+            work: new.work,
+            resources: new.resources,
+            limits: new.limits,
+            retry: new.retry,
+            labels: new.labels,
+            strategy: new.strategy,
+            copies: if alone { 1 } else { new.copies },
+        };
+        let signed = SignedSpec::sign(self.ctx.identity(), &spec);
+        signed.open()?;
+        Ok(signed)
+    }
+
+    /// This node and two stewards, chosen by rendezvous hashing over healthy nodes; this node alone where fewer than three
+    /// are healthy.
+    fn choose_brain_set(&self, serial: u64) -> Vec<NodeId> {
+        let own = self.ctx.own;
+        let healthy = |n: &NodeId| {
+            let runs = self.ctx.peers.roles(*n).is_some_and(|r| r.contains(Roles::RUN));
+            runs && !matches!(self.membership.state(*n), Some(NodeState::Lost | NodeState::Suspect | NodeState::Left))
+        };
+        let mut others: Vec<([u8; 32], NodeId)> = self
+            .ctx
+            .peers
+            .connected()
+            .filter(healthy)
+            .map(|n| {
+                let mut hasher = blake3::Hasher::new_derive_key("sinew rendezvous 1");
+                hasher.update(&own.0).update(&serial.to_le_bytes()).update(&n.0);
+                (*hasher.finalize().as_bytes(), n)
+            })
+            .collect();
+        others.sort_unstable();
+        let mut set = vec![own];
+        if others.len() + 1 >= BRAIN_SET {
+            set.extend(others.into_iter().take(BRAIN_SET - 1).map(|(_, n)| n));
+        }
+        set
+    }
+
+    fn cancel(&mut self, id: RequestId, job: JobId, reason: String) {
+        let verdict = self.try_cancel(job, reason);
+        self.ctx.effect(Effect::Answer { id, response: Response::Cancelled(verdict) });
+    }
+
+    fn try_cancel(&mut self, job: JobId, reason: String) -> Result<(), CancelError> {
+        if self.ctx.ledger.sealed(&job).is_some() {
+            return Err(CancelError::Ended);
+        }
+        let live = self.ctx.ledger.live(&job).ok_or(CancelError::Unknown(job))?;
+        if live.state.outcome().is_some() {
+            return Err(CancelError::Ended);
+        }
+        let spec = live.state.spec.clone();
+        if spec.submitter != self.ctx.own && !self.ctx.roles.contains(Roles::ADMIN) {
+            return Err(CancelError::Denied);
+        }
+        let reason = sinew_crdt_state::rules::clip(reason);
+        let (_, cancel) = self.ctx.state(job, Fact::Cancel { reason });
+        let submit = self.ctx.submit_of(&job);
+        let own = self.ctx.own;
+        for member in spec.brain_set.into_iter().filter(|n| *n != own) {
+            let facts = submit.iter().cloned().chain([cancel.clone()]).collect();
+            self.ctx.send(member, Message::Facts(facts));
+        }
+        Ok(())
+    }
+
+    /// Drops sealed entries from memory and, after their grace time, for good.
+    fn compact(&mut self) {
+        let ctx = &mut self.ctx;
+        let grace = ctx.config.ledger_grace_ms;
+        let now = ctx.now.unix_ms;
+        let old: Vec<JobId> =
+            ctx.ledger.iter_sealed().filter(|(_, s)| s.sealed_ms.saturating_add(grace) <= now).map(|(j, _)| *j).collect();
+        for job in old {
+            if let Some((entry, mark)) = ctx.ledger.forget(&job) {
+                ctx.record(Record::Forget { job, owner: entry.submitter, mark });
+            }
+        }
+    }
+
+    /// The ledger, for views.
+    #[must_use]
+    pub const fn ledger(&self) -> &Ledger {
+        &self.ctx.ledger
+    }
+
+    /// The other nodes, for views.
+    #[must_use]
+    pub const fn peers(&self) -> &Peers {
+        &self.ctx.peers
+    }
+
+    /// A node's state as the failure detector sees it.
+    #[must_use]
+    pub fn node_state(&self, node: NodeId) -> Option<NodeState> {
+        if node == self.ctx.own { Some(NodeState::Healthy) } else { self.membership.state(node) }
+    }
+
+    /// This node.
+    #[must_use]
+    pub const fn own(&self) -> NodeId {
+        self.ctx.own
+    }
+
+    /// The mesh.
+    #[must_use]
+    pub const fn mesh(&self) -> MeshId {
+        self.ctx.mesh
+    }
+
+    /// What the operator set.
+    #[must_use]
+    pub const fn config(&self) -> &CoreConfig {
+        &self.ctx.config
+    }
+
+    /// Tasks running here.
+    #[must_use]
+    pub fn running(&self) -> usize {
+        self.worker.running()
+    }
+
+    /// Jobs that this node leads, with their terms.
+    pub fn led(&self) -> impl Iterator<Item = (JobId, u32)> {
+        self.brains.iter().map(|(job, brain)| (*job, brain.term))
+    }
+
+    /// Leases that this node holds, with their slots: for invariant checks.
+    pub fn leases(&self) -> impl Iterator<Item = (Lease, u32)> {
+        self.worker.leases()
+    }
+
+    pub(crate) fn brain(&self, job: &JobId) -> Option<&Brain> {
+        self.brains.get(job)
+    }
+
+    /// Notes that blobs are here, for locality in bids.
+    pub fn holds(&mut self, blobs: impl IntoIterator<Item = BlobRef>) {
+        self.worker.blobs.extend(blobs.into_iter().map(|b| b.hash));
+    }
+}
+
+/// The blobs that inline or referenced inputs name, for callers that prepare a job.
+#[must_use]
+pub fn blobs_of(source: &Source) -> Option<BlobRef> {
+    match source {
+        Source::Blob(blob) => Some(*blob),
+        Source::Inline(_) => None,
+    }
+}

@@ -1,0 +1,460 @@
+//! Which members are alive, as far as this node can tell: SWIM failure detection, run by the `foca` crate, sans-IO.
+//!
+//! Each period a node pings one member; without an answer it asks up to three others to try (three misses, if you
+//! count paths); without theirs the member is **suspect**, the mesh is told, and the member may object. When nobody
+//! has heard an objection for the suspicion time it is **lost**. Cost per node does not depend on the size of the mesh,
+//! only dissemination counts and suspicion time grow, with its logarithm.
+//!
+//! Who is a member is not decided here. Only nodes named by [`Membership::peer_up`] or [`Membership::learn`], that is
+//! with a verified certificate, exist for the detector; what others say about strangers is put aside until then.
+//! Nothing about work depends on these states being right: that is what leases are for. A member that lies can make
+//! others look suspect or lost for as long as it keeps lying, and no longer: see `screen`. Draining and maintenance are
+//! facts in the ledger, not observations, and so not states here.
+//!
+//! Sources: Das, Gupta, Motivala, "SWIM" (DSN 2002); Dadgar, Phillips, Currey, "Lifeguard" (2017) for telling a suspect
+//! directly and for distrusting oneself after a pause.
+
+mod io;
+mod packet;
+mod probe;
+mod screen;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::num::{NonZeroU8, NonZeroU32, NonZeroUsize};
+use std::time::Duration;
+
+use foca::{Foca, Member, NoCustomBroadcast, PeriodicParams, State, Timer};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+use sinew_crdt_state::ids::NodeId;
+
+use crate::time::{Span, Time};
+use io::{Due, Io};
+use packet::{Identity, PACKET_MAX, Wire};
+
+pub use packet::PacketError;
+pub use screen::MembershipError;
+
+/// A member as seen from here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NodeState {
+    /// Known to be a member, not heard of yet.
+    Joining,
+    /// Answers, itself or through others.
+    Healthy,
+    /// Did not answer and has not objected yet. Treated as alive, but not a node to give new work to.
+    Suspect,
+    /// Unreachable past the deadline. May come back.
+    Lost,
+    /// Said goodbye, or is no member any more. May come back.
+    Left,
+}
+
+impl fmt::Display for NodeState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Joining => "joining",
+            Self::Healthy => "healthy",
+            Self::Suspect => "suspect",
+            Self::Lost => "lost",
+            Self::Left => "left",
+        })
+    }
+}
+
+/// Timings. The same on every node of a mesh, or the impatient ones will suspect the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MembershipConfig {
+    /// One member is probed per period, give or take a tenth.
+    pub probe_period: Span,
+    /// How long a direct answer may take before others are asked to try. At most half of `probe_period` is used.
+    pub probe_rtt: Span,
+    /// How long a suspect has to object in a mesh of up to ten nodes; grows with the logarithm beyond that.
+    pub suspicion: Span,
+    /// How often news are passed on, while there are any.
+    pub gossip_period: Span,
+    /// A known member that was never heard of counts as lost after this long.
+    pub join_deadline: Span,
+}
+
+impl Default for MembershipConfig {
+    fn default() -> Self {
+        Self {
+            // The heartbeat promised to users.
+            probe_period: Span::ms(1_000),
+            // Slower than nearly all round trips, between continents too; leaves two thirds of the period for detours.
+            probe_rtt: Span::ms(300),
+            // Four periods: a suspect is told directly and through gossip, several times over, before it ends.
+            suspicion: Span::ms(4_000),
+            // Five rounds within a period spread news to a hundred nodes before the next probe.
+            gossip_period: Span::ms(200),
+            // Longer than connecting through a relay takes.
+            join_deadline: Span::ms(15_000),
+        }
+    }
+}
+
+/// What [`Membership`] wants done or noticed, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MembershipEffect {
+    /// Deliver these bytes to the node's [`Membership::receive`]; connect first if needed and possible. May be lost,
+    /// late, doubled or overtaken.
+    Send {
+        /// Receiver.
+        to: NodeId,
+        /// At most a few KiB.
+        bytes: Vec<u8>,
+    },
+    /// A member is now seen differently. A restart quicker than the detector shows in [`Membership::iter`] only.
+    Changed {
+        /// The member.
+        node: NodeId,
+        /// Before, none if it was no member.
+        from: Option<NodeState>,
+        /// From now on.
+        to: NodeState,
+    },
+}
+
+/// How one member stands.
+#[derive(Debug, Clone, Copy)]
+struct Seen {
+    state: NodeState,
+    incarnation: u64,
+}
+
+/// Others asked to try a member that does not answer. foca's own default, from the SWIM paper's evaluation.
+const HELPERS: usize = 3;
+
+/// How often a node passes on one piece of news, at least. Each time misses a given node as if by dice, so that e^-10 or 1
+/// in 20,000 remain without it; and in a mesh of three it outlasts some lost messages. foca says 2 there.
+const TRANSMISSIONS_MIN: u8 = 10;
+
+/// And beyond foca's logarithm, which counts on a full exchange of states that we do not have, by so many: of 100 nodes
+/// then all but 1 in 1,600 times everyone hears, of 1,000 all but 1 in 9,000.
+const TRANSMISSIONS_MORE: u8 = 4;
+
+/// Strangers' states put aside. Far above the nodes that wait for their certificate to arrive; bounds what a member can
+/// make us store.
+const HEARSAY_MAX: usize = 1_024;
+
+/// The failure detector of one node.
+pub struct Membership {
+    own: NodeId,
+    config: MembershipConfig,
+    foca: Foca<Identity, Wire, ChaCha8Rng, NoCustomBroadcast>,
+    io: Io,
+    /// Every verified member but this node, and how it was last reported.
+    members: BTreeMap<NodeId, Seen>,
+    connected: BTreeSet<NodeId>,
+    hearsay: BTreeMap<NodeId, Member<Identity>>,
+    /// Members that we probe outside foca's turns, and until when they may answer.
+    probes: BTreeMap<NodeId, Time>,
+    /// The connected member last spoken to for want of an answer, while that is still going on.
+    reaching: Option<NodeId>,
+    /// The incarnation given at the start. foca's identity may have moved past it.
+    started_as: u64,
+    /// No claim of others makes us renew before this.
+    renew_not_before: Time,
+    left: bool,
+}
+
+impl fmt::Debug for Membership {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Membership")
+            .field("identity", self.foca.identity())
+            .field("members", &self.members)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Membership {
+    /// A detector that knows nobody yet. `incarnation` should be greater than in the node's earlier runs, so that its
+    /// return is believed at once; `seed` decides every choice that is left to chance.
+    #[must_use]
+    pub fn new(own: NodeId, incarnation: u64, seed: [u8; 32], config: MembershipConfig) -> Self {
+        let identity = Identity { incarnation, ..Identity::unknown(own) };
+        let mut jitter = ChaCha8Rng::from_seed(seed);
+        jitter.set_stream(1);
+        Self {
+            own,
+            config,
+            foca: Foca::new(identity, foca_config(&config, 1), ChaCha8Rng::from_seed(seed), Wire),
+            io: Io::new(jitter),
+            members: BTreeMap::new(),
+            connected: BTreeSet::new(),
+            hearsay: BTreeMap::new(),
+            probes: BTreeMap::new(),
+            reaching: None,
+            started_as: incarnation,
+            renew_not_before: Time::default(),
+            left: false,
+        }
+    }
+
+    /// `node` is a verified member, whether or not there is a connection to it.
+    pub fn learn(&mut self, now: Time, node: NodeId) {
+        self.io.now = now;
+        if node == self.own || self.left || self.members.contains_key(&node) {
+            return;
+        }
+        self.members.insert(node, Seen { state: NodeState::Joining, incarnation: 0 });
+        self.io.effects.push_back(MembershipEffect::Changed { node, from: None, to: NodeState::Joining });
+        self.io.schedule(self.config.join_deadline, Due::JoinOver(node));
+        self.resize();
+        if let Some(heard) = self.hearsay.remove(&node) {
+            self.apply(heard, true);
+        }
+        self.settle();
+    }
+
+    /// `node` is no member any more: its certificate expired or was revoked. It ends as [`NodeState::Left`].
+    pub fn forget(&mut self, now: Time, node: NodeId) {
+        self.io.now = now;
+        let Some(seen) = self.members.remove(&node) else { return };
+        self.connected.remove(&node);
+        self.probes.remove(&node);
+        self.unlearn(node);
+        if seen.state != NodeState::Left {
+            let (from, to) = (Some(seen.state), NodeState::Left);
+            self.io.effects.push_back(MembershipEffect::Changed { node, from, to });
+        }
+        self.resize();
+        self.settle();
+    }
+
+    /// A connection to `node` exists, authenticated, with a valid certificate shown.
+    pub fn peer_up(&mut self, now: Time, node: NodeId) {
+        self.learn(now, node);
+        if node == self.own || self.left {
+            return;
+        }
+        self.connected.insert(node);
+        self.answered(node);
+        if self.state(node) != Some(NodeState::Healthy) {
+            self.announce(node);
+        }
+        if self.reaching.is_none() {
+            self.reaching = Some(node);
+            self.reach_later();
+        }
+        self.settle();
+    }
+
+    /// The last connection to `node` closed. It is probed at once, with the help of others: the close may be a crash, or
+    /// only an idle connection.
+    pub fn peer_down(&mut self, now: Time, node: NodeId) {
+        self.io.now = now;
+        if self.connected.remove(&node) && !self.left {
+            self.probe_after_close(node);
+            self.settle();
+        }
+    }
+
+    /// Runs every timer due at `now`.
+    pub fn tick(&mut self, now: Time) {
+        self.io.now = now;
+        self.io.excuse_pause(self.config.probe_period);
+        while let Some(due) = self.io.pop_due() {
+            match due {
+                // The errors are two ways of finding a timer late or outdated; foca has then already resumed.
+                Due::Foca(timer) => drop(self.foca.handle_timer(timer, &mut self.io)),
+                Due::Reach => self.reach(),
+                Due::JoinOver(node) => self.join_over(node),
+                Due::Probed(verdict) => self.probed(&verdict),
+                Due::SuspicionOver(suspect) => self.suspicion_over(&suspect),
+            }
+        }
+        self.settle();
+    }
+
+    /// When [`Self::tick`] is due next.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Time> {
+        self.io.poll_timeout()
+    }
+
+    /// The next thing to do. Drain after every input.
+    pub fn poll_effect(&mut self) -> Option<MembershipEffect> {
+        self.io.effects.pop_front()
+    }
+
+    /// How `node` is seen; none for strangers. This node itself is healthy until it leaves.
+    #[must_use]
+    pub fn state(&self, node: NodeId) -> Option<NodeState> {
+        if node == self.own { Some(self.own_state()) } else { self.members.get(&node).map(|seen| seen.state) }
+    }
+
+    /// Every member including this node, by id, with its state and incarnation (0 while never heard of).
+    pub fn iter(&self) -> impl Iterator<Item = (NodeId, NodeState, u64)> + '_ {
+        let own = (self.own, self.own_state(), self.foca.identity().incarnation);
+        let others = |(node, seen): (&NodeId, &Seen)| (*node, seen.state, seen.incarnation);
+        let (before, after) = (self.members.range(..self.own), self.members.range(self.own..));
+        before.map(others).chain(std::iter::once(own)).chain(after.map(others))
+    }
+
+    /// Says goodbye. Afterwards only the messages already queued as effects remain to be sent.
+    pub fn leave(&mut self, now: Time) {
+        self.io.now = now;
+        if self.left {
+            return;
+        }
+        if let Some(next) = self.foca.identity().successor() {
+            let last = Identity { left: true, ..next };
+            encodes(self.foca.change_identity(last, &mut self.io));
+        }
+        encodes(self.foca.leave_cluster(&mut self.io));
+        self.left = true;
+        self.io.clear_timers();
+        let (from, to) = (Some(NodeState::Healthy), NodeState::Left);
+        self.io.effects.push_back(MembershipEffect::Changed { node: self.own, from, to });
+    }
+
+    const fn own_state(&self) -> NodeState {
+        if self.left { NodeState::Left } else { NodeState::Healthy }
+    }
+
+    /// What foca holds about `node`, down or not.
+    fn member(&self, node: NodeId) -> Option<&Member<Identity>> {
+        self.foca.iter_membership_state().find(|member| member.id().node == node)
+    }
+
+    fn apply(&mut self, member: Member<Identity>, broadcast: bool) {
+        encodes(self.foca.apply_many(std::iter::once(member), broadcast, &mut self.io));
+    }
+
+    /// Makes foca drop all it holds about `node`, which it otherwise never does.
+    fn unlearn(&mut self, node: NodeId) {
+        if let Some(id) = self.member(node).map(|member| *member.id()) {
+            self.apply(Member::down(id), false);
+            encodes(self.foca.handle_timer(Timer::RemoveDown(id), &mut self.io));
+        }
+    }
+
+    /// Asks `node` to take us in. Its answer proves that it lives and names others.
+    fn announce(&mut self, node: NodeId) {
+        encodes(self.foca.announce(Identity::unknown(node), &mut self.io));
+    }
+
+    fn reach_later(&mut self) {
+        let after = self.io.jitter(self.config.probe_period);
+        self.io.schedule(after, Due::Reach);
+    }
+
+    /// Speaks to one connected member that does not count as alive, in turn. Covers lost first messages, and a partition
+    /// that healed without any connection having noticed: foca alone would stay idle once everyone was lost.
+    fn reach(&mut self) {
+        if self.connected.is_empty() {
+            self.reaching = None;
+            return;
+        }
+        let silent = |node: &&NodeId| matches!(self.state(**node), Some(NodeState::Joining | NodeState::Lost));
+        let next = self.connected.iter().find(|node| Some(**node) > self.reaching && silent(node));
+        if let Some(node) = next.or_else(|| self.connected.iter().find(silent)).copied() {
+            self.reaching = Some(node);
+            self.announce(node);
+        }
+        self.reach_later();
+    }
+
+    fn join_over(&mut self, node: NodeId) {
+        if self.state(node) == Some(NodeState::Joining) {
+            self.report(node, NodeState::Lost, 0);
+        }
+    }
+
+    /// To be called at the end of every input: restarts probing if foca dropped it, reports what changed.
+    fn settle(&mut self) {
+        if self.left {
+            return;
+        }
+        // With an identity just renewed, foca would not probe again before somebody spoke to it.
+        encodes(self.foca.apply_many(std::iter::empty(), true, &mut self.io));
+        let held: Vec<_> = self.foca.iter_membership_state().cloned().collect();
+        for member in held {
+            let id = *member.id();
+            let state = match member.state() {
+                _ if id.left => NodeState::Left,
+                State::Alive => NodeState::Healthy,
+                State::Suspect => NodeState::Suspect,
+                State::Down => NodeState::Lost,
+            };
+            if self.report(id.node, state, id.incarnation) && state == NodeState::Suspect {
+                self.watch_suspect(member);
+            }
+        }
+    }
+
+    /// Returns whether that was a change.
+    fn report(&mut self, node: NodeId, to: NodeState, incarnation: u64) -> bool {
+        let Some(seen) = self.members.get_mut(&node) else { return false };
+        seen.incarnation = incarnation;
+        if seen.state == to {
+            return false;
+        }
+        let from = Some(std::mem::replace(&mut seen.state, to));
+        self.io.effects.push_back(MembershipEffect::Changed { node, from, to });
+        true
+    }
+
+    /// How long a suspect has in a mesh of this size.
+    fn suspicion(&self) -> Span {
+        let grown = foca_config(&self.config, self.members.len() + 1).suspect_to_down_after;
+        Span(u64::try_from(grown.as_micros()).unwrap_or(u64::MAX))
+    }
+
+    fn resize(&mut self) {
+        let config = foca_config(&self.config, self.members.len() + 1);
+        self.foca.set_config(config).expect("probe timing never changes and no periodic task is ever enabled later");
+    }
+}
+
+/// foca fails for two reasons: bytes from outside, handled where they come in, or a codec that cannot write. Ours can:
+/// a header fits every packet, and what does not fit behind it is left out.
+fn encodes(result: Result<(), foca::Error>) {
+    debug_assert!(result.is_ok(), "foca refused an input of our own: {result:?}");
+}
+
+const fn duration(span: Span) -> Duration {
+    Duration::from_micros(span.0)
+}
+
+/// foca's LAN settings for a mesh of `size`, with our timings.
+fn foca_config(config: &MembershipConfig, size: usize) -> foca::Config {
+    let size = u32::try_from(size).ok().and_then(NonZeroU32::new).unwrap_or(NonZeroU32::MAX);
+    let lan = foca::Config::new_lan(size);
+    // foca insists on a round trip shorter than the period, and on neither being zero.
+    let period = Span(config.probe_period.0.max(2));
+    let rtt = Span(config.probe_rtt.0.clamp(1, period.0 / 2));
+    // foca's suspicion is 4 s times a factor that grows with the mesh: keep the factor.
+    let grown = lan.suspect_to_down_after.as_secs_f64() / 4.0;
+    let periodic = |frequency, count| PeriodicParams {
+        frequency: duration(frequency),
+        num_members: NonZeroUsize::new(count).unwrap_or(NonZeroUsize::MIN),
+    };
+    foca::Config {
+        probe_period: duration(period),
+        probe_rtt: duration(rtt),
+        num_indirect_probes: NonZeroUsize::new(HELPERS).unwrap_or(NonZeroUsize::MIN),
+        max_transmissions: lan
+            .max_transmissions
+            .saturating_add(TRANSMISSIONS_MORE)
+            .max(NonZeroU8::new(TRANSMISSIONS_MIN).unwrap_or(NonZeroU8::MIN)),
+        suspect_to_down_after: duration(Span(config.suspicion.0.max(1))).mul_f64(grown),
+        // The verified members bound what is remembered, and a forgotten end would show a lost node as joining.
+        remove_down_after: None,
+        max_packet_size: NonZeroUsize::new(PACKET_MAX).unwrap_or(NonZeroUsize::MIN),
+        // How a node learns that it was given up, and comes back.
+        notify_down_members: true,
+        // One round trip each half minute repairs what gossip missed.
+        periodic_announce: Some(periodic(Span::ms(30_000), 1)),
+        // `Membership::reach` does this, for the connected ones, also when nobody is left.
+        periodic_announce_to_down_members: None,
+        periodic_gossip: Some(periodic(Span(config.gossip_period.0.max(1)), HELPERS)),
+    }
+}

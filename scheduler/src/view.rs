@@ -1,0 +1,206 @@
+//! What people see of a job: made from the ledger, and from the brain's own books where this node leads.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use sinew_crdt_state::fact::{Failure, Outcome, Output};
+use sinew_crdt_state::ids::{JobId, NodeId};
+use sinew_crdt_state::spec::{JobSpec, Work};
+use sinew_crdt_state::state::{JobState, Status};
+
+use crate::core::Core;
+
+/// A phase's progress.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PhaseView {
+    /// `tasks`, `map` or `reduce`.
+    pub name: String,
+    /// How many tasks.
+    pub tasks: u64,
+    /// Finished.
+    pub done: u64,
+    /// Assigned and not finished, where this node knows.
+    pub running: u64,
+}
+
+/// A node's share of a job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShareView {
+    /// The node.
+    pub node: NodeId,
+    /// Tasks finished, by phase.
+    pub done: Vec<u64>,
+    /// Slots awarded now.
+    pub slots: u64,
+}
+
+/// A final output.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutputView {
+    /// The task.
+    pub task: u32,
+    /// The output.
+    pub output: Output,
+    /// Who made it.
+    pub node: NodeId,
+    /// Who else has it.
+    pub copy: Option<NodeId>,
+}
+
+/// A job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobView {
+    /// Its id.
+    pub id: JobId,
+    /// Its name.
+    pub name: String,
+    /// `batch` or `map_reduce`.
+    pub kind: String,
+    /// Its state.
+    pub status: Status,
+    /// Who submitted it.
+    pub submitter: NodeId,
+    /// When, unix ms.
+    pub submitted_ms: u64,
+    /// Who decides for it now.
+    pub brain: Option<NodeId>,
+    /// The brain's term.
+    pub term: u32,
+    /// The brain set.
+    pub brain_set: Vec<NodeId>,
+    /// What a loss of nodes would mean.
+    pub durability: String,
+    /// Progress, phase by phase.
+    pub phases: Vec<PhaseView>,
+    /// Who does what.
+    pub shares: Vec<ShareView>,
+    /// The outputs of the last phase.
+    pub outputs: Vec<OutputView>,
+    /// How it ended.
+    pub outcome: Option<Outcome>,
+    /// The last failure of each task with failed attempts, by phase and task; the first 100.
+    pub failures: Vec<(u8, u32, NodeId, Failure)>,
+}
+
+impl JobView {
+    /// Whether the job has ended and nothing about its result will change.
+    #[must_use]
+    pub const fn is_ended(&self) -> bool {
+        self.outcome.is_some()
+    }
+}
+
+/// The view of a job from its facts alone.
+#[must_use]
+pub fn from_state(id: JobId, state: &JobState) -> JobView {
+    let spec = &state.spec;
+    let done: Vec<u64> = state.accepted.iter().map(sinew_crdt_state::intervals::IntervalMap::count).collect();
+    let mut shares: BTreeMap<NodeId, ShareView> = BTreeMap::new();
+    let blank = |node| ShareView { node, done: vec![0; done.len()], slots: 0 };
+    for (phase, accepted) in state.accepted.iter().enumerate() {
+        for (run, result) in accepted.iter() {
+            shares.entry(result.node).or_insert_with(|| blank(result.node)).done[phase] += u64::from(run.len);
+        }
+    }
+    if state.outcome().is_none() {
+        for award in state.awards.iter().filter(|(f, a)| a.revoked.is_none() && f.term == state.term).map(|(_, a)| a) {
+            shares.entry(award.node).or_insert_with(|| blank(award.node)).slots += u64::from(award.slots);
+        }
+    }
+    JobView {
+        id,
+        name: spec.name.clone(),
+        kind: kind(spec).to_owned(),
+        status: state.status(),
+        submitter: spec.submitter,
+        submitted_ms: spec.submitted_ms,
+        brain: sinew_crdt_state::rules::brain_of(spec, state.term),
+        term: state.term,
+        brain_set: spec.brain_set.clone(),
+        durability: durability(spec).to_owned(),
+        phases: phases(spec, &done),
+        shares: shares.into_values().collect(),
+        outputs: outputs(state),
+        outcome: state.outcome().cloned(),
+        failures: failures(state),
+    }
+}
+
+const fn kind(spec: &JobSpec) -> &'static str {
+    match &spec.work {
+        Work::Batch(_) => "batch",
+        Work::MapReduce(_) => "map_reduce",
+    }
+}
+
+const fn durability(spec: &JobSpec) -> &'static str {
+    if spec.brain_set.len() > 1 {
+        "survives the loss of any one node"
+    } else {
+        "one node decides: the mesh had fewer than three nodes that run work; if it is lost, the job waits for its return"
+    }
+}
+
+fn phases(spec: &JobSpec, done: &[u64]) -> Vec<PhaseView> {
+    let names: &[&str] = match &spec.work {
+        Work::Batch(_) => &["tasks"],
+        Work::MapReduce(_) => &["map", "reduce"],
+    };
+    let counts = spec.phases();
+    names
+        .iter()
+        .zip(counts)
+        .zip(done)
+        .map(|((name, tasks), done)| PhaseView {
+            name: (*name).to_owned(),
+            tasks: u64::from(tasks),
+            done: *done,
+            running: 0,
+        })
+        .collect()
+}
+
+fn outputs(state: &JobState) -> Vec<OutputView> {
+    let last = state.accepted.last().into_iter().flat_map(|m| m.iter());
+    last.flat_map(|(run, result)| {
+        result.outputs.iter().map(move |output| OutputView {
+            task: run.start,
+            output: output.clone(),
+            node: result.node,
+            copy: result.copy,
+        })
+    })
+    .collect()
+}
+
+fn failures(state: &JobState) -> Vec<(u8, u32, NodeId, Failure)> {
+    const SHOWN: usize = 100;
+    let tasks: Vec<(u8, u32)> = state.failed_tasks().take(SHOWN).collect();
+    tasks
+        .into_iter()
+        .filter_map(|(phase, task)| {
+            let last = state.failures(phase, task).last()?;
+            Some((phase, task, last.node, last.failure))
+        })
+        .collect()
+}
+
+impl Core {
+    /// A job that is not sealed, or was sealed a moment ago. Sealed ones are on disk.
+    #[must_use]
+    pub fn view(&self, id: &JobId) -> Option<JobView> {
+        let live = self.ledger().live(id)?;
+        let mut view = from_state(*id, &live.state);
+        if let Some(brain) = self.brain(id) {
+            let (phase, done, running) = brain.progress();
+            if let Some(view) = view.phases.get_mut(usize::from(phase)) {
+                view.done = view.done.max(done);
+                view.running = running;
+            }
+            if brain.is_storing() {
+                view.durability = "not acknowledged yet: its inputs and spec are being copied to stewards".to_owned();
+            }
+        }
+        Some(view)
+    }
+}
