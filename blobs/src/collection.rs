@@ -13,9 +13,10 @@ use sinew_crdt_state::ids::Hash;
 
 use crate::error::{AddError, CollectionError, NameError, ReadError};
 use crate::import::{Added, ImportMode};
+use crate::inventory::BlobState;
 use crate::names;
 use crate::serve::CHILDREN_MAX;
-use crate::store::{BlobState, BlobStore, Format, from_iroh, to_iroh};
+use crate::store::{BlobStore, Format, from_iroh, to_iroh};
 
 /// Files per collection: as many children as a request may address, less the list of names.
 const FILES_MAX: usize = CHILDREN_MAX - 1;

@@ -233,3 +233,46 @@ impl BlobStore {
         Ok(keep)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::StoreOptions;
+
+    #[tokio::test]
+    async fn a_dead_collector_is_replaced_and_guards_hold_on() {
+        let dir = tempfile::tempdir().expect("dir");
+        let options =
+            StoreOptions { reserve: 0, gc: GcOptions { interval: None, protect: None }, ..StoreOptions::default() };
+        let store = BlobStore::open(dir.path(), options).await.expect("open");
+        let held = store.add_bytes(vec![1; 100_000]).await.expect("add");
+        let lost = store.add_bytes(vec![2; 100_000]).await.expect("add").hash;
+        let tickets = store.tickets().expect("open");
+        store.replace_collector(&tickets).await;
+        assert!(!store.tickets().expect("open").same_channel(&tickets), "it was replaced");
+        let now = store.tickets().expect("open");
+        store.replace_collector(&tickets).await;
+        assert!(store.tickets().expect("open").same_channel(&now), "once is enough");
+        let stats = store.run_gc_once().await.expect("the new one collects");
+        assert_eq!((stats.before, stats.after), (2, 1));
+        store.read(held.hash, u64::MAX).await.expect("the guard is older than the collector and still counts");
+        assert!(store.read(lost, u64::MAX).await.is_err());
+        store.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn collection_happens_by_itself() {
+        let dir = tempfile::tempdir().expect("dir");
+        let gc = GcOptions { interval: Some(Duration::from_millis(20)), protect: None };
+        let options = StoreOptions { reserve: 0, gc, ..StoreOptions::default() };
+        let store = BlobStore::open(dir.path(), options).await.expect("open");
+        drop(store.add_bytes(vec![1; 100]).await.expect("add"));
+        let gone = async {
+            while !store.list().await.expect("list").is_empty() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), gone).await.expect("collected");
+        store.shutdown().await;
+    }
+}

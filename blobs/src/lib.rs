@@ -42,6 +42,7 @@ mod export;
 mod fetch;
 mod gc;
 mod import;
+mod inventory;
 mod names;
 mod pins;
 mod read;
@@ -61,8 +62,9 @@ pub use fetch::{
 };
 pub use gc::{GcOptions, GcStats, ProtectFn};
 pub use import::{Added, ImportMode, ImportProgress, OnImportProgress};
+pub use inventory::{BlobState, StoreStats};
 pub use pins::TempTag;
 pub use read::BlobReader;
 pub use serve::{CHILDREN_MAX, REQUEST_LEN_MAX, ServeStats};
-pub use store::{BlobState, BlobStore, Format, StoreOptions, StoreStats};
+pub use store::{BlobStore, Format, StoreOptions};
 pub use tags::Tag;

@@ -113,7 +113,14 @@ impl World {
         self.map_within(map, combine, partitions, input, SORT_BUDGET_DEFAULT)
     }
 
-    fn map_within(&mut self, map: &Program, combine: Option<&Program>, partitions: u32, mut input: &[u8], budget: usize) -> MapDone {
+    fn map_within(
+        &mut self,
+        map: &Program,
+        combine: Option<&Program>,
+        partitions: u32,
+        mut input: &[u8],
+        budget: usize,
+    ) -> MapDone {
         let stop = StopHandle::new().expect("handle");
         let work = MapWork { map, combine, partitions, sort_budget: budget };
         self.with(&stop, |ctx, slot| run_map(ctx, slot, &work, &mut input))
@@ -125,7 +132,14 @@ impl World {
     }
 
     /// A whole round: each chunk mapped, each partition reduced.
-    fn round(&mut self, map: &Program, combine: Option<&Program>, reduce: &Program, partitions: u32, chunks: &[&[u8]]) -> Vec<Vec<u8>> {
+    fn round(
+        &mut self,
+        map: &Program,
+        combine: Option<&Program>,
+        reduce: &Program,
+        partitions: u32,
+        chunks: &[&[u8]],
+    ) -> Vec<Vec<u8>> {
         let maps: Vec<_> = chunks.iter().map(|chunk| self.map_within(map, combine, partitions, chunk, 2_000)).collect();
         let mut results = Vec::new();
         for partition in 0..partitions {
@@ -199,7 +213,10 @@ fn a_program_that_does_not_exist_is_invalid_and_named() {
     assert!(failure.message.contains("no-such-program-here") && failure.message.contains("PATH"), "{failure}");
     let mut world = World::new().with_files(&[("bad.sh", "#!/no/such/interpreter\n"), ("plain", "text")]);
     let no_interpreter = self::failure(world.batch(&["./bad.sh"]).outcome);
-    assert!(no_interpreter.code == ErrorCode::Invalid && no_interpreter.message.contains("interpreter"), "{no_interpreter}");
+    assert!(
+        no_interpreter.code == ErrorCode::Invalid && no_interpreter.message.contains("interpreter"),
+        "{no_interpreter}"
+    );
     let not_executable = self::failure(world.batch(&["./plain"]).outcome);
     assert!(not_executable.message.contains("not executable"), "{not_executable}");
 }
@@ -250,7 +267,8 @@ fn output_without_end_stops_at_the_cap() {
 #[test]
 fn output_files_count_too_while_it_runs_and_at_the_end() {
     let mut world = World::new().output_max(1 << 20);
-    let endless = world.batch(&["sh", "-c", "while :; do head -c 100000 /dev/zero; done > $SINEW_OUTPUT/f; sleep 1000"]);
+    let endless =
+        world.batch(&["sh", "-c", "while :; do head -c 100000 /dev/zero; done > $SINEW_OUTPUT/f; sleep 1000"]);
     assert_eq!(failure(endless.outcome).code, ErrorCode::Storage);
     let quick = world.batch(&["sh", "-c", "head -c 2000000 /dev/zero > $SINEW_OUTPUT/f"]);
     assert!(quick.outputs.is_empty() && failure(quick.outcome).code == ErrorCode::Storage);
@@ -261,7 +279,8 @@ fn output_files_count_too_while_it_runs_and_at_the_end() {
 #[test]
 fn binary_garbage_and_a_100_mb_line_pass_through() {
     let mut world = World::new();
-    let mut garbage: Vec<u8> = (0..300_000_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13).to_le_bytes()[0]).collect();
+    let mut garbage: Vec<u8> =
+        (0..300_000_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13).to_le_bytes()[0]).collect();
     garbage.push(b'\n');
     let cat = exec(&["cat"]);
     let sorted = shell("sort", Path::new("/"), &garbage);
@@ -304,7 +323,8 @@ fn odd_keys_and_empty_inputs() {
     }
 }
 
-const MAPPER: &str = "import sys\nfor line in sys.stdin:\n    for word in line.split():\n        print(word.lower() + '\\t1')\n";
+const MAPPER: &str =
+    "import sys\nfor line in sys.stdin:\n    for word in line.split():\n        print(word.lower() + '\\t1')\n";
 const REDUCER: &str = "import sys\nfrom itertools import groupby\npairs = (l.rstrip('\\n').split('\\t') for l in sys.stdin)\n\
     for key, group in groupby(pairs, key=lambda p: p[0]):\n    print(key + '\\t' + str(sum(int(v) for _, v in group)))\n";
 
@@ -312,8 +332,9 @@ const REDUCER: &str = "import sys\nfrom itertools import groupby\npairs = (l.rst
 fn python_rounds_equal_the_shell_pipeline_with_and_without_a_combiner() {
     let mut world = World::new().with_files(&[("mapper.py", MAPPER), ("lib/reducer.py", REDUCER)]);
     let input = world.files.dir().expect("dir").to_owned();
-    let chunks: Vec<String> =
-        (0..3_u32).map(|c| (0..400).map(|i| format!("The w{} x{} ünï\n", (i * 7 + c) % 50, i % 11)).collect()).collect();
+    let chunks: Vec<String> = (0..3_u32)
+        .map(|c| (0..400).map(|i| format!("The w{} x{} ünï\n", (i * 7 + c) % 50, i % 11)).collect())
+        .collect();
     let chunks: Vec<&[u8]> = chunks.iter().map(|c| c.as_bytes()).collect();
     let (map, reduce) = (exec(&["python3", "mapper.py"]), exec(&["python3", "lib/reducer.py"]));
     let mapped = shell("cat | PYTHONUTF8=1 python3 mapper.py", &input, &chunks.concat());
@@ -330,7 +351,11 @@ fn python_rounds_equal_the_shell_pipeline_with_and_without_a_combiner() {
     for (combine, reduce) in [(None, &reduce), (Some(&reduce), &reduce), (Some(&sum), &reduce), (None, &sum)] {
         assert_eq!(world.round(&map, combine, reduce, 3, &chunks), expected, "{combine:?}");
     }
-    let whole = shell("cat | PYTHONUTF8=1 python3 mapper.py | sort | PYTHONUTF8=1 python3 lib/reducer.py", &input, &chunks.concat());
+    let whole = shell(
+        "cat | PYTHONUTF8=1 python3 mapper.py | sort | PYTHONUTF8=1 python3 lib/reducer.py",
+        &input,
+        &chunks.concat(),
+    );
     assert_eq!(world.round(&map, None, &reduce, 1, &chunks), [whole]);
 }
 
@@ -342,7 +367,11 @@ fn builtin_wordcount_equals_a_python_oracle() {
     let script = "import sys, re, collections\nwords = re.findall(rb'[0-9A-Za-z\\x80-\\xff]+', sys.stdin.buffer.read())\n\
         counts = collections.Counter(w.lower() if w.isascii() else bytes(c + 32 if 65 <= c <= 90 else c for c in w) for w in words)\n\
         sys.stdout.buffer.write(b''.join(w + b'\\t%d\\n' % n for w, n in sorted(counts.items())))";
-    let oracle = shell(&format!("python3 -c \"$S\"").replace("$S", &script.replace('"', "\\\"")), Path::new("/"), text.as_bytes());
+    let oracle = shell(
+        &format!("python3 -c \"$S\"").replace("$S", &script.replace('"', "\\\"")),
+        Path::new("/"),
+        text.as_bytes(),
+    );
     for combine in [None, Some(&sum)] {
         assert_eq!(world.round(&map, combine, &sum, 1, &[text.as_bytes()]), [oracle.clone()]);
     }
@@ -512,7 +541,8 @@ fn another_thread_sees_and_stops_a_running_task() {
 #[test]
 fn usage_counts_cpu_and_memory_of_a_long_enough_run() {
     let mut world = World::new();
-    let script = "import time\nblock = b'x' * (64 << 20)\nend = time.monotonic() + 0.6\nwhile time.monotonic() < end: pass";
+    let script =
+        "import time\nblock = b'x' * (64 << 20)\nend = time.monotonic() + 0.6\nwhile time.monotonic() < end: pass";
     let usage = world.batch(&["python3", "-c", script]).outcome.usage;
     assert!(usage.cpu_ms >= 100 && usage.wall_ms >= 600, "{usage:?}");
     assert!((64 << 20..512 << 20).contains(&usage.max_rss_bytes), "{usage:?}");
@@ -532,14 +562,17 @@ fn a_daemonised_grandchild_delays_nothing_and_does_not_survive() {
     let mut world = World::new();
     let tag = world.runner.tag().clone();
     let began = Instant::now();
-    let holding = world.batch(&["sh", "-c", "setsid sh -c 'sleep 1000; :' & while ! pgrep -s 0 >/dev/null; do :; done; sleep 0.2; echo done"]);
+    let ready = world.slot.scratch().join("ready");
+    let wait = format!("while ! test -s {}; do sleep 0.01; done", ready.display());
+    let script = format!("setsid sh -c 'echo $$ > {}; sleep 1000; :' & {wait}", ready.display());
+    let holding = world.batch(&["sh", "-c", &script]);
     assert!(holding.outcome.result.expect("success").left_behind, "it held the pipes");
     assert!(began.elapsed() < PATIENCE / 2);
     eventually("the one that held the pipes to be gone", || tagged(tag.value()).is_empty());
 
-    let ready = world.slot.scratch().join("ready");
-    let script = format!("setsid sh -c 'echo $$ > {}; sleep 1000; :' <&- >/dev/null 2>&1 &", ready.display());
-    let script = format!("{script} while ! test -s {}; do sleep 0.01; done", ready.display());
+    std::fs::remove_file(&ready).expect("remove");
+    let script =
+        format!("setsid sh -c 'echo $$ > {}; sleep 1000; :' </dev/null >/dev/null 2>&1 & {wait}", ready.display());
     let quiet = world.batch(&["sh", "-c", &script]);
     assert!(!quiet.outcome.result.expect("success").left_behind, "nothing showed");
     let grandchild: u32 = std::fs::read_to_string(&ready).expect("read").trim().parse().expect("pid");

@@ -199,10 +199,15 @@ impl Core {
     #[must_use]
     pub fn poll_timeout(&self) -> Time {
         let always = self.load_at.min(self.sync.timeout()).min(self.compact_at);
-        [self.worker.timeout(), self.brains.timeout(), self.stewards.timeout(&self.brains), self.membership.poll_timeout()]
-            .into_iter()
-            .flatten()
-            .fold(always, Time::min)
+        [
+            self.worker.timeout(),
+            self.brains.timeout(),
+            self.stewards.timeout(&self.brains),
+            self.membership.poll_timeout(),
+        ]
+        .into_iter()
+        .flatten()
+        .fold(always, Time::min)
     }
 
     fn tick(&mut self) {
@@ -622,8 +627,12 @@ impl Core {
         let ctx = &mut self.ctx;
         let grace = ctx.config.ledger_grace_ms;
         let now = ctx.now.unix_ms;
-        let old: Vec<JobId> =
-            ctx.ledger.iter_sealed().filter(|(_, s)| s.sealed_ms.saturating_add(grace) <= now).map(|(j, _)| *j).collect();
+        let old: Vec<JobId> = ctx
+            .ledger
+            .iter_sealed()
+            .filter(|(_, s)| s.sealed_ms.saturating_add(grace) <= now)
+            .map(|(j, _)| *j)
+            .collect();
         for job in old {
             if let Some((entry, mark)) = ctx.ledger.forget(&job) {
                 ctx.record(Record::Forget { job, owner: entry.submitter, mark });

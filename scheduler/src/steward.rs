@@ -312,10 +312,13 @@ impl Stewards {
         let highest = promised(ctx, job);
         let mine = live.state.votes.get(&term).is_some_and(|v| v.contains(&ctx.own));
         let brain = brain_of(&spec, current);
-        let alive = brain.is_some_and(|b| {
-            b != from && (b == ctx.own || ctx.now.at - self.brain_heard(job, b) < STICKY_FOR)
-        });
-        if !mine && (term <= highest || (alive && brain != Some(ctx.own)) || (brain == Some(ctx.own) && self.leading(ctx, job))) {
+        let alive =
+            brain.is_some_and(|b| b != from && (b == ctx.own || ctx.now.at - self.brain_heard(job, b) < STICKY_FOR));
+        if !mine
+            && (term <= highest
+                || (alive && brain != Some(ctx.own))
+                || (brain == Some(ctx.own) && self.leading(ctx, job)))
+        {
             return ctx.send(from, Message::VoteRefused { job, term, highest });
         }
         if !mine {
@@ -419,8 +422,7 @@ fn stagger(spec: &JobSpec, own: NodeId) -> crate::time::Span {
 }
 
 fn ask_votes(ctx: &mut Ctx, job: JobId, spec: &JobSpec, term: u32) {
-    let have: Vec<ShortId> =
-        ctx.ledger.live(&job).map(|l| l.facts.keys().map(short_id).collect()).unwrap_or_default();
+    let have: Vec<ShortId> = ctx.ledger.live(&job).map(|l| l.facts.keys().map(short_id).collect()).unwrap_or_default();
     let own = ctx.own;
     for member in spec.brain_set.iter().copied().filter(|n| *n != own) {
         ctx.send(member, Message::VoteRequest { job, term, have: have.clone() });

@@ -171,7 +171,8 @@ impl Worker {
         if award.entry != lease.job || ctx.admit(from, award).is_err() || self.held.contains_key(&lease) {
             return;
         }
-        let Ok(Statement { fact: Fact::Award { fence, node, slots, .. }, .. }) = cbor::from_slice(&award.payload) else {
+        let Ok(Statement { fact: Fact::Award { fence, node, slots, .. }, .. }) = cbor::from_slice(&award.payload)
+        else {
             return ctx.offence(from, "an award message without an award".to_owned());
         };
         if node != ctx.own || fence != lease.fence || award.author != from {
@@ -295,9 +296,8 @@ impl Worker {
 
     pub(crate) fn on_stop(&mut self, ctx: &mut Ctx, from: NodeId, lease: Lease, phase: Phase, tasks: &[Run]) {
         let Some(held) = self.held.get_mut(&lease).filter(|h| h.brain == from) else { return };
-        let hit = |p: Phase, t: u32| {
-            tasks.is_empty() || (p == phase && tasks.iter().any(|r| r.start <= t && t < r.end()))
-        };
+        let hit =
+            |p: Phase, t: u32| tasks.is_empty() || (p == phase && tasks.iter().any(|r| r.start <= t && t < r.end()));
         let runs = &mut self.runs;
         held.running.retain(|(p, t), run| {
             let stop = hit(*p, *t);
@@ -410,7 +410,8 @@ impl Worker {
 
     pub(crate) fn on_adopt(&mut self, ctx: &mut Ctx, from: NodeId, old: Lease, new: Option<Fence>, term: u32) {
         let job = old.job;
-        let leads = ctx.ledger.live(&job).is_some_and(|l| brain_of(&l.state.spec, term) == Some(from) && l.state.term <= term);
+        let leads =
+            ctx.ledger.live(&job).is_some_and(|l| brain_of(&l.state.spec, term) == Some(from) && l.state.term <= term);
         if !leads {
             return;
         }
@@ -566,7 +567,8 @@ impl Held {
             known.insert(r, &(), |()| false);
         }
         for envelope in envelopes(ctx, job, &self.unsettled) {
-            if let Ok(Statement { fact: Fact::Report { phase: p, items, .. }, .. }) = cbor::from_slice(&envelope.payload)
+            if let Ok(Statement { fact: Fact::Report { phase: p, items, .. }, .. }) =
+                cbor::from_slice(&envelope.payload)
                 && p == phase
             {
                 // A failed task that is assigned again is to be run again.

@@ -14,7 +14,8 @@ use super::workers::worth_retrying;
 use super::{Dial, FetchError, FetchOptions, FetchProgress, FetchStats, ProviderStats};
 use crate::collection::{Collection, META_LEN_MAX, ROOT_LEN_MAX};
 use crate::error::{AddError, CollectionError, StoreError};
-use crate::store::{BlobState, BlobStore, Format, to_iroh};
+use crate::inventory::BlobState;
+use crate::store::{BlobStore, Format, to_iroh};
 use crate::stream::Meter;
 
 /// Files per request: enough to hide a round trip, few enough that providers share the work.

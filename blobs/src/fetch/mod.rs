@@ -16,7 +16,8 @@ use sinew_crdt_state::ids::{Hash, NodeId};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::error::{FetchError, ProviderFault, StoreError};
-use crate::store::{BlobState, BlobStore, Format};
+use crate::inventory::BlobState;
+use crate::store::{BlobStore, Format};
 
 /// A provider that sends less than one chunk group (16 KiB) in this time is as good as gone.
 const STALL_TIMEOUT: Duration = Duration::from_secs(5);

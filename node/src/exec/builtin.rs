@@ -239,7 +239,8 @@ impl<S: SortedSink> SortedSink for SumFold<S> {
         match &mut self.open {
             Some((at, total)) if *at == partition && self.key == key => {
                 let sum = total.checked_add(number);
-                *total = sum.ok_or_else(|| not_summable(self.line_number, line, "makes the sum of its key too large"))?;
+                *total =
+                    sum.ok_or_else(|| not_summable(self.line_number, line, "makes the sum of its key too large"))?;
             }
             _ => {
                 self.emit()?;

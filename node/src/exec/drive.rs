@@ -227,7 +227,10 @@ impl<'a> Driver<'a> {
         let sample = runs.then_some(self.next_sample);
         let next = [deadline, self.kill_at, sample].into_iter().flatten().min()?;
         let left = next.saturating_duration_since(Instant::now());
-        Some(Timespec { tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX), tv_nsec: left.subsec_nanos().into() })
+        Some(Timespec {
+            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: left.subsec_nanos().into(),
+        })
     }
 
     /// Takes one read's worth from a stream that has something.

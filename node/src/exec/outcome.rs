@@ -109,7 +109,9 @@ impl Failure {
     pub fn timeout(after_ms: u64) -> Self {
         Self::new(
             ErrorCode::Timeout,
-            format!("still running after {after_ms} ms, its limit; raise limits.timeout_ms (--timeout) if it needs longer"),
+            format!(
+                "still running after {after_ms} ms, its limit; raise limits.timeout_ms (--timeout) if it needs longer"
+            ),
         )
     }
 

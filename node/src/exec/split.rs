@@ -129,8 +129,12 @@ pub fn plan(files: &[LocalFile], by: SplitBy) -> Result<Vec<Chunk>, SplitError> 
         }
         match by {
             SplitBy::Files => plan.add(input, 0, file.size)?,
-            SplitBy::Bytes(size) => plan.by_bytes(input, &File::open(&file.path).map_err(failed)?, file, size.max(1))?,
-            SplitBy::Lines(count) => plan.by_lines(input, File::open(&file.path).map_err(failed)?, file, count.max(1))?,
+            SplitBy::Bytes(size) => {
+                plan.by_bytes(input, &File::open(&file.path).map_err(failed)?, file, size.max(1))?
+            }
+            SplitBy::Lines(count) => {
+                plan.by_lines(input, File::open(&file.path).map_err(failed)?, file, count.max(1))?
+            }
         }
     }
     Ok(plan.chunks)

@@ -55,7 +55,8 @@ pub fn walk(paths: &[PathBuf]) -> Result<Walked, WalkError> {
     for path in paths {
         let first = all.files.len();
         walk_one(path, &mut all)?;
-        all.files[first..].sort_by(|a, b| a.path.as_os_str().as_encoded_bytes().cmp(b.path.as_os_str().as_encoded_bytes()));
+        all.files[first..]
+            .sort_by(|a, b| a.path.as_os_str().as_encoded_bytes().cmp(b.path.as_os_str().as_encoded_bytes()));
     }
     Ok(all)
 }

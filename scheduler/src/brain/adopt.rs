@@ -41,7 +41,8 @@ impl Brain {
             let slots = state.awards.get(fence).map_or(1, |a| a.slots);
             old.entry(*fence).or_insert((*node, slots));
         }
-        let reporters: BTreeSet<NodeId> = state.awards.values().map(|a| a.node).filter(|n| ctx.peers.is_connected(*n)).collect();
+        let reporters: BTreeSet<NodeId> =
+            state.awards.values().map(|a| a.node).filter(|n| ctx.peers.is_connected(*n)).collect();
         let with_award: BTreeSet<NodeId> = old.values().map(|(n, _)| *n).collect();
         let asked: BTreeSet<(NodeId, Fence)> = old
             .iter()
@@ -162,10 +163,12 @@ impl Brain {
     }
 
     fn take_old_report(&mut self, ctx: &mut Ctx, from: NodeId, envelope: &Envelope) {
-        let Ok(Statement { fact: Fact::Report { fence, phase, items }, .. }) = cbor::from_slice(&envelope.payload) else {
+        let Ok(Statement { fact: Fact::Report { fence, phase, items }, .. }) = cbor::from_slice(&envelope.payload)
+        else {
             return;
         };
-        let backed = ctx.ledger.live(&self.job).is_some_and(|l| l.state.awards.get(&fence).is_none_or(|a| a.node == from));
+        let backed =
+            ctx.ledger.live(&self.job).is_some_and(|l| l.state.awards.get(&fence).is_none_or(|a| a.node == from));
         if phase != self.phase || !backed {
             return;
         }

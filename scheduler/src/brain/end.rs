@@ -32,7 +32,8 @@ impl Brain {
         let finish = *finish;
         self.stage = Stage::Sealing { until: ctx.now.at + RECEIPTS_WAIT };
         let Some(live) = ctx.ledger.live(&self.job) else { return };
-        let facts: Vec<_> = [ctx.submit_of(&self.job), live.facts.get(&finish).cloned()].into_iter().flatten().collect();
+        let facts: Vec<_> =
+            [ctx.submit_of(&self.job), live.facts.get(&finish).cloned()].into_iter().flatten().collect();
         let mut concerned: BTreeSet<NodeId> = self.participants(ctx);
         concerned.extend(self.seats.values().map(|s| s.node));
         concerned.insert(self.spec.submitter);

@@ -161,7 +161,8 @@ impl Brain {
     fn enter_phase(&mut self, phase: Phase) {
         self.phase = phase;
         self.total = self.spec.phases().get(usize::from(phase)).copied().unwrap_or(0);
-        self.pending = if self.total > 0 { VecDeque::from([Run { start: 0, len: self.total }]) } else { VecDeque::new() };
+        self.pending =
+            if self.total > 0 { VecDeque::from([Run { start: 0, len: self.total }]) } else { VecDeque::new() };
         self.done = IntervalMap::default();
         self.done_count = 0;
         self.attempts.clear();
@@ -343,12 +344,8 @@ impl Brain {
             ctx.state(self.job, Fact::Revoke { fence, lost: true });
             self.requeue(&seat);
             // Outputs that only the lost node has are as good as gone.
-            let gone: Vec<u32> = self
-                .copying
-                .iter()
-                .filter(|(_, c)| c.accepted.node == seat.node)
-                .map(|(task, _)| *task)
-                .collect();
+            let gone: Vec<u32> =
+                self.copying.iter().filter(|(_, c)| c.accepted.node == seat.node).map(|(task, _)| *task).collect();
             for task in gone {
                 self.copying.remove(&task);
                 self.pending.push_front(Run { start: task, len: 1 });
@@ -412,7 +409,8 @@ impl Brain {
     fn window(&self, fence: Fence) -> u32 {
         let Some(seat) = self.seats.get(&fence) else { return 0 };
         let slots: u64 = self.seats.values().map(|s| u64::from(s.slots)).sum();
-        let share = (self.pending_count() * u64::from(seat.slots)).div_ceil(2 * slots.max(1)).max(u64::from(seat.slots));
+        let share =
+            (self.pending_count() * u64::from(seat.slots)).div_ceil(2 * slots.max(1)).max(u64::from(seat.slots));
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to the range first")]
         let ahead = (seat.rate * 0.2).clamp(0.0, f64::from(crate::config::WINDOW_MAX)) as u64;
         let want = ahead.max(u64::from(seat.slots) * 2).min(share);
@@ -451,9 +449,11 @@ impl Brain {
             return;
         }
         let slow = Span(2 * self.mean.1 / self.mean.0).max(SPECULATE_AFTER);
-        let straggler = self.seats.values().flat_map(|s| s.open.iter().map(move |(r, at)| (s.node, r, *at))).find(
-            |(_, run, at)| run.len == 1 && ctx.now.at - *at >= slow && !self.speculated.contains(&run.start),
-        );
+        let straggler = self
+            .seats
+            .values()
+            .flat_map(|s| s.open.iter().map(move |(r, at)| (s.node, r, *at)))
+            .find(|(_, run, at)| run.len == 1 && ctx.now.at - *at >= slow && !self.speculated.contains(&run.start));
         let Some((node, run, _)) = straggler else { return };
         let idle = self.seats.iter().find(|(_, s)| s.node != node && s.open.count() < u64::from(s.slots));
         if let Some((fence, _)) = idle {
@@ -542,7 +542,15 @@ impl Seat {
     }
 
     /// Notes the tasks as open and makes the message; `None` when there are none.
-    fn assign(&mut self, job: JobId, fence: Fence, phase: Phase, runs: Vec<Run>, now: Time, again: bool) -> Option<Assign> {
+    fn assign(
+        &mut self,
+        job: JobId,
+        fence: Fence,
+        phase: Phase,
+        runs: Vec<Run>,
+        now: Time,
+        again: bool,
+    ) -> Option<Assign> {
         if runs.is_empty() {
             return None;
         }

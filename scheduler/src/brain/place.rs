@@ -162,7 +162,8 @@ impl Brain {
         let items = super::results::located(ctx, self.job);
         let lease = Lease { job: self.job, fence };
         let total = u32::try_from(items.len()).unwrap_or(u32::MAX);
-        let pages: Vec<Vec<_>> = if items.is_empty() { vec![Vec::new()] } else { items.chunks(PAGE).map(<[_]>::to_vec).collect() };
+        let pages: Vec<Vec<_>> =
+            if items.is_empty() { vec![Vec::new()] } else { items.chunks(PAGE).map(<[_]>::to_vec).collect() };
         for (i, items) in pages.into_iter().enumerate() {
             let start = u32::try_from(i * PAGE).unwrap_or(u32::MAX);
             ctx.send(seat.node, Message::Sources { lease, start, total, items });

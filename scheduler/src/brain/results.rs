@@ -174,7 +174,9 @@ impl Brain {
 
     pub(crate) fn on_copied(&mut self, ctx: &mut Ctx, from: NodeId, blobs: &[BlobRef], ok: bool) {
         let matches = |c: &Copying| {
-            c.target == from && c.accepted.outputs.len() == blobs.len() && c.accepted.outputs.iter().zip(blobs).all(|(o, b)| o.blob == *b)
+            c.target == from
+                && c.accepted.outputs.len() == blobs.len()
+                && c.accepted.outputs.iter().zip(blobs).all(|(o, b)| o.blob == *b)
         };
         let tasks: Vec<u32> = self.copying.iter().filter(|(_, c)| matches(c)).map(|(t, _)| *t).collect();
         for task in tasks {

@@ -7,9 +7,10 @@
 use foca::{Header, Member, Message, State};
 use sinew_crdt_state::ids::NodeId;
 
+use super::config::HELPERS;
 use super::io::Due;
 use super::packet::{Identity, Packet};
-use super::{HELPERS, Membership, NodeState};
+use super::{Membership, NodeState};
 use crate::time::Span;
 
 /// Number of these probes. Answers are told by the node they are about, so any will do.

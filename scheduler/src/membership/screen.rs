@@ -104,10 +104,12 @@ impl Membership {
 
     fn screen_message(&mut self, packet: &mut Packet) {
         let header = &mut packet.header;
+        // Someone who missed our renewal speaks to our former self. Answering introduces the present one; foca would keep
+        // silent and be taken for lost. But that the former self was given up is no news.
+        if header.message != Message::TurnUndead {
+            header.dst = *self.foca.identity();
+        }
         match &header.message {
-            // Someone who missed our restart asks for our former self. Answering introduces the present one; foca would
-            // keep silent and be taken for lost.
-            Message::Ping(_) | Message::IndirectPing { .. } => header.dst = *self.foca.identity(),
             // Other packets may have been on their way when the connection closed: no sign that the sender outlived it.
             Message::Ack(_) => self.answered(header.src.node),
             // Nobody makes us send to strangers. The news that came along are still good.
@@ -129,12 +131,13 @@ impl Membership {
     }
 
     /// A node speaks for itself. If we were told of a later life of it than the one that speaks, its clock was set back
-    /// or we were lied to; either way what we hold would lock it out for good.
+    /// or we were lied to; either way what we hold would lock it out for good. It is told, to `outbid` this everywhere.
     fn trust_own_word(&mut self, speaker: Identity) {
-        let Some(held) = self.member(speaker.node).map(|member| *member.id()) else { return };
-        let lag = held.renewal.saturating_sub(speaker.renewal);
-        if held > speaker && (held.incarnation != speaker.incarnation || lag > LAG_MAX) {
+        let Some(held) = self.member(speaker.node).cloned() else { return };
+        let lag = held.id().renewal.saturating_sub(speaker.renewal);
+        if *held.id() > speaker && (held.id().incarnation != speaker.incarnation || lag > LAG_MAX) {
             self.unlearn(speaker.node);
+            self.send_packet(speaker, Message::Gossip, vec![held]);
         }
     }
 

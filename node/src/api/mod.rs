@@ -1,0 +1,304 @@
+//! The local API: what the command line asks its daemon, over the unix socket `sinew.sock` in the data dir.
+//!
+//! A connection carries one request, a JSON object on one line, and its replies, one JSON object a line; the last is
+//! [`Reply::Done`] or [`Reply::Error`]. The socket's permissions (0600) are the access control: whoever may open it acts
+//! as the node.
+
+pub mod client;
+pub mod server;
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use sinew_crdt_state::error_code::ErrorCode;
+use sinew_crdt_state::ids::{Hash, JobId, MeshId, NodeId};
+use sinew_crdt_state::manifest::JobDraft;
+use sinew_crdt_state::state::Event;
+use sinew_scheduler::view::JobView;
+
+/// Longest request line: a draft with inline files, well below any abuse.
+pub const REQUEST_LEN_MAX: usize = 4 << 20;
+
+/// A request.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "snake_case")]
+pub enum Request {
+    /// How is the daemon? One [`Reply::Status`].
+    Status,
+    /// Who else is there? One [`Reply::Peers`].
+    Peers,
+    /// Jobs, newest first. One [`Reply::Jobs`].
+    Jobs {
+        /// At most so many.
+        limit: usize,
+    },
+    /// One job. One [`Reply::Job`].
+    Job {
+        /// An id or the unambiguous beginning of one.
+        job: String,
+    },
+    /// One job again and again, whenever it changes, until it has ended. [`Reply::Job`]s.
+    Watch {
+        /// An id or the unambiguous beginning of one.
+        job: String,
+    },
+    /// Accept a job. [`Reply::Progress`]es while inputs are taken in, then one [`Reply::Submitted`].
+    Submit {
+        /// The job; local paths in it are absolute.
+        draft: Box<JobDraft>,
+    },
+    /// Stop a job.
+    Cancel {
+        /// An id or the unambiguous beginning of one.
+        job: String,
+        /// For people.
+        reason: String,
+    },
+    /// What a job's tasks printed. [`Reply::Output`]s.
+    Logs {
+        /// An id or the unambiguous beginning of one.
+        job: String,
+        /// One task only.
+        task: Option<u32>,
+        /// Go on until the job has ended.
+        follow: bool,
+    },
+    /// Write a job's outputs into a directory. [`Reply::File`]s.
+    Get {
+        /// An id or the unambiguous beginning of one.
+        job: String,
+        /// An absolute path; made if it is not there.
+        out: PathBuf,
+    },
+    /// Take a file or directory into the blob store. One [`Reply::Blob`].
+    BlobAdd {
+        /// An absolute path.
+        path: PathBuf,
+    },
+    /// Write a blob to a file, fetched from whoever has it.
+    BlobGet {
+        /// Which.
+        hash: Hash,
+        /// An absolute path that does not exist yet.
+        out: PathBuf,
+    },
+    /// The blobs here. [`Reply::Blob`]s.
+    BlobList,
+    /// Pin a blob under a name.
+    BlobTag {
+        /// The name.
+        name: String,
+        /// The blob.
+        hash: Hash,
+    },
+    /// Remove a name.
+    BlobUntag {
+        /// The name.
+        name: String,
+    },
+    /// An invitation ticket. One [`Reply::Ticket`].
+    Invite {
+        /// `run,submit,admin`.
+        roles: String,
+        /// How long it is good for, ms.
+        expires_ms: u64,
+    },
+    /// End the daemon in good order.
+    Shutdown,
+}
+
+/// A reply line.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "snake_case")]
+pub enum Reply {
+    /// The daemon.
+    Status(Box<StatusView>),
+    /// The nodes.
+    Peers {
+        /// This one first.
+        peers: Vec<PeerView>,
+    },
+    /// Jobs in short.
+    Jobs {
+        /// Newest first.
+        jobs: Vec<JobLine>,
+    },
+    /// A job in full.
+    Job {
+        /// The job.
+        view: Box<JobView>,
+        /// Its history, oldest first; empty in [`Request::Watch`].
+        timeline: Vec<Event>,
+    },
+    /// How far taking in inputs is.
+    Progress {
+        /// What is being done.
+        what: String,
+        /// Bytes done.
+        done: u64,
+        /// Bytes in all.
+        total: u64,
+    },
+    /// The job is accepted: it survives from here on.
+    Submitted {
+        /// Its id.
+        job: JobId,
+    },
+    /// Bytes that a task printed.
+    Output {
+        /// Which task.
+        task: u32,
+        /// Whether it is stderr.
+        stderr: bool,
+        /// The bytes, base64.
+        data: String,
+    },
+    /// A file was written.
+    File {
+        /// Where.
+        path: PathBuf,
+        /// Bytes.
+        size: u64,
+    },
+    /// A blob.
+    Blob {
+        /// Which.
+        hash: Hash,
+        /// Bytes.
+        size: u64,
+        /// Names that pin it.
+        tags: Vec<String>,
+    },
+    /// A ticket.
+    Ticket {
+        /// One word.
+        ticket: String,
+    },
+    /// The request is done.
+    Done,
+    /// The request failed.
+    Error(ApiError),
+}
+
+/// A failed request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{code}: {message}")]
+pub struct ApiError {
+    /// The class.
+    pub code: ErrorCode,
+    /// What happened and what would help.
+    pub message: String,
+    /// The exit code for a command line: 1 failed, 2 usage or not found, 13 denied.
+    pub exit: u8,
+}
+
+impl ApiError {
+    /// Exit code 1.
+    #[must_use]
+    pub fn failed(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), exit: 1 }
+    }
+
+    /// Exit code 2.
+    #[must_use]
+    pub fn invalid(message: impl Into<String>) -> Self {
+        Self { code: ErrorCode::Invalid, message: message.into(), exit: 2 }
+    }
+
+    /// Exit code 13.
+    #[must_use]
+    pub fn denied(message: impl Into<String>) -> Self {
+        Self { code: ErrorCode::Deny, message: message.into(), exit: 13 }
+    }
+}
+
+/// The daemon and its node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StatusView {
+    /// This node.
+    pub node: NodeId,
+    /// Its mesh.
+    pub mesh: MeshId,
+    /// The mesh's name.
+    pub mesh_name: String,
+    /// `run,submit,admin`.
+    pub roles: String,
+    /// Sinew's version.
+    pub version: String,
+    /// The daemon's process.
+    pub pid: u32,
+    /// Ms since the daemon started.
+    pub uptime_ms: u64,
+    /// Where it listens.
+    pub listen: Vec<String>,
+    /// Connected members.
+    pub peers: usize,
+    /// Thousandths of a core: for tasks, and free of them.
+    pub cpu_milli: (u32, u32),
+    /// Bytes of memory: for tasks, and free of them.
+    pub memory_bytes: (u64, u64),
+    /// Tasks running here.
+    pub tasks_running: usize,
+    /// Jobs whose brain this node is.
+    pub jobs_led: usize,
+    /// Live and sealed entries in the ledger.
+    pub ledger_entries: (usize, usize),
+    /// The ledger's fingerprint: equal on two nodes when they know the same.
+    pub ledger_root: String,
+    /// Blobs held, and their bytes.
+    pub blobs: (u64, u64),
+    /// Why the disk refuses records, if it does.
+    pub storage_problem: Option<String>,
+    /// Peers refused so far, by reason.
+    pub refused: Vec<(String, u64)>,
+    /// Whether this node can be dialled, as far as AutoNAT knows.
+    pub nat: String,
+}
+
+/// A node as this one sees it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PeerView {
+    /// Which.
+    pub node: NodeId,
+    /// Whether it is this one.
+    pub own: bool,
+    /// `healthy`, `suspect`, `lost`, ...
+    pub state: String,
+    /// Its roles.
+    pub roles: String,
+    /// Whether a connection is open.
+    pub connected: bool,
+    /// Where it was reached, and how: `tcp`, `quic`, `relay`.
+    pub address: Option<String>,
+    /// Round-trip time, microseconds.
+    pub rtt_us: Option<u32>,
+    /// Thousandths of a core: total and free.
+    pub cpu_milli: Option<(u32, u32)>,
+    /// Bytes of memory: total and free.
+    pub memory_bytes: Option<(u64, u64)>,
+    /// Labels, `K=V`.
+    pub labels: Vec<String>,
+    /// Host, system, version.
+    pub about: String,
+    /// Protocol offences counted.
+    pub offences: u64,
+}
+
+/// A job in a list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobLine {
+    /// Its id.
+    pub id: JobId,
+    /// Its name.
+    pub name: String,
+    /// `batch` or `map_reduce`.
+    pub kind: String,
+    /// Its state; for sealed jobs how they ended.
+    pub status: String,
+    /// Finished tasks and all tasks.
+    pub tasks: (u64, u64),
+    /// Who submitted it.
+    pub submitter: NodeId,
+    /// When, unix ms.
+    pub submitted_ms: u64,
+}
