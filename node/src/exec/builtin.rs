@@ -56,7 +56,7 @@ pub(super) fn run(
     let wall_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
     // It shares the daemon's memory, and what it uses of a core it uses alone: wall time stands in for CPU time.
     let usage = Usage { wall_ms, cpu_ms: wall_ms, max_rss_bytes: 0, output_bytes: guarded.written };
-    Ended { result, usage, left_behind: false }
+    Ended { result, usage }
 }
 
 /// Output with the limits around it.

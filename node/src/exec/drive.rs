@@ -29,9 +29,6 @@ use super::runner::{Ended, RunLimits, Streams};
 const SAMPLE_EVERY: Duration = Duration::from_millis(200);
 /// One read or write. Large enough that the poll between two of them does not count; pipes are widened to it for bulk data.
 const TRANSFER_LEN: usize = 256 * 1024;
-/// How long after the program's end a pipe may still be open at the other end before somebody is taken to hold it: a process
-/// that another slot is just starting holds copies of every descriptor until it execs.
-const HOLD_MIN: Duration = Duration::from_millis(20);
 /// Bytes taken from one pipe after the program's end: more than a pipe can hold, so that only a grandchild that goes on
 /// writing is cut off.
 const DRAIN_MAX: u64 = 2 * 1024 * 1024;
@@ -236,7 +233,8 @@ impl<'a> Driver<'a> {
     /// Takes one read's worth from a stream that has something.
     fn take(&mut self, stream: Stream) {
         if self.buffer.is_empty() {
-            self.buffer.resize(TRANSFER_LEN, 0);
+            // Made anew and not resized: fresh zero pages cost nothing until they are written to.
+            self.buffer = vec![0; TRANSFER_LEN];
         }
         // An interrupted read is tried again when poll says so; a pipe knows no other errors.
         if let Ok(n) = rustix::io::read(&self.pipes[stream as usize].read, &mut self.buffer) {
@@ -284,7 +282,7 @@ impl<'a> Driver<'a> {
         let feed = &mut self.feed;
         if feed.start == feed.end {
             if feed.buffer.is_empty() {
-                feed.buffer.resize(TRANSFER_LEN, 0);
+                feed.buffer = vec![0; TRANSFER_LEN];
             }
             match source.read(&mut feed.buffer) {
                 Ok(0) => {
@@ -325,7 +323,6 @@ impl<'a> Driver<'a> {
         self.group.signal(Signal::KILL);
         self.drain(Stream::Stdout);
         self.drain(Stream::Stderr);
-        let held = self.pipes.map(is_held).contains(&true);
         let reaped = self.group.reap();
         self.shared.end();
         let mut usage = Usage {
@@ -355,17 +352,8 @@ impl<'a> Driver<'a> {
             why.stderr_tail = String::from_utf8_lossy(&self.shared.tail()).into_owned();
             why
         });
-        Ended { result, usage, left_behind: held }
+        Ended { result, usage }
     }
-}
-
-/// Whether somebody still holds the other end of a pipe, once the daemon has let go of its own copy.
-fn is_held(pipe: Pipe) -> bool {
-    drop(pipe.write);
-    let wait = Timespec { tv_sec: 0, tv_nsec: HOLD_MIN.subsec_nanos().into() };
-    // No events asked for: only the hang-up, which always comes, ends the wait early.
-    let mut set = [PollFd::new(&pipe.read, PollFlags::empty())];
-    !matches!(poll(&mut set, Some(&wait)), Ok(1))
 }
 
 fn peak(sampled: u64, reported: u64) -> u64 {

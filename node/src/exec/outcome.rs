@@ -17,12 +17,9 @@ pub struct TaskOutcome {
     pub usage: Usage,
 }
 
-/// A good end.
+/// A good end: the program exited with status 0, and its outputs are there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Success {
-    /// Whether the program left processes behind that had to be ended.
-    pub left_behind: bool,
-}
+pub struct Success;
 
 /// What an attempt used. All of it is measured on this node and none of it decides correctness.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -22,7 +22,7 @@ use super::outcome::{Failure, STDERR_TAIL_MAX};
 use super::procfs;
 use super::runner::{Control, Ended, Execution, Health, Launch, Prepared, RunLimits, Runner, Stats, Status, Streams};
 use super::stop::{StopHandle, StopReason};
-use super::sweep::{self, Target};
+use super::sweep;
 
 /// Variables of the daemon that programs see. Everything else, tokens above all, stays with the daemon.
 pub const INHERITED: [&str; 4] = ["PATH", "HOME", "LANG", "TMPDIR"];
@@ -124,8 +124,7 @@ impl Runner for ProcessRunner {
         let pidfd =
             pidfd_open(group.pid, PidfdFlags::empty()).map_err(|e| lacking("a process descriptor", &e.into()))?;
         let shared = Arc::new(Shared::new(group.pid, launch.stop.clone()));
-        let (tag, run) = (self.tag.clone(), launch.run);
-        Ok(Box::new(Process { group, pidfd, stdin, pipes, shared, tag, run }))
+        Ok(Box::new(Process { group, pidfd, stdin, pipes, shared }))
     }
 }
 
@@ -282,8 +281,6 @@ struct Process {
     stdin: Option<OwnedFd>,
     pipes: [Pipe; 2],
     shared: Arc<Shared>,
-    tag: NodeTag,
-    run: u64,
 }
 
 impl Execution for Process {
@@ -292,12 +289,7 @@ impl Execution for Process {
     }
 
     fn drive(self: Box<Self>, streams: Streams<'_>, limits: &RunLimits) -> Ended {
-        let Self { group, pidfd, stdin, pipes, shared, tag, run } = *self;
-        let ended = Driver::new(group, pidfd, stdin, pipes, shared, streams, *limits).run();
-        if ended.left_behind {
-            // It left its group but held on to a pipe: seen now, so ended now, not at the next sweep.
-            sweep::kill_matching(Target::Run(&tag, run));
-        }
-        ended
+        let Self { group, pidfd, stdin, pipes, shared } = *self;
+        Driver::new(group, pidfd, stdin, pipes, shared, streams, *limits).run()
     }
 }

@@ -143,8 +143,6 @@ pub struct Ended {
     pub result: Result<(), Failure>,
     /// What it used.
     pub usage: Usage,
-    /// Whether it left processes behind, as far as was seen.
-    pub left_behind: bool,
 }
 
 /// What other threads can do with an execution.

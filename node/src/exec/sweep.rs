@@ -75,8 +75,6 @@ impl Drop for Live {
 pub(super) enum Target<'a> {
     /// Those of this very daemon run whose attempt is over.
     Strays(&'a NodeTag),
-    /// Those of one attempt.
-    Run(&'a NodeTag, u64),
     /// All of this very daemon run.
     All(&'a NodeTag),
     /// Those of earlier runs on the same data directory.
@@ -90,7 +88,6 @@ impl Target<'_> {
         match self {
             Self::All(tag) => value == tag.value(),
             Self::Earlier(tag) => tag.is_earlier(value),
-            Self::Run(tag, wanted) => value == tag.value() && run() == Some(wanted),
             Self::Strays(tag) => value == tag.value() && !run().is_some_and(|run| live_set().runs.contains(&run)),
         }
     }

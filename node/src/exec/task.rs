@@ -167,12 +167,11 @@ struct Attempt<'a> {
     role: &'static str,
     began: Instant,
     usage: Usage,
-    left_behind: bool,
 }
 
 impl<'a> Attempt<'a> {
     fn new(ctx: &'a TaskContext<'a>, role: &'static str) -> Self {
-        Self { ctx, role, began: Instant::now(), usage: Usage::default(), left_behind: false }
+        Self { ctx, role, began: Instant::now(), usage: Usage::default() }
     }
 
     fn limits(&self) -> RunLimits {
@@ -202,7 +201,6 @@ impl<'a> Attempt<'a> {
             Program::Exec(argv) => self.execute(slot, argv, input, stdout, stderr, &limits)?,
         };
         self.usage.add(ended.usage);
-        self.left_behind |= ended.left_behind;
         ended.result
     }
 
@@ -236,7 +234,7 @@ impl<'a> Attempt<'a> {
         if let Some(started) = ctx.started {
             started(execution.control());
         }
-        // Spelled out, because the lifetimes of what is inside an `Option` do not shorten by themselves.
+        #[expect(clippy::needless_match, reason = "the lifetime inside an Option does not shorten by itself")]
         let stdin: Option<&mut (dyn Read + Send)> = match input {
             Some(input) => Some(input),
             None => None,
@@ -363,7 +361,7 @@ impl<'a> Attempt<'a> {
     fn end(mut self, slot: &mut Slot, result: Result<(), Failure>) -> TaskOutcome {
         self.usage.wall_ms = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
         let tidied = slot.tidy(result.is_err()).map_err(|e| Failure::storage("clean the working directory", &e));
-        let result = result.and(tidied).map(|()| Success { left_behind: self.left_behind });
+        let result = result.and(tidied).map(|()| Success);
         TaskOutcome { result, usage: self.usage }
     }
 }

@@ -72,6 +72,17 @@ fn strangers_in_packets_are_bounded_and_never_spoken_to() {
     assert_eq!(node.iter().count(), 2);
 }
 
+/// A packet overtaken by its sender's goodbye is no return.
+#[test]
+fn a_late_packet_does_not_undo_a_goodbye() {
+    let mut world = World::healthy(20, 3);
+    let late = forged(&world, 1, |_| {});
+    world.with(1, |now, node| node.leave(now));
+    world.run_until(2_000, |world| world.all_see(1, NodeState::Left));
+    world.with(0, |now, node| node.receive(now, id(1), &late).expect("well formed"));
+    assert_eq!(world.sees(0, 1), Some(NodeState::Left));
+}
+
 /// Node 0 holds `about` as it is, but in `state`, and tells nobody.
 fn hold(world: &mut World, about: usize, state: State) {
     world.with(0, |now, node| {

@@ -1,0 +1,149 @@
+//! What an operator sets: `sinew.toml` in the data dir, overridden by `SINEW_*` variables and flags (which the command
+//! line applies on top).
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// The file's name in the data dir.
+pub const FILE_NAME: &str = "sinew.toml";
+
+/// Every setting. Missing keys have the defaults of [`Settings::default`]; unknown ones are an error.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Multiaddrs to listen on.
+    pub listen: Vec<String>,
+    /// Multiaddrs of nodes to dial at start.
+    pub bootstrap: Vec<String>,
+    /// Cores that tasks may use; all, when not set.
+    pub cpus: Option<f64>,
+    /// Bytes of memory that tasks may use; nine tenths of the machine's, when not set.
+    pub memory: Option<u64>,
+    /// Labels that jobs can ask for.
+    pub labels: BTreeMap<String, String>,
+    /// Find nodes of this mesh on the local network.
+    pub mdns: bool,
+    /// Find nodes through others.
+    pub kad: bool,
+    /// Relay for nodes that cannot be dialled.
+    pub relay_server: bool,
+    /// Be reached through a relay when this node cannot be dialled.
+    pub relay_client: bool,
+    /// Find out whether this node can be dialled.
+    pub autonat: bool,
+    /// Turn relayed connections into direct ones.
+    pub dcutr: bool,
+    /// Log lines as JSON.
+    pub log_json: bool,
+    /// How long a sealed job's entry stays before only its receipt is kept, seconds.
+    pub ledger_grace_s: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            listen: vec!["/ip4/0.0.0.0/tcp/9000".to_owned(), "/ip4/0.0.0.0/udp/9000/quic-v1".to_owned()],
+            bootstrap: Vec::new(),
+            cpus: None,
+            memory: None,
+            labels: BTreeMap::new(),
+            mdns: true,
+            kad: true,
+            relay_server: true,
+            relay_client: true,
+            autonat: true,
+            dcutr: true,
+            log_json: false,
+            ledger_grace_s: 3_600,
+        }
+    }
+}
+
+/// Why settings were refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the settings in {path}: {source}")]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not what it should be.
+    #[error("{path}: {source}")]
+    Syntax {
+        /// Which.
+        path: PathBuf,
+        /// Where and what.
+        source: Box<toml::de::Error>,
+    },
+    /// A value is out of range.
+    #[error("setting `{key}` is {value}: {mend}")]
+    Value {
+        /// Which.
+        key: &'static str,
+        /// What it is.
+        value: String,
+        /// What would be right.
+        mend: &'static str,
+    },
+}
+
+impl Settings {
+    /// Reads `file`, or `sinew.toml` in the data dir if there is one.
+    ///
+    /// # Errors
+    /// [`ConfigError`]; a `file` that was named must exist.
+    pub fn load(file: Option<&Path>, data_dir: &Path) -> Result<Self, ConfigError> {
+        let path = file.map_or_else(|| data_dir.join(FILE_NAME), Path::to_owned);
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound && file.is_none() => return Ok(Self::default()),
+            Err(source) => return Err(ConfigError::Read { path, source }),
+        };
+        toml::from_str(&text).map_err(|source| ConfigError::Syntax { path, source: Box::new(source) })
+    }
+
+    /// Checks ranges.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`] for the first key that is out of its range.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        if let Some(cpus) = self.cpus
+            && !(0.0..=65_536.0).contains(&cpus)
+        {
+            let mend = "give a number of cores from 0 (run nothing) to 65536";
+            return Err(ConfigError::Value { key: "cpus", value: cpus.to_string(), mend });
+        }
+        if self.listen.is_empty() {
+            let mend = "give at least one multiaddr, such as /ip4/0.0.0.0/tcp/9000";
+            return Err(ConfigError::Value { key: "listen", value: "[]".to_owned(), mend });
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_file_is_the_defaults_and_a_named_one_must_exist() {
+        let dir = tempfile::tempdir().expect("dir");
+        assert_eq!(Settings::load(None, dir.path()).expect("defaults"), Settings::default());
+        assert!(matches!(Settings::load(Some(&dir.path().join("x")), dir.path()), Err(ConfigError::Read { .. })));
+    }
+
+    #[test]
+    fn unknown_keys_and_bad_values_are_named() {
+        let dir = tempfile::tempdir().expect("dir");
+        std::fs::write(dir.path().join(FILE_NAME), "listen = []\n").expect("write");
+        let error = Settings::load(None, dir.path()).expect_err("unknown key").to_string();
+        assert!(error.contains("listen") && error.contains("listen"), "{error}");
+        let bad = Settings { cpus: Some(-1.0), ..Settings::default() };
+        assert!(bad.check().expect_err("range").to_string().contains("cpus"));
+    }
+}
