@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::pin::Pin;
+use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -10,11 +11,16 @@ use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt};
 
 /// A two-way byte stream to a member, with tokio's `AsyncRead` and `AsyncWrite`. Shutting the write half down tells the
 /// other side that no more comes; dropping the stream before that resets it.
-pub struct BlobStream(Compat<libp2p::Stream>);
+pub struct BlobStream(Mutex<Compat<libp2p::Stream>>);
 
 impl BlobStream {
     pub(crate) fn new(stream: libp2p::Stream) -> Self {
-        Self(stream.compat())
+        Self(Mutex::new(stream.compat()))
+    }
+
+    /// The mutex only makes the stream `Sync`, which transfers spread over tasks ask for; it is never locked.
+    fn inner(self: Pin<&mut Self>) -> Pin<&mut Compat<libp2p::Stream>> {
+        Pin::new(self.get_mut().0.get_mut().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -25,21 +31,21 @@ impl fmt::Debug for BlobStream {
 }
 
 impl AsyncRead for BlobStream {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.inner().poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for BlobStream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.inner().poll_write(cx, buf)
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.inner().poll_flush(cx)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.inner().poll_shutdown(cx)
     }
 }

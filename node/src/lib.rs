@@ -1,3 +1,17 @@
 //! The sinew daemon and command line.
 
+pub mod api;
+pub mod clock;
+pub mod config;
+pub mod daemon;
+pub mod datadir;
+pub mod effects;
+pub mod engine;
 pub mod exec;
+pub mod frames;
+pub mod logs;
+pub mod mesh_link;
+pub mod probe;
+pub mod storage;
+pub mod submit;
+pub mod tasks;

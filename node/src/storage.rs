@@ -292,9 +292,9 @@ fn envelopes_in(
     facts: &impl ReadableTable<&'static [u8; 64], &'static [u8]>,
     job: &JobId,
 ) -> Result<Vec<Envelope>, redb::StorageError> {
-    let range = &fact_key(job, &FactId([0; 32]))..=&fact_key(job, &FactId([0xff; 32]));
+    let (low, high) = (fact_key(job, &FactId([0; 32])), fact_key(job, &FactId([0xff; 32])));
     let mut found = Vec::new();
-    for item in facts.range::<&[u8; 64]>(range)? {
+    for item in facts.range::<&[u8; 64]>(&low..=&high)? {
         let (_, value) = item?;
         // What does not decode was not written by us; the rest is still good.
         found.extend(cbor::from_slice::<Envelope>(value.value()));

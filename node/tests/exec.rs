@@ -603,8 +603,7 @@ fn a_sweep_leaves_running_tasks_alone() {
     let done = world.with(&stop, |ctx, slot| run_batch(ctx, slot, &program, &[]));
     assert_eq!(watcher.join().expect("watcher").killed, 0);
     assert_eq!(failure(done.outcome).code, ErrorCode::Cancelled);
-    assert!(Sweeper::new(world.runner.tag().clone()).sweep().killed <= 1);
-    eventually("all to be gone", || tagged(world.runner.tag().value()).is_empty());
+    eventually("all to be gone, the one in its own session too,", || tagged(world.runner.tag().value()).is_empty());
 }
 
 #[test]

@@ -4,8 +4,12 @@
 //! [`Reply::Done`] or [`Reply::Error`]. The socket's permissions (0600) are the access control: whoever may open it acts
 //! as the node.
 
+mod blobs;
 pub mod client;
+mod jobs;
+mod logs;
 pub mod server;
+mod views;
 
 use std::path::PathBuf;
 

@@ -7,10 +7,12 @@
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use sinew_crdt_state::error_code::ErrorCode;
@@ -22,13 +24,17 @@ use super::outcome::{Failure, STDERR_TAIL_MAX};
 use super::procfs;
 use super::runner::{Control, Ended, Execution, Health, Launch, Prepared, RunLimits, Runner, Stats, Status, Streams};
 use super::stop::{StopHandle, StopReason};
-use super::sweep;
+use super::sweep::{self, Target};
 
 /// Variables of the daemon that programs see. Everything else, tokens above all, stays with the daemon.
 pub const INHERITED: [&str; 4] = ["PATH", "HOME", "LANG", "TMPDIR"];
 
 /// Where programs are looked up when the daemon itself has no `PATH`.
 const PATH_FALLBACK: &str = "/usr/local/bin:/usr/bin:/bin";
+
+/// How long a lookup is believed: a dozen directories take as long as a tenth of a task, and a program put in an earlier one
+/// may be noticed a second later.
+const LOOKUP_TTL: Duration = Duration::from_secs(1);
 
 /// Longest variable name or value taken from a spec; the kernel's limit for one string is 128 KiB.
 const VARIABLE_LEN_MAX: usize = 128 * 1024;
@@ -40,6 +46,16 @@ pub struct ProcessRunner {
     tag: NodeTag,
     /// What programs without input read: opened once, because a descriptor is copied in a tenth of the time.
     nothing: Option<OwnedFd>,
+    last: Mutex<Option<Found>>,
+}
+
+/// The last lookup in `PATH`: a job's tasks all ask for the same program.
+#[derive(Debug)]
+struct Found {
+    name: String,
+    path: String,
+    program: PathBuf,
+    at: Instant,
 }
 
 impl ProcessRunner {
@@ -52,7 +68,7 @@ impl ProcessRunner {
             base.push(("PATH", PATH_FALLBACK.to_owned()));
         }
         let nothing = std::fs::File::open("/dev/null").ok().map(OwnedFd::from);
-        Self { base, tag, nothing }
+        Self { base, tag, nothing, last: Mutex::new(None) }
     }
 
     /// The tag its processes carry.
@@ -110,7 +126,22 @@ impl Runner for ProcessRunner {
                 return Err(Failure::new(ErrorCode::Invalid, format!("environment variable `{shown}` cannot be set")));
             }
         }
-        lookup::find(name, launch.dir, launch.has_files, self.path(launch)).map(|program| Prepared { program })
+        let path = self.path(launch);
+        if launch.has_files || name.contains('/') {
+            return lookup::find(name, launch.dir, launch.has_files, path).map(|program| Prepared { program });
+        }
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*last {
+            Some(found) if found.name == name && found.path == path && found.at.elapsed() < LOOKUP_TTL => {
+                Ok(Prepared { program: found.program.clone() })
+            }
+            _ => {
+                let program = lookup::find(name, launch.dir, false, path)?;
+                let (name, path) = (name.to_owned(), path.to_owned());
+                *last = Some(Found { name, path, program: program.clone(), at: Instant::now() });
+                Ok(Prepared { program })
+            }
+        }
     }
 
     fn start(&self, launch: &Launch<'_>, prepared: Prepared) -> Result<Box<dyn Execution>, Failure> {
@@ -124,7 +155,8 @@ impl Runner for ProcessRunner {
         let pidfd =
             pidfd_open(group.pid, PidfdFlags::empty()).map_err(|e| lacking("a process descriptor", &e.into()))?;
         let shared = Arc::new(Shared::new(group.pid, launch.stop.clone()));
-        Ok(Box::new(Process { group, pidfd, stdin, pipes, shared }))
+        let (tag, run) = (self.tag.clone(), launch.run);
+        Ok(Box::new(Process { group, pidfd, stdin, pipes, shared, tag, run }))
     }
 }
 
@@ -138,6 +170,7 @@ fn spawn_failure(launch: &Launch<'_>, prepared: &Prepared, error: &std::io::Erro
         return lacking("its working directory", error);
     }
     let why = match error.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
+        Some(rustix::io::Errno::NOENT) if !prepared.program.exists() => "it is gone".to_owned(),
         Some(rustix::io::Errno::NOENT) => "the interpreter in its first line, or its loader, is missing".to_owned(),
         Some(rustix::io::Errno::NOEXEC) => {
             "it is neither a binary of this machine nor a script with a `#!` line".to_owned()
@@ -281,6 +314,8 @@ struct Process {
     stdin: Option<OwnedFd>,
     pipes: [Pipe; 2],
     shared: Arc<Shared>,
+    tag: NodeTag,
+    run: u64,
 }
 
 impl Execution for Process {
@@ -289,7 +324,13 @@ impl Execution for Process {
     }
 
     fn drive(self: Box<Self>, streams: Streams<'_>, limits: &RunLimits) -> Ended {
-        let Self { group, pidfd, stdin, pipes, shared } = *self;
-        Driver::new(group, pidfd, stdin, pipes, shared, streams, *limits).run()
+        let Self { group, pidfd, stdin, pipes, shared, tag, run } = *self;
+        let ended = Driver::new(group, pidfd, stdin, pipes, shared, streams, *limits).run();
+        if ended.result.as_ref().is_err_and(|why| why.code != ErrorCode::Exit) {
+            // It was ended from outside: what left its group is not to go on until the next sweep. Rare, so the look at all
+            // processes may cost its few ms.
+            sweep::kill_matching(Target::Run(&tag, run));
+        }
+        ended
     }
 }

@@ -75,6 +75,8 @@ impl Drop for Live {
 pub(super) enum Target<'a> {
     /// Those of this very daemon run whose attempt is over.
     Strays(&'a NodeTag),
+    /// Those of one attempt.
+    Run(&'a NodeTag, u64),
     /// All of this very daemon run.
     All(&'a NodeTag),
     /// Those of earlier runs on the same data directory.
@@ -87,6 +89,7 @@ impl Target<'_> {
         let run = || procfs::variable(environ, RUN_VAR).and_then(|run| run.parse::<u64>().ok());
         match self {
             Self::All(tag) => value == tag.value(),
+            Self::Run(tag, wanted) => value == tag.value() && run() == Some(wanted),
             Self::Earlier(tag) => tag.is_earlier(value),
             Self::Strays(tag) => value == tag.value() && !run().is_some_and(|run| live_set().runs.contains(&run)),
         }

@@ -1,0 +1,93 @@
+//! The blob store over the local API.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use sinew_blobs::{BlobState, FetchOptions, Format, ImportMode};
+use sinew_crdt_state::error_code::ErrorCode;
+use sinew_crdt_state::ids::{Hash, NodeId};
+
+use super::server::Replies;
+use super::{ApiError, Reply};
+use crate::daemon::Shared;
+
+/// Tags that users set begin with this; others are the daemon's own.
+const USER_TAG: &str = "user/";
+
+fn storage(e: impl std::fmt::Display) -> ApiError {
+    ApiError::failed(ErrorCode::Storage, e.to_string())
+}
+
+/// Takes in a file, or a directory as a collection, and pins it under its own name.
+pub(super) async fn add(shared: &Shared, path: &Path, replies: &mut Replies) -> Result<(), ApiError> {
+    let meta = tokio::fs::metadata(path).await;
+    let meta = meta.map_err(|e| ApiError::invalid(format!("cannot read {}: {e}", path.display())))?;
+    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let (hash, size, format, _guard) = if meta.is_dir() {
+        let added = shared.store.add_dir(path, ImportMode::Copy).await.map_err(|e| ApiError::invalid(e.to_string()))?;
+        (added.collection.hash, added.collection.size().unwrap_or(0), Format::HashSeq, added.tag)
+    } else {
+        let added = shared.store.add_file(path, ImportMode::Copy, None).await;
+        let added = added.map_err(|e| ApiError::invalid(e.to_string()))?;
+        (added.hash, added.size, Format::Raw, added.tag)
+    };
+    let tag = format!("{USER_TAG}{name}-{}", hash.short());
+    shared.store.tag_durably(&tag, hash, format).await.map_err(storage)?;
+    replies.send(&Reply::Blob { hash, size, tags: vec![tag[USER_TAG.len()..].to_owned()] }).await
+}
+
+pub(super) async fn get(shared: &Shared, hash: Hash, out: &Path, replies: &mut Replies) -> Result<(), ApiError> {
+    if out.exists() {
+        return Err(ApiError::invalid(format!("{} exists already: give another --out", out.display())));
+    }
+    let _guard = shared.store.temp_tag(hash, Format::Raw).await;
+    if !matches!(shared.store.has(hash).await.map_err(storage)?, BlobState::Complete { .. }) {
+        let own = shared.identity.id();
+        let peers: Vec<NodeId> = shared
+            .engine
+            .look(move |core| core.peers().iter().filter(|(n, p)| p.connected && **n != own).map(|(n, _)| *n).collect())
+            .await?;
+        let fetched = shared.store.fetch(hash, &peers, &shared.link, &FetchOptions::default()).await;
+        fetched.map_err(|e| ApiError::failed(ErrorCode::Fetch, e.to_string()))?;
+    }
+    let size = shared.store.export(hash, out).await.map_err(storage)?;
+    replies.send(&Reply::File { path: out.to_owned(), size }).await
+}
+
+pub(super) async fn list(shared: &Shared, replies: &mut Replies) -> Result<(), ApiError> {
+    let mut tags: BTreeMap<Hash, Vec<String>> = BTreeMap::new();
+    for tag in shared.store.tags("").await.map_err(storage)? {
+        let name = tag.name.strip_prefix(USER_TAG).unwrap_or(&tag.name).to_owned();
+        tags.entry(tag.hash).or_default().push(name);
+    }
+    for hash in shared.store.list().await.map_err(storage)? {
+        let BlobState::Complete { size } = shared.store.has(hash).await.map_err(storage)? else { continue };
+        let tags = tags.remove(&hash).unwrap_or_default();
+        replies.send(&Reply::Blob { hash, size, tags }).await?;
+    }
+    Ok(())
+}
+
+pub(super) async fn tag(shared: &Shared, name: &str, hash: Hash) -> Result<(), ApiError> {
+    check_name(name)?;
+    if !matches!(shared.store.has(hash).await.map_err(storage)?, BlobState::Complete { .. }) {
+        return Err(ApiError::invalid(format!("blob {hash} is not here: fetch it with `sinew blob get` first")));
+    }
+    shared.store.tag_durably(&format!("{USER_TAG}{name}"), hash, Format::Raw).await.map_err(storage)
+}
+
+pub(super) async fn untag(shared: &Shared, name: &str) -> Result<(), ApiError> {
+    check_name(name)?;
+    if shared.store.untag(&format!("{USER_TAG}{name}")).await.map_err(storage)? {
+        Ok(())
+    } else {
+        Err(ApiError::invalid(format!("there is no tag `{name}`: see `sinew blob ls`")))
+    }
+}
+
+fn check_name(name: &str) -> Result<(), ApiError> {
+    if name.is_empty() || name.len() > 255 || name.chars().any(char::is_control) {
+        return Err(ApiError::invalid("a tag is 1 to 255 bytes without control characters"));
+    }
+    Ok(())
+}

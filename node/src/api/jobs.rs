@@ -1,0 +1,154 @@
+//! Submitting, watching, cancelling, and collecting outputs.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sinew_blobs::{FetchOptions, Format};
+use sinew_crdt_state::error_code::ErrorCode;
+use sinew_crdt_state::manifest::JobDraft;
+use sinew_crdt_state::spec::is_safe_relative;
+use sinew_scheduler::io::{CancelError, Request as CoreRequest, Response, SubmitError};
+use sinew_scheduler::view::{JobView, OutputView};
+use tokio::sync::mpsc;
+
+use super::server::Replies;
+use super::{ApiError, Reply, views};
+use crate::daemon::Shared;
+use crate::submit::{PrepareError, prepare};
+
+/// Views of a watched job are sent this often at most: often enough for a smooth progress bar.
+const WATCH_EVERY: Duration = Duration::from_millis(100);
+/// A watched job that does not change is looked at this often all the same: its brain may be elsewhere.
+const WATCH_IDLE: Duration = Duration::from_millis(1_000);
+
+impl From<PrepareError> for ApiError {
+    fn from(error: PrepareError) -> Self {
+        match &error {
+            PrepareError::Add(_) | PrepareError::Store(_) => Self::failed(ErrorCode::Storage, error.to_string()),
+            PrepareError::Interrupted => Self::failed(ErrorCode::Lost, error.to_string()),
+            _ => Self::invalid(error.to_string()),
+        }
+    }
+}
+
+impl From<SubmitError> for ApiError {
+    fn from(error: SubmitError) -> Self {
+        match &error {
+            SubmitError::Role => Self::denied(error.to_string()),
+            SubmitError::Spec(_) => Self::invalid(error.to_string()),
+            SubmitError::Disk(_) => Self::failed(ErrorCode::Storage, error.to_string()),
+            SubmitError::NoMajority(_) => Self::failed(ErrorCode::Lost, error.to_string()),
+        }
+    }
+}
+
+pub(super) async fn submit(shared: &Arc<Shared>, draft: JobDraft, replies: &mut Replies) -> Result<(), ApiError> {
+    let (tx, mut rx) = mpsc::unbounded_channel();
+    let store = shared.store.clone();
+    let preparing = tokio::spawn(async move {
+        let report = move |what: &str, done: u64, total: u64| {
+            // Whoever listened may have gone; the work goes on.
+            let _ = tx.send((what.to_owned(), done, total));
+        };
+        prepare(&store, draft, &report).await
+    });
+    while let Some((what, done, total)) = rx.recv().await {
+        replies.send(&Reply::Progress { what, done, total }).await?;
+    }
+    let prepared = preparing.await.map_err(|_| ApiError::from(PrepareError::Interrupted))??;
+    let request = CoreRequest::Submit(Box::new(prepared.job.clone()));
+    let Response::Submitted(answer) = shared.ask(request).await? else {
+        return Err(ApiError::failed(ErrorCode::Invalid, "the core answered something else"));
+    };
+    let job = answer?;
+    prepared.keep(&shared.store, job).await.map_err(|e| ApiError::failed(ErrorCode::Storage, e.to_string()))?;
+    replies.send(&Reply::Submitted { job }).await
+}
+
+pub(super) async fn watch(shared: &Arc<Shared>, text: &str, replies: &mut Replies) -> Result<(), ApiError> {
+    let id = views::find_job(shared, text).await?;
+    let mut changes = shared.changes.subscribe();
+    let mut last: Option<JobView> = None;
+    loop {
+        changes.mark_unchanged();
+        let (view, _) = views::job(shared, id).await?;
+        let ended = view.is_ended();
+        if last.as_ref() != Some(&view) {
+            replies.send(&Reply::Job { view: Box::new(view.clone()), timeline: Vec::new() }).await?;
+            last = Some(view);
+        }
+        if ended {
+            return Ok(());
+        }
+        tokio::time::sleep(WATCH_EVERY).await;
+        // Woken by any job's change; a look at this one costs little.
+        let _ = tokio::time::timeout(WATCH_IDLE, changes.changed()).await;
+    }
+}
+
+pub(super) async fn cancel(shared: &Arc<Shared>, text: &str, reason: String) -> Result<(), ApiError> {
+    let job = views::find_job(shared, text).await?;
+    let Response::Cancelled(answer) = shared.ask(CoreRequest::Cancel { job, reason }).await? else {
+        return Err(ApiError::failed(ErrorCode::Invalid, "the core answered something else"));
+    };
+    answer.map_err(|error| match error {
+        CancelError::Denied => ApiError::denied(error.to_string()),
+        CancelError::Unknown(_) => ApiError::invalid(error.to_string()),
+        CancelError::Ended => ApiError::failed(ErrorCode::Invalid, error.to_string()),
+    })
+}
+
+/// Writes a job's outputs under `out`.
+pub(super) async fn get(shared: &Arc<Shared>, text: &str, out: &Path, replies: &mut Replies) -> Result<(), ApiError> {
+    let id = views::find_job(shared, text).await?;
+    let (view, _) = views::job(shared, id).await?;
+    if !view.is_ended() {
+        return Err(ApiError::failed(ErrorCode::Invalid, "the job has not ended yet: `sinew wait` for it first"));
+    }
+    let single = view.kind == "batch" && view.phases.first().is_some_and(|p| p.tasks == 1);
+    for output in &view.outputs {
+        let Some(name) = file_name(output, single) else { continue };
+        let path = out.join(name);
+        let size = write_output(shared, output, &path).await?;
+        replies.send(&Reply::File { path, size }).await?;
+    }
+    Ok(())
+}
+
+/// Where an output goes below the target directory; the name comes from a peer.
+fn file_name(output: &OutputView, single: bool) -> Option<String> {
+    let name = &output.output.name;
+    let name = match name.strip_prefix("output/") {
+        Some(inner) if single => inner.to_owned(),
+        Some(inner) => format!("task-{:05}/{inner}", output.task),
+        None if name == "result" => format!("part-{:05}", output.task),
+        None if single => name.clone(),
+        None => format!("task-{:05}/{name}", output.task),
+    };
+    is_safe_relative(&name).then_some(name)
+}
+
+async fn write_output(shared: &Shared, output: &OutputView, path: &Path) -> Result<u64, ApiError> {
+    let failed = |e: String| ApiError::failed(ErrorCode::Storage, format!("cannot write {}: {e}", path.display()));
+    if let Some(parent) = path.parent() {
+        tokio::fs::create_dir_all(parent).await.map_err(|e| failed(e.to_string()))?;
+    }
+    let blob = output.output.blob;
+    if blob.size == 0 {
+        tokio::fs::write(path, b"").await.map_err(|e| failed(e.to_string()))?;
+        return Ok(0);
+    }
+    let _guard = shared.store.temp_tag(blob.hash, Format::Raw).await;
+    fetch_output(shared, output).await?;
+    shared.store.export(blob.hash, path).await.map_err(|e| failed(e.to_string()))
+}
+
+/// Sees to it that an output is in the local store.
+pub(super) async fn fetch_output(shared: &Shared, output: &OutputView) -> Result<(), ApiError> {
+    let own = shared.identity.id();
+    let providers: Vec<_> = [Some(output.node), output.copy].into_iter().flatten().filter(|n| *n != own).collect();
+    let options = FetchOptions { max_size: output.output.blob.size, ..FetchOptions::default() };
+    let fetched = shared.store.fetch(output.output.blob.hash, &providers, &shared.link, &options).await;
+    fetched.map(|_| ()).map_err(|e| ApiError::failed(ErrorCode::Fetch, e.to_string()))
+}

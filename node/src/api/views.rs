@@ -1,0 +1,218 @@
+//! What the local API shows: the daemon, the nodes, the jobs.
+
+use std::sync::{Arc, PoisonError};
+
+use sinew_crdt_state::cbor;
+use sinew_crdt_state::error_code::ErrorCode;
+use sinew_crdt_state::fact::{Fact, Outcome, Statement};
+use sinew_crdt_state::ids::JobId;
+use sinew_crdt_state::state::{Event, JobState, Status, timeline};
+use sinew_mesh::Transport;
+use sinew_scheduler::view::{JobView, from_state};
+
+use super::{ApiError, JobLine, PeerView, StatusView};
+use crate::daemon::Shared;
+use crate::engine::Gone;
+use crate::storage::StorageError;
+
+impl From<Gone> for ApiError {
+    fn from(gone: Gone) -> Self {
+        Self::failed(ErrorCode::Lost, gone.to_string())
+    }
+}
+
+impl From<StorageError> for ApiError {
+    fn from(error: StorageError) -> Self {
+        Self::failed(ErrorCode::Storage, error.to_string())
+    }
+}
+
+/// The daemon.
+pub(super) async fn status(shared: &Shared) -> Result<StatusView, ApiError> {
+    let mesh = shared.link.mesh().status().await;
+    let blobs = shared.store.stats().await.map_err(|e| ApiError::failed(ErrorCode::Storage, e.to_string()))?;
+    let problem = shared.storage_problem.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let seen = shared
+        .engine
+        .look(|core| {
+            let config = core.config();
+            let free = core.peers().get(core.own()).and_then(|p| p.load);
+            let root = core.ledger().index().root().fingerprint;
+            (
+                (config.cpu_milli, free.map_or(0, |l| l.cpu_milli_free)),
+                (config.memory_bytes, free.map_or(0, |l| l.memory_bytes_free)),
+                core.running(),
+                core.led().count(),
+                (core.ledger().iter_live().count(), core.ledger().iter_sealed().count()),
+                format!("{:032x}-{}", root.sum, root.count),
+            )
+        })
+        .await?;
+    Ok(StatusView {
+        node: shared.identity.id(),
+        mesh: shared.membership.mesh,
+        mesh_name: shared.membership.mesh_name.clone(),
+        roles: shared.roles.to_string(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        uptime_ms: u64::try_from(shared.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        listen: mesh.listen.iter().map(ToString::to_string).collect(),
+        peers: mesh.peers.len(),
+        cpu_milli: seen.0,
+        memory_bytes: seen.1,
+        tasks_running: seen.2,
+        jobs_led: seen.3,
+        ledger_entries: seen.4,
+        ledger_root: seen.5,
+        blobs: (blobs.complete, blobs.complete_bytes),
+        storage_problem: problem,
+        refused: mesh.refusals.iter().map(|(kind, n)| (format!("{kind:?}"), *n)).collect(),
+        nat: format!("{:?}", mesh.nat).to_lowercase(),
+    })
+}
+
+/// Every node known, this one first.
+pub(super) async fn peers(shared: &Shared) -> Result<Vec<PeerView>, ApiError> {
+    let connections: std::collections::BTreeMap<_, _> =
+        shared.link.mesh().status().await.peers.into_iter().map(|p| (p.node, p)).collect();
+    let mut peers = shared
+        .engine
+        .look(|core| {
+            let own = core.own();
+            core.peers()
+                .iter()
+                .map(|(node, peer)| PeerView {
+                    node: *node,
+                    own: *node == own,
+                    state: core.node_state(*node).map_or_else(|| "joining".to_owned(), |s| s.to_string()),
+                    roles: peer.roles.to_string(),
+                    connected: peer.connected,
+                    address: None,
+                    rtt_us: None,
+                    cpu_milli: peer.card.as_ref().map(|c| (c.cpu_milli, peer.load.map_or(0, |l| l.cpu_milli_free))),
+                    memory_bytes: peer
+                        .card
+                        .as_ref()
+                        .map(|c| (c.memory_bytes, peer.load.map_or(0, |l| l.memory_bytes_free))),
+                    labels: peer.card.iter().flat_map(|c| c.labels.iter().map(|(k, v)| format!("{k}={v}"))).collect(),
+                    about: peer.card.as_ref().map(|c| c.about.clone()).unwrap_or_default(),
+                    offences: peer.offences,
+                })
+                .collect::<Vec<_>>()
+        })
+        .await?;
+    for view in &mut peers {
+        let Some(status) = connections.get(&view.node) else { continue };
+        let best = status.connections.iter().min_by_key(|c| (c.transport == Transport::Relay, c.rtt));
+        view.address = best.map(|c| format!("{} ({})", c.addr, format!("{:?}", c.transport).to_lowercase()));
+        view.rtt_us = best.and_then(|c| c.rtt).map(|rtt| u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX));
+    }
+    peers.sort_by_key(|p| (!p.own, p.node));
+    Ok(peers)
+}
+
+/// The job that `text` names: an id, or the beginning of exactly one.
+pub(super) async fn find_job(shared: &Shared, text: &str) -> Result<JobId, ApiError> {
+    if let Ok(id) = text.parse::<JobId>() {
+        return Ok(id);
+    }
+    if text.is_empty() {
+        return Err(ApiError::invalid("no job was named: give an id from `sinew jobs`"));
+    }
+    let mut ids = known_jobs(shared).await?;
+    ids.retain(|id| id.to_string().starts_with(text));
+    match &ids[..] {
+        [id] => Ok(*id),
+        [] => Err(ApiError::invalid(format!("no job `{text}` is known here: see `sinew jobs`"))),
+        several => {
+            Err(ApiError::invalid(format!("`{text}` is the beginning of {} jobs: give more of the id", several.len())))
+        }
+    }
+}
+
+async fn known_jobs(shared: &Shared) -> Result<Vec<JobId>, ApiError> {
+    let mut ids: Vec<JobId> =
+        shared.engine.look(|core| core.ledger().iter_live().map(|(id, _)| *id).collect()).await?;
+    let ledger = shared.ledger.clone();
+    let ended = tokio::task::spawn_blocking(move || ledger.ended_jobs()).await;
+    ids.extend(ended.map_err(|_| ApiError::from(Gone))??);
+    ids.sort_unstable();
+    ids.dedup();
+    Ok(ids)
+}
+
+/// A job in full, with its history.
+pub(super) async fn job(shared: &Shared, id: JobId) -> Result<(JobView, Vec<Event>), ApiError> {
+    let live = shared
+        .engine
+        .look(move |core| {
+            let view = core.view(&id)?;
+            let statements: Vec<_> = core.ledger().live(&id)?.statements().collect();
+            let events = timeline(statements.iter().map(|(i, a, s)| (*i, *a, s)));
+            Some((view, events))
+        })
+        .await?;
+    match live {
+        Some(found) => Ok(found),
+        None => stored_job(shared, id).await?.ok_or_else(|| ApiError::invalid(format!("no job {id} is known here"))),
+    }
+}
+
+/// A job that is over, from the disk.
+async fn stored_job(shared: &Shared, id: JobId) -> Result<Option<(JobView, Vec<Event>)>, ApiError> {
+    let ledger = shared.ledger.clone();
+    let envelopes = tokio::task::spawn_blocking(move || ledger.entry(&id)).await.map_err(|_| ApiError::from(Gone))??;
+    let statements: Vec<_> = envelopes
+        .iter()
+        .filter_map(|e| Some((e.fact_id(), e.author, cbor::from_slice::<Statement>(&e.payload).ok()?)))
+        .collect();
+    let spec = statements.iter().find_map(|(_, _, s)| match &s.fact {
+        Fact::Submit(signed) => signed.open().ok(),
+        _ => None,
+    });
+    let Some(spec) = spec else { return Ok(None) };
+    let mut state = JobState::new(spec);
+    for (fact, author, statement) in &statements {
+        state.apply(*fact, *author, statement);
+    }
+    let events = timeline(statements.iter().map(|(i, a, s)| (*i, *a, s)));
+    Ok(Some((from_state(id, &state), events)))
+}
+
+/// The jobs known here, newest first.
+pub(super) async fn jobs(shared: &Arc<Shared>, limit: usize) -> Result<Vec<JobLine>, ApiError> {
+    let mut lines: Vec<JobLine> = shared
+        .engine
+        .look(|core| core.ledger().iter_live().map(|(id, live)| line(&from_state(*id, &live.state))).collect())
+        .await?;
+    let known: std::collections::BTreeSet<JobId> = lines.iter().map(|l| l.id).collect();
+    for id in known_jobs(shared).await?.into_iter().filter(|id| !known.contains(id)) {
+        if let Some((view, _)) = stored_job(shared, id).await? {
+            lines.push(line(&view));
+        }
+    }
+    lines.sort_by_key(|l| std::cmp::Reverse((l.submitted_ms, l.id)));
+    lines.truncate(limit);
+    Ok(lines)
+}
+
+fn line(view: &JobView) -> JobLine {
+    let status = match (&view.outcome, view.status) {
+        (Some(Outcome::Completed), Status::Sealed) => "completed, sealed".to_owned(),
+        (Some(Outcome::Failed { .. }), Status::Sealed) => "failed, sealed".to_owned(),
+        (Some(Outcome::Cancelled), Status::Sealed) => "cancelled, sealed".to_owned(),
+        (_, status) => serde_json::to_value(status)
+            .ok()
+            .and_then(|v| v.as_str().map(str::to_owned))
+            .unwrap_or_default(),
+    };
+    JobLine {
+        id: view.id,
+        name: view.name.clone(),
+        kind: view.kind.clone(),
+        status,
+        tasks: (view.phases.iter().map(|p| p.done).sum(), view.phases.iter().map(|p| p.tasks).sum()),
+        submitter: view.submitter,
+        submitted_ms: view.submitted_ms,
+    }
+}

@@ -1,0 +1,110 @@
+//! How a daemon is, line by line.
+
+use super::super::human::{clean, cores, cut, size, span};
+use super::super::table::WIDTH;
+use crate::api::StatusView;
+
+/// Width of the words on the left.
+const LABEL_WIDTH: usize = 10;
+
+/// A daemon and its node.
+pub(crate) fn status(view: &StatusView) -> String {
+    let (cpu, memory) = (view.cpu_milli, view.memory_bytes);
+    let mut lines = vec![
+        ("node", view.node.to_string()),
+        ("mesh", format!("{} ({})", view.mesh, view.mesh_name)),
+        ("roles", view.roles.clone()),
+        ("daemon", format!("sinew {}, process {}, up {}", view.version, view.pid, span(view.uptime_ms))),
+        ("listens", view.listen.join(" ")),
+        ("peers", format!("{} connected; reachable from outside: {}", view.peers, view.nat)),
+        ("cpu", format!("{} of {} cores free", cores(cpu.1), cores(cpu.0))),
+        ("memory", format!("{} of {} free", size(memory.1), size(memory.0))),
+        ("work", format!("{} tasks running here, {} jobs led", view.tasks_running, view.jobs_led)),
+        ("ledger", format!("{} live and {} sealed entries", view.ledger_entries.0, view.ledger_entries.1)),
+        ("root", view.ledger_root.clone()),
+        ("blobs", format!("{}, {}", view.blobs.0, size(view.blobs.1))),
+    ];
+    if !view.refused.is_empty() {
+        let refused: Vec<String> = view.refused.iter().map(|(why, count)| format!("{why} {count}")).collect();
+        lines.push(("refused", refused.join(", ")));
+    }
+    if let Some(problem) = &view.storage_problem {
+        lines.push(("STORAGE", problem.clone()));
+    }
+    lines.iter().map(|(label, text)| field(label, text)).collect()
+}
+
+/// `label     text`, the text going on under itself where it is too long.
+pub(super) fn field(label: &str, text: &str) -> String {
+    let mut out = String::new();
+    let mut line = format!("{label:<LABEL_WIDTH$}");
+    let mut fresh = true;
+    for word in clean(text).split(' ') {
+        if !fresh && line.chars().count() + 1 + word.chars().count() > WIDTH {
+            out += &format!("{line}\n");
+            (line, fresh) = (" ".repeat(LABEL_WIDTH), true);
+        }
+        if !fresh {
+            line.push(' ');
+        }
+        // A word longer than a line cannot be helped: addresses and ids are not broken, the rest is.
+        line += &cut(word, WIDTH - LABEL_WIDTH);
+        fresh = false;
+    }
+    out + &line + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use sinew_crdt_state::ids::{MeshId, NodeId};
+
+    use super::super::testing::assert_narrow;
+    use super::*;
+
+    #[test]
+    fn status_says_it_all_in_80_columns() {
+        let view = StatusView {
+            node: NodeId([1; 32]),
+            mesh: MeshId([2; 32]),
+            mesh_name: "lab".into(),
+            roles: "run,submit,admin".into(),
+            version: "0.1.0".into(),
+            pid: 4242,
+            uptime_ms: 11_520_000,
+            listen: vec!["/ip4/192.168.1.4/tcp/9000".into(), "/ip4/192.168.1.4/udp/9000/quic-v1".into(), "/ip4/127.0.0.1/tcp/9000".into()],
+            peers: 2,
+            cpu_milli: (8_000, 6_500),
+            memory_bytes: (16 << 30, 12 << 30),
+            tasks_running: 3,
+            jobs_led: 1,
+            ledger_entries: (4, 120),
+            ledger_root: "00ff".into(),
+            blobs: (17, 3 << 30),
+            storage_problem: Some("no space left on device".into()),
+            refused: vec![("expired".into(), 2)],
+            nat: "unknown".into(),
+        };
+        let text = status(&view);
+        assert_narrow(&text);
+        assert_eq!(
+            text,
+            "\
+node      aeaqcaibaeaqcaibaeaqcaibaeaqcaibaeaqcaibaeaqcaibaeaq
+mesh      aibaeaqcaibaeaqcaibaeaqcaibaeaqcaibaeaqcaibaeaqcaiba (lab)
+roles     run,submit,admin
+daemon    sinew 0.1.0, process 4242, up 3h12m
+listens   /ip4/192.168.1.4/tcp/9000 /ip4/192.168.1.4/udp/9000/quic-v1
+          /ip4/127.0.0.1/tcp/9000
+peers     2 connected; reachable from outside: unknown
+cpu       6.5 of 8 cores free
+memory    12GiB of 16GiB free
+work      3 tasks running here, 1 jobs led
+ledger    4 live and 120 sealed entries
+root      00ff
+blobs     17, 3GiB
+refused   expired 2
+STORAGE   no space left on device
+"
+        );
+    }
+}

@@ -1,0 +1,530 @@
+//! The daemon: opens what is on disk, joins the mesh, starts the core, and keeps them talking until it is told to end.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use bytes::Bytes;
+use sinew_blobs::{BlobStore, GcOptions, OpenError, StoreOptions};
+use sinew_crdt_state::certificate::{Credential, Roles, Ticket, TicketBody};
+use sinew_crdt_state::identity::Identity;
+use sinew_crdt_state::ids::NodeId;
+use sinew_mesh::{DropReason, JoinRefusal, JoinReply, Mesh, MeshConfig, MeshEvent, MeshEvents, Multiaddr, StartError, Topic, Verdict};
+use sinew_scheduler::Setup;
+use sinew_scheduler::config::CoreConfig;
+use sinew_scheduler::io::{Input, RequestId, Response};
+use sinew_scheduler::wire;
+use tokio::sync::{Notify, oneshot, watch};
+
+use crate::api::server;
+use crate::clock::unix_ms;
+use crate::config::{ConfigError, Settings};
+use crate::datadir::{CERTIFICATE_MS, DataDir, DataDirError, Membership};
+use crate::effects::Effects;
+use crate::engine::{Engine, EngineThread};
+use crate::exec::guardian::{Guardian, NodeTag, become_subreaper, reconcile_leftovers};
+use crate::exec::process::ProcessRunner;
+use crate::exec::slot::WorkRoot;
+use crate::exec::sweep::Sweeper;
+use crate::frames::{self, Frame};
+use crate::logs::LogHub;
+use crate::mesh_link::MeshLink;
+use crate::probe;
+use crate::storage::{Storage, StorageError, StorageEvent, StorageReader};
+use crate::tasks::{TaskHost, TaskPool};
+
+/// Longest frame between nodes: the facts of a large round in one vote. Far below what would hurt a small node.
+const FRAME_LEN_MAX: usize = 16 << 20;
+/// Processes that outlived their task are looked for this often.
+const SWEEP_EVERY: std::time::Duration = std::time::Duration::from_secs(2);
+/// Round-trip times are handed to the core this often.
+const RTT_EVERY: std::time::Duration = std::time::Duration::from_secs(5);
+/// Blob streams served at once: bounds memory and descriptors that peers can take.
+const SERVES_MAX: usize = 64;
+
+/// Why a daemon could not start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The data dir.
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    /// The settings.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A multiaddr in the settings.
+    #[error("`{value}` in `{key}` is no multiaddr: write it like /ip4/192.0.2.1/tcp/9000 ({problem})")]
+    Multiaddr {
+        /// Which setting.
+        key: &'static str,
+        /// Its value.
+        value: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The ledger.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The blob store.
+    #[error(transparent)]
+    Blobs(#[from] OpenError),
+    /// The mesh.
+    #[error(transparent)]
+    Mesh(#[from] StartError),
+    /// The system.
+    #[error("cannot {doing}: {source}")]
+    Io {
+        /// What was tried.
+        doing: &'static str,
+        /// Why not.
+        source: std::io::Error,
+    },
+}
+
+impl DaemonError {
+    /// For the command line.
+    #[must_use]
+    pub const fn exit_code(&self) -> u8 {
+        match self {
+            Self::DataDir(e) => e.exit_code(),
+            Self::Config(_) | Self::Multiaddr { .. } => 2,
+            _ => 1,
+        }
+    }
+}
+
+fn io(doing: &'static str) -> impl FnOnce(std::io::Error) -> DaemonError {
+    move |source| DaemonError::Io { doing, source }
+}
+
+/// Requests that wait for the core's answer.
+#[derive(Debug, Default)]
+pub struct Pending {
+    last: u64,
+    waiting: BTreeMap<RequestId, oneshot::Sender<Response>>,
+}
+
+/// What the parts of a running daemon share.
+#[derive(Debug)]
+pub struct Shared {
+    /// The data dir.
+    pub data_dir: DataDir,
+    /// The core.
+    pub engine: Engine,
+    /// The mesh.
+    pub link: MeshLink,
+    /// Blobs.
+    pub store: BlobStore,
+    /// The ledger's file.
+    pub ledger: StorageReader,
+    /// Live output.
+    pub logs: LogHub,
+    /// The key pair.
+    pub identity: Identity,
+    /// The membership.
+    pub membership: Membership,
+    /// This node's roles.
+    pub roles: Roles,
+    /// When the daemon started.
+    pub started: Instant,
+    /// Grows whenever a job changed.
+    pub changes: watch::Sender<u64>,
+    /// Why the disk refuses records, if it does.
+    pub storage_problem: Mutex<Option<String>>,
+    /// Ends the daemon.
+    pub shutdown: Notify,
+    pending: Mutex<Pending>,
+}
+
+impl Shared {
+    /// Asks the core and waits for its answer.
+    ///
+    /// # Errors
+    /// [`crate::engine::Gone`] when the daemon ends first.
+    pub async fn ask(&self, request: sinew_scheduler::io::Request) -> Result<Response, crate::engine::Gone> {
+        let (tx, rx) = oneshot::channel();
+        let id = {
+            let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+            pending.last += 1;
+            let id = RequestId(pending.last);
+            pending.waiting.insert(id, tx);
+            id
+        };
+        self.engine.input(Input::Request { id, request });
+        rx.await.map_err(|_| crate::engine::Gone)
+    }
+
+    /// The core answered.
+    pub(crate) fn answer(&self, id: RequestId, response: Response) {
+        let waiting = self.pending.lock().unwrap_or_else(PoisonError::into_inner).waiting.remove(&id);
+        if let Some(waiting) = waiting {
+            // Whoever asked may have hung up; the answer's effect stands all the same.
+            let _ = waiting.send(response);
+        }
+    }
+
+    /// A ticket for the mesh, issued by this node.
+    #[must_use]
+    pub fn ticket(&self, roles: Roles, expires_ms: u64) -> Ticket {
+        let addrs = self.dialable_addrs();
+        let body = TicketBody {
+            mesh: self.membership.mesh,
+            name: self.membership.mesh_name.clone(),
+            issuer: self.identity.id(),
+            addrs,
+            roles,
+            expires_ms: unix_ms().saturating_add(expires_ms),
+        };
+        Ticket::sign(&self.identity, body)
+    }
+
+    fn dialable_addrs(&self) -> Vec<String> {
+        let mesh = self.link.mesh();
+        let mut addrs: Vec<String> = mesh.external_addrs().iter().map(ToString::to_string).collect();
+        let listen: Vec<String> = mesh.listen_addrs().iter().map(ToString::to_string).collect();
+        let (local, wide): (Vec<String>, Vec<String>) =
+            listen.into_iter().partition(|a| a.starts_with("/ip4/127.") || a.starts_with("/ip6/::1/"));
+        // Loopback only helps where there is nothing else: a mesh on one machine.
+        addrs.extend(if wide.is_empty() { local } else { wide });
+        addrs.dedup();
+        addrs.truncate(sinew_crdt_state::certificate::TICKET_ADDRS_MAX);
+        addrs
+    }
+}
+
+/// Runs a daemon until it is told to end.
+///
+/// # Errors
+/// [`DaemonError`] when it cannot start.
+pub async fn run(data_dir: DataDir, settings: Settings) -> Result<(), DaemonError> {
+    let daemon = Daemon::start(data_dir, settings).await?;
+    daemon.serve().await
+}
+
+struct Daemon {
+    shared: Arc<Shared>,
+    events: MeshEvents,
+    pool: TaskPool,
+    thread: EngineThread,
+    storage: Arc<Storage>,
+    guardian: Option<Guardian>,
+    tag: NodeTag,
+    _lock: crate::datadir::Lock,
+}
+
+impl Daemon {
+    async fn start(data_dir: DataDir, settings: Settings) -> Result<Self, DaemonError> {
+        settings.check()?;
+        let membership = data_dir.membership()?;
+        let identity = data_dir.identity()?;
+        let roles = membership.credential.verify(membership.mesh, identity.id(), unix_ms()).map_err(DataDirError::from)?;
+        let lock = data_dir.lock()?;
+        let tag = NodeTag::new(&data_dir.path().to_string_lossy());
+        let guardian = start_guardian(&tag);
+        let work = WorkRoot::open(&data_dir.work()).map_err(io("prepare the work directory"))?;
+        let (engine, queue) = Engine::queue();
+        let storage = open_storage(&data_dir, &engine)?;
+        let (stored, incarnation) = storage.reader().load()?;
+        let store = BlobStore::open(&data_dir.blobs(), store_options(&data_dir)).await?;
+        let config = mesh_config(&settings, &membership)?;
+        let (mesh, events) =
+            Mesh::start(config, &identity, membership.credential.clone(), membership.mesh, unix_ms).await?;
+        let link = MeshLink::new(mesh);
+        let logs = LogHub::default();
+        logs.connect(link.clone());
+        let (changes, _) = watch::channel(0);
+        let shared = Arc::new(Shared {
+            data_dir,
+            engine: engine.clone(),
+            link: link.clone(),
+            store: store.clone(),
+            ledger: storage.reader(),
+            logs: logs.clone(),
+            identity: identity.clone(),
+            roles,
+            started: Instant::now(),
+            changes,
+            storage_problem: Mutex::new(None),
+            shutdown: Notify::new(),
+            pending: Mutex::default(),
+            membership,
+        });
+        let runtime = tokio::runtime::Handle::current();
+        let runner = ProcessRunner::new(tag.clone());
+        let host = TaskHost::new(store, link, runner, work, logs, engine.clone(), runtime.clone());
+        let pool = TaskPool::new(host);
+        let setup = Setup {
+            identity,
+            mesh: shared.membership.mesh,
+            roles,
+            incarnation,
+            seed: random_seed(),
+            config: core_config(&settings, roles),
+        };
+        let driver = Effects::new(Arc::clone(&shared), pool.clone(), Arc::clone(&storage), runtime);
+        let thread = queue.start(&engine, setup, stored, driver).map_err(io("start the core's thread"))?;
+        Ok(Self { shared, events, pool, thread, storage, guardian, tag, _lock: lock })
+    }
+
+    async fn serve(mut self) -> Result<(), DaemonError> {
+        let api = server::Server::bind(&self.shared.data_dir.socket()).map_err(io("open the local API's socket"))?;
+        let serving = tokio::spawn(api.run(Arc::clone(&self.shared)));
+        tracing::info!(
+            node = %self.shared.identity.id(),
+            mesh = %self.shared.membership.mesh_name,
+            roles = %self.shared.roles,
+            data_dir = %self.shared.data_dir.path().display(),
+            "up"
+        );
+        let permits = Arc::new(tokio::sync::Semaphore::new(SERVES_MAX));
+        let mut sweeper = Sweeper::new(self.tag.clone());
+        let mut sweep = tokio::time::interval(SWEEP_EVERY);
+        let mut rtt = tokio::time::interval(RTT_EVERY);
+        let mut term = signal(tokio::signal::unix::SignalKind::terminate())?;
+        let mut int = signal(tokio::signal::unix::SignalKind::interrupt())?;
+        loop {
+            tokio::select! {
+                event = self.events.recv() => match event {
+                    Some(event) => self.on_event(event, &permits),
+                    None => break,
+                },
+                _ = sweep.tick() => {
+                    let swept = sweeper.sweep();
+                    if swept.killed > 0 {
+                        tracing::warn!(processes = swept.killed, "ended processes that had outlived their task");
+                    }
+                    if let Some(guardian) = &mut self.guardian
+                        && !guardian.is_alive()
+                    {
+                        tracing::warn!("the guardian ended; starting another");
+                        self.guardian = start_guardian(&self.tag);
+                    }
+                }
+                _ = rtt.tick() => self.hand_on_rtts().await,
+                _ = term.recv() => break,
+                _ = int.recv() => break,
+                () = self.shared.shutdown.notified() => break,
+            }
+        }
+        tracing::info!("going down");
+        serving.abort();
+        let _ = std::fs::remove_file(self.shared.data_dir.socket());
+        self.end().await;
+        Ok(())
+    }
+
+    async fn end(self) {
+        let pool = self.pool.clone();
+        // Threads of running tasks wait for their programs' end, a few seconds at most.
+        let _ = tokio::task::spawn_blocking(move || pool.close()).await;
+        let (thread, storage) = (self.thread, self.storage);
+        let _ = tokio::task::spawn_blocking(move || {
+            thread.stop();
+            drop(storage);
+        })
+        .await;
+        self.shared.link.mesh().clone().shutdown().await;
+        self.shared.store.clone().shutdown().await;
+    }
+
+    fn on_event(&self, event: MeshEvent, permits: &Arc<tokio::sync::Semaphore>) {
+        let engine = &self.shared.engine;
+        match event {
+            MeshEvent::PeerUp { node, roles, addrs, .. } => {
+                let addr = addrs.first().map(ToString::to_string).unwrap_or_default();
+                tracing::info!(node = %node.short(), %roles, addr, "peer up");
+                engine.input(Input::PeerUp { node, roles });
+            }
+            MeshEvent::PeerDown { node } => {
+                tracing::info!(node = %node.short(), "peer down");
+                engine.input(Input::PeerDown { node });
+            }
+            MeshEvent::Frame { from, bytes, .. } => self.on_frame(from, &bytes),
+            MeshEvent::Gossip { id, from, topic, bytes, .. } => {
+                let Some((_, payload)) = bytes.split_first_chunk::<8>() else {
+                    return self.shared.link.mesh().report_gossip(id, Verdict::Reject);
+                };
+                let (topic, fine) = check_gossip(topic, payload);
+                self.shared.link.mesh().report_gossip(id, if fine { Verdict::Accept } else { Verdict::Reject });
+                if fine {
+                    engine.input(Input::Gossip { from, topic, payload: payload.to_vec() });
+                }
+            }
+            MeshEvent::BlobStream { from, stream } => {
+                let (store, permits) = (self.shared.store.clone(), Arc::clone(permits));
+                tokio::spawn(async move {
+                    let Ok(_permit) = permits.acquire_owned().await else { return };
+                    let (reader, writer) = tokio::io::split(stream);
+                    if let Err(error) = store.serve(reader, writer).await {
+                        tracing::debug!(node = %from.short(), %error, "a blob request failed");
+                    }
+                });
+            }
+            MeshEvent::Listening { addr } => tracing::info!(%addr, "listening"),
+            MeshEvent::Refused { node, reason } => {
+                let node = node.map(|n| n.short()).unwrap_or_default();
+                tracing::debug!(node, ?reason, "refused a peer");
+            }
+            MeshEvent::JoinRequest { node, ticket, reply } => self.on_join(node, &ticket, reply),
+            _ => {}
+        }
+    }
+
+    fn on_frame(&self, from: NodeId, bytes: &[u8]) {
+        match frames::decode(bytes) {
+            Ok(Frame::Core(messages)) => {
+                for message in messages {
+                    self.shared.engine.input(Input::Message { from, message });
+                }
+            }
+            Ok(Frame::Log(message)) => self.shared.logs.on_message(from, message),
+            Err(error) => {
+                tracing::warn!(node = %from.short(), %error, "dropping a peer");
+                self.shared.link.mesh().drop_peer(from, DropReason::Misbehaved);
+            }
+        }
+    }
+
+    /// A newcomer shows a ticket. The mesh has checked its signature, expiry and mesh; here it is checked that this node
+    /// made it and may issue certificates.
+    fn on_join(&self, node: NodeId, ticket: &Ticket, reply: JoinReply) {
+        let shared = &self.shared;
+        let answer = if ticket.body.issuer != shared.identity.id() {
+            Err(JoinRefusal::OtherIssuer)
+        } else if !shared.roles.contains(Roles::ADMIN) {
+            Err(JoinRefusal::Declined)
+        } else {
+            let now = unix_ms();
+            let roles = ticket.body.roles;
+            let issued = shared.membership.credential.issue(&shared.identity, node, roles, now, now + CERTIFICATE_MS);
+            tracing::info!(node = %node.short(), %roles, "issued a certificate");
+            Ok(issued)
+        };
+        let answer: Result<Credential, JoinRefusal> = answer;
+        // The newcomer may have hung up.
+        let _ = reply.send(answer);
+    }
+
+    async fn hand_on_rtts(&self) {
+        for peer in self.shared.link.mesh().status().await.peers {
+            if let Some(rtt) = peer.connections.iter().filter_map(|c| c.rtt).min() {
+                let rtt_us = u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX);
+                self.shared.engine.input(Input::Rtt { node: peer.node, rtt_us });
+            }
+        }
+    }
+}
+
+fn signal(kind: tokio::signal::unix::SignalKind) -> Result<tokio::signal::unix::Signal, DaemonError> {
+    tokio::signal::unix::signal(kind).map_err(io("listen for signals"))
+}
+
+/// Ends what an earlier daemon left behind and starts the process that ends ours, should we be killed.
+fn start_guardian(tag: &NodeTag) -> Option<Guardian> {
+    if let Err(error) = become_subreaper() {
+        tracing::warn!(%error, "cannot become a subreaper: daemonised grandchildren of tasks are found later");
+    }
+    let ended = reconcile_leftovers(tag);
+    if ended > 0 {
+        tracing::warn!(processes = ended, "ended processes that an earlier daemon had left");
+    }
+    let spawned = std::env::current_exe().and_then(|exe| Guardian::spawn(&exe, tag));
+    match spawned {
+        Ok(guardian) => Some(guardian),
+        Err(error) => {
+            tracing::warn!(%error, "no guardian: if this daemon is killed, its tasks' processes end at its next start");
+            None
+        }
+    }
+}
+
+fn open_storage(data_dir: &DataDir, engine: &Engine) -> Result<Arc<Storage>, StorageError> {
+    let engine = engine.clone();
+    let storage = Storage::open(&data_dir.ledger(), move |event| match event {
+        StorageEvent::Persisted(tickets) => {
+            for ticket in tickets {
+                engine.input(Input::Persisted(ticket));
+            }
+        }
+        StorageEvent::Failing(reason) => {
+            tracing::error!(reason, "the disk refuses the ledger's records; they are kept and tried again");
+            engine.input(Input::StorageFailing(reason));
+        }
+        StorageEvent::Recovered => {
+            tracing::info!("the disk takes the ledger's records again");
+            engine.input(Input::StorageRecovered);
+        }
+    })?;
+    Ok(Arc::new(storage))
+}
+
+fn store_options(data_dir: &DataDir) -> StoreOptions {
+    let mut options = StoreOptions { gc: GcOptions::default(), ..StoreOptions::default() };
+    // A small disk cannot spare the default reserve: keep a twentieth of it.
+    if let Some(size) = probe::disk_size(data_dir.path()) {
+        options.reserve = options.reserve.min(size / 20);
+    }
+    options
+}
+
+fn mesh_config(settings: &Settings, membership: &Membership) -> Result<MeshConfig, DaemonError> {
+    let mut config = MeshConfig::default();
+    config.listen = multiaddrs("listen", &settings.listen)?;
+    config.bootstrap = multiaddrs("bootstrap", &settings.bootstrap)?;
+    config.bootstrap.extend(multiaddrs("the ticket", &membership.bootstrap)?);
+    config.mdns = settings.mdns;
+    config.kad = settings.kad;
+    config.relay_server = settings.relay_server;
+    config.relay_client = settings.relay_client;
+    config.autonat = settings.autonat;
+    config.dcutr = settings.dcutr;
+    config.frame_len_max = FRAME_LEN_MAX;
+    Ok(config)
+}
+
+fn multiaddrs(key: &'static str, values: &[String]) -> Result<Vec<Multiaddr>, DaemonError> {
+    let parse = |value: &String| {
+        let parsed = value.parse::<Multiaddr>();
+        parsed.map_err(|e| DaemonError::Multiaddr { key, value: value.clone(), problem: e.to_string() })
+    };
+    values.iter().map(parse).collect()
+}
+
+fn core_config(settings: &Settings, roles: Roles) -> CoreConfig {
+    let machine = probe::machine();
+    let runs = roles.contains(Roles::RUN);
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to be 0 to 65536 cores")]
+    let cpu_milli = settings.cpus.map_or(machine.cpu_milli, |cpus| (cpus * 1000.0).round() as u32);
+    CoreConfig {
+        cpu_milli: if runs { cpu_milli } else { 0 },
+        memory_bytes: settings.memory.unwrap_or(machine.memory_bytes / 10 * 9),
+        labels: settings.labels.clone(),
+        about: machine.about,
+        ledger_grace_ms: settings.ledger_grace_s.saturating_mul(1_000),
+    }
+}
+
+fn random_seed() -> [u8; 32] {
+    use rand::TryRng;
+    let mut seed = [0; 32];
+    // Only fairness of random choices depends on it: zeros would do.
+    let _ = rand::rngs::SysRng.try_fill_bytes(&mut seed);
+    seed
+}
+
+fn check_gossip(topic: Topic, payload: &[u8]) -> (wire::Topic, bool) {
+    match topic {
+        Topic::Advert => {
+            (wire::Topic::Advert, sinew_crdt_state::cbor::from_slice::<wire::Advert>(payload).is_ok())
+        }
+        Topic::Load => (wire::Topic::Load, sinew_crdt_state::cbor::from_slice::<wire::LoadNews>(payload).is_ok()),
+    }
+}
+
+/// A gossip payload as published: a counter first, because equal bytes from one author are published only once.
+#[must_use]
+pub fn gossip_frame(counter: u64, payload: &[u8]) -> Bytes {
+    let mut frame = Vec::with_capacity(8 + payload.len());
+    frame.extend_from_slice(&counter.to_be_bytes());
+    frame.extend_from_slice(payload);
+    frame.into()
+}

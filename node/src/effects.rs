@@ -1,0 +1,156 @@
+//! Carries the core's effects out: to the mesh, the disk, the task threads, the blob store and whoever waits for an answer.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use sinew_blobs::{FetchOptions, Format};
+use sinew_crdt_state::fact::Usage;
+use sinew_crdt_state::ids::{JobId, NodeId};
+use sinew_crdt_state::spec::{BlobRef, Builtin, Program, Work};
+use sinew_mesh::{DropReason, FrameClass, Topic};
+use sinew_scheduler::io::{Effect, FetchId, Input, Note, StartTask, TaskResult};
+use sinew_scheduler::wire;
+
+use crate::clock::unix_ms;
+use crate::daemon::{Shared, gossip_frame};
+use crate::engine::Driver;
+use crate::frames::encode_messages;
+use crate::storage::Storage;
+use crate::tasks::{TaskPool, job_tag};
+
+/// The daemon's driver.
+#[derive(Debug)]
+pub struct Effects {
+    shared: Arc<Shared>,
+    pool: TaskPool,
+    storage: Arc<Storage>,
+    runtime: tokio::runtime::Handle,
+    published: u64,
+    /// Offenders named in the log already: one line each.
+    offenders: BTreeSet<NodeId>,
+}
+
+impl Effects {
+    /// Over the parts of a daemon.
+    #[must_use]
+    pub fn new(shared: Arc<Shared>, pool: TaskPool, storage: Arc<Storage>, runtime: tokio::runtime::Handle) -> Self {
+        // A restarted daemon must not repeat the counters of its predecessor.
+        let published = unix_ms() << 16;
+        Self { shared, pool, storage, runtime, published, offenders: BTreeSet::new() }
+    }
+
+    fn fetch(&self, id: FetchId, job: JobId, blobs: Vec<BlobRef>, providers: Vec<NodeId>) {
+        let shared = Arc::clone(&self.shared);
+        self.runtime.spawn(async move {
+            let ok = match fetch_all(&shared, job, &blobs, &providers).await {
+                Ok(()) => true,
+                Err(error) => {
+                    tracing::warn!(job = %job.short(), %error, "cannot fetch blobs");
+                    false
+                }
+            };
+            shared.engine.input(Input::Fetched { id, ok });
+        });
+    }
+
+    fn load(&self, job: JobId, to: NodeId) {
+        let shared = Arc::clone(&self.shared);
+        self.runtime.spawn_blocking(move || match shared.ledger.entry(&job) {
+            Ok(facts) => shared.engine.input(Input::Loaded { to, facts }),
+            Err(error) => tracing::warn!(job = %job.short(), %error, "cannot read an entry"),
+        });
+    }
+
+    fn note(note: &Note) {
+        match note {
+            Note::Peer { node, state } => tracing::info!(node = %node.short(), %state, "node"),
+            Note::Took { job, term } => tracing::info!(job = %job.short(), term, "leading"),
+            Note::Lost { lease, node, silent_ms } => {
+                let (job, epoch) = (lease.job.short(), lease.fence.epoch);
+                tracing::warn!(%job, epoch, node = %node.short(), silent_ms, "award lost; its tasks are awarded anew");
+            }
+            Note::Fenced { lease } => {
+                tracing::warn!(job = %lease.job.short(), epoch = lease.fence.epoch, "lease over; attempts stopped");
+            }
+            Note::Stale { lease, from } => {
+                let (job, epoch) = (lease.job.short(), lease.fence.epoch);
+                tracing::info!(%job, epoch, from = %from.short(), "refused a late result");
+            }
+        }
+    }
+}
+
+async fn fetch_all(
+    shared: &Shared,
+    job: JobId,
+    blobs: &[BlobRef],
+    providers: &[NodeId],
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let own = shared.identity.id();
+    let others: Vec<NodeId> = providers.iter().copied().filter(|n| *n != own).collect();
+    for blob in blobs.iter().filter(|b| b.size > 0) {
+        // Tagged first, so that what arrives is not collected in between.
+        let guard = shared.store.temp_tag(blob.hash, Format::Raw).await;
+        let options = FetchOptions { max_size: blob.size, ..FetchOptions::default() };
+        shared.store.fetch(blob.hash, &others, &shared.link, &options).await?;
+        shared.store.tag(&job_tag(job, blob.hash), blob.hash, Format::Raw).await?;
+        drop(guard);
+    }
+    let hashes: Vec<_> = blobs.iter().filter(|b| b.size > 0).map(|b| b.hash).collect();
+    shared.store.ensure_all_durable(&hashes).await?;
+    Ok(())
+}
+
+/// A task that does nothing is done at once, on the core's thread.
+fn is_noop(task: &StartTask) -> bool {
+    match &task.spec.work {
+        Work::Batch(batch) => batch.program == Program::Builtin(Builtin::Noop) && batch.inputs.is_empty(),
+        Work::MapReduce(_) => false,
+    }
+}
+
+impl Driver for Effects {
+    fn carry_out(&mut self, effect: Effect, inputs: &mut Vec<Input>) {
+        match effect {
+            Effect::Send { to, class, messages } => {
+                let class = match class {
+                    wire::Class::Control => FrameClass::Control,
+                    wire::Class::Bulk => FrameClass::Bulk,
+                };
+                for frame in encode_messages(&messages) {
+                    self.shared.link.send(to, class, frame);
+                }
+            }
+            Effect::Publish { topic, payload } => {
+                self.published += 1;
+                let topic = match topic {
+                    wire::Topic::Advert => Topic::Advert,
+                    wire::Topic::Load => Topic::Load,
+                };
+                self.shared.link.mesh().publish(topic, gossip_frame(self.published, &payload));
+            }
+            Effect::Persist { ticket, records, urgent } => self.storage.persist(ticket, records, urgent),
+            Effect::Start(task) if is_noop(&task) => {
+                let result = TaskResult { result: Ok(Vec::new()), usage: Usage::default() };
+                inputs.push(Input::Task { run: task.run, result });
+            }
+            Effect::Start(task) => self.pool.start(task),
+            Effect::Stop(run) => self.pool.stop(run),
+            Effect::Fetch { id, job, blobs, providers } => self.fetch(id, job, blobs, providers),
+            Effect::EndJob { job, keep, .. } => {
+                let pool = self.pool.clone();
+                self.runtime.spawn(async move { pool.host().end_job(job, &keep).await });
+            }
+            Effect::Load { job, to } => self.load(job, to),
+            Effect::Answer { id, response } => self.shared.answer(id, response),
+            Effect::Changed(_) => self.shared.changes.send_modify(|n| *n += 1),
+            Effect::Offence { peer, what } => {
+                if self.offenders.insert(peer) {
+                    tracing::warn!(node = %peer.short(), what, "dropping a peer that broke the protocol");
+                }
+                self.shared.link.mesh().drop_peer(peer, DropReason::Misbehaved);
+            }
+            Effect::Note(note) => Self::note(&note),
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! Live output of tasks: kept for a while on the node that runs them, pushed to whoever watches, here or elsewhere.
+//!
+//! The whole output of a finished task is a blob; this is only for the time before, and for attempts that failed.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use sinew_crdt_state::ids::{JobId, NodeId};
+use tokio::sync::mpsc;
+
+use crate::exec::logs::{LiveLog, LogStream};
+use crate::frames::{LogData, LogMessage, encode_log};
+use crate::mesh_link::MeshLink;
+
+/// Bytes kept of one stream of one attempt: its end, for those who come late.
+const TAIL_MAX: usize = 64 * 1024;
+/// Attempts whose ends are kept: at most 32 MiB together, in practice a few KB each.
+const ATTEMPTS_MAX: usize = 256;
+/// Pieces queued for one local watcher; one that reads slower loses some, and gets the whole from the blob.
+const WATCHER_QUEUE: usize = 1_024;
+
+type Stream = (JobId, u8, u32, u64, bool);
+
+#[derive(Debug, Default)]
+struct Tail {
+    end: u64,
+    bytes: VecDeque<u8>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    tails: BTreeMap<Stream, Tail>,
+    order: VecDeque<Stream>,
+    local: BTreeMap<JobId, Vec<mpsc::Sender<LogData>>>,
+    remote: BTreeMap<JobId, BTreeSet<NodeId>>,
+}
+
+/// All live output of this node.
+#[derive(Debug, Clone, Default)]
+pub struct LogHub {
+    inner: Arc<Mutex<Inner>>,
+    link: Arc<Mutex<Option<MeshLink>>>,
+}
+
+impl LogHub {
+    /// Lets it reach other nodes.
+    pub fn connect(&self, link: MeshLink) {
+        *self.link.lock().unwrap_or_else(PoisonError::into_inner) = Some(link);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The sink for one attempt.
+    #[must_use]
+    pub fn attempt(&self, job: JobId, phase: u8, task: u32, attempt: u64) -> AttemptLog {
+        AttemptLog { hub: self.clone(), job, phase, task, attempt }
+    }
+
+    /// Watches a job's output on this node and on `nodes`.
+    pub fn watch(&self, job: JobId, nodes: &[NodeId]) -> mpsc::Receiver<LogData> {
+        let (tx, rx) = mpsc::channel(WATCHER_QUEUE);
+        let mut inner = self.lock();
+        for data in tails_of(&inner, job) {
+            let _ = tx.try_send(data);
+        }
+        inner.local.entry(job).or_default().push(tx);
+        drop(inner);
+        self.ask(job, nodes);
+        rx
+    }
+
+    /// Asks further nodes for a job's output.
+    pub fn ask(&self, job: JobId, nodes: &[NodeId]) {
+        if let Some(link) = &*self.link.lock().unwrap_or_else(PoisonError::into_inner) {
+            for node in nodes {
+                link.send_bulk(*node, encode_log(&LogMessage::Subscribe(job)));
+            }
+        }
+    }
+
+    /// A message from a node of the mesh.
+    pub fn on_message(&self, from: NodeId, message: LogMessage) {
+        match message {
+            LogMessage::Subscribe(job) => {
+                let mut inner = self.lock();
+                inner.remote.entry(job).or_default().insert(from);
+                let tails = tails_of(&inner, job);
+                drop(inner);
+                for data in tails {
+                    self.send(from, data);
+                }
+            }
+            LogMessage::Unsubscribe(job) => {
+                let mut inner = self.lock();
+                if let Some(nodes) = inner.remote.get_mut(&job) {
+                    nodes.remove(&from);
+                }
+            }
+            LogMessage::Data(data) => self.lock().tell(&data),
+        }
+    }
+
+    /// The job ended: nobody needs to be told any more.
+    pub fn forget(&self, job: JobId) {
+        let mut inner = self.lock();
+        inner.remote.remove(&job);
+        if let Some(watchers) = inner.local.get_mut(&job) {
+            watchers.retain(|w| !w.is_closed());
+            if watchers.is_empty() {
+                inner.local.remove(&job);
+            }
+        }
+    }
+
+    fn send(&self, to: NodeId, data: LogData) {
+        if let Some(link) = &*self.link.lock().unwrap_or_else(PoisonError::into_inner) {
+            link.send_bulk(to, encode_log(&LogMessage::Data(data)));
+        }
+    }
+
+    fn see(&self, stream: Stream, bytes: &[u8]) {
+        let (job, phase, task, attempt, stderr) = stream;
+        let mut inner = self.lock();
+        let offset = inner.append(stream, bytes);
+        let remote: Vec<NodeId> = inner.remote.get(&job).into_iter().flatten().copied().collect();
+        if !inner.local.contains_key(&job) && remote.is_empty() {
+            return;
+        }
+        let data = LogData { job, phase, task, attempt, stderr, offset, bytes: bytes.to_vec() };
+        inner.tell(&data);
+        drop(inner);
+        for node in remote {
+            self.send(node, data.clone());
+        }
+    }
+}
+
+impl Inner {
+    fn append(&mut self, stream: Stream, bytes: &[u8]) -> u64 {
+        if !self.tails.contains_key(&stream) {
+            self.order.push_back(stream);
+            if self.order.len() > ATTEMPTS_MAX
+                && let Some(oldest) = self.order.pop_front()
+            {
+                self.tails.remove(&oldest);
+            }
+        }
+        let tail = self.tails.entry(stream).or_default();
+        let offset = tail.end;
+        tail.end += bytes.len() as u64;
+        tail.bytes.extend(bytes);
+        let over = tail.bytes.len().saturating_sub(TAIL_MAX);
+        tail.bytes.drain(..over);
+        offset
+    }
+
+    fn tell(&mut self, data: &LogData) {
+        if let Some(watchers) = self.local.get_mut(&data.job) {
+            // A full queue loses the piece, not the watcher: it fills the gap from the blob.
+            watchers.retain(|w| !matches!(w.try_send(data.clone()), Err(mpsc::error::TrySendError::Closed(_))));
+        }
+    }
+}
+
+fn tails_of(inner: &Inner, job: JobId) -> Vec<LogData> {
+    let mine = inner.tails.iter().filter(|((j, ..), _)| *j == job);
+    mine.map(|((job, phase, task, attempt, stderr), tail)| LogData {
+        job: *job,
+        phase: *phase,
+        task: *task,
+        attempt: *attempt,
+        stderr: *stderr,
+        offset: tail.end - tail.bytes.len() as u64,
+        bytes: tail.bytes.iter().copied().collect(),
+    })
+    .collect()
+}
+
+/// Takes what one attempt prints.
+#[derive(Debug)]
+pub struct AttemptLog {
+    hub: LogHub,
+    job: JobId,
+    phase: u8,
+    task: u32,
+    attempt: u64,
+}
+
+impl LiveLog for AttemptLog {
+    fn see(&self, stream: LogStream, bytes: &[u8]) {
+        let stderr = matches!(stream, LogStream::Stderr);
+        self.hub.see((self.job, self.phase, self.task, self.attempt, stderr), bytes);
+    }
+}

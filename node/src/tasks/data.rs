@@ -1,0 +1,107 @@
+//! Blobs as a task's thread needs them: fetched on demand, read as a plain stream, stored and made durable.
+
+use std::io::{self, Read};
+
+use bytes::{Buf, Bytes};
+use sinew_blobs::{BlobStore, FetchOptions, Format, ImportMode};
+use sinew_crdt_state::error_code::ErrorCode;
+use sinew_crdt_state::fact::Output;
+use sinew_crdt_state::ids::{JobId, NodeId};
+use sinew_crdt_state::spec::BlobRef;
+
+use super::{TaskHost, job_tag};
+use crate::exec::outcome::Failure;
+
+/// Bytes read from the store at once: large enough that the store's overhead per read does not show.
+const PIECE: u64 = 256 * 1024;
+
+/// An error of the blob store as a task's failure, worth another try.
+pub(super) fn fetch_failure(error: &dyn std::error::Error) -> Failure {
+    Failure::new(ErrorCode::Fetch, error.to_string())
+}
+
+/// Sees to it that a blob, or a range of it, is here. Whole blobs are kept for the job.
+pub(super) fn fetch(
+    host: &TaskHost,
+    job: JobId,
+    blob: BlobRef,
+    range: Option<(u64, u64)>,
+    providers: &[NodeId],
+) -> Result<(), Failure> {
+    host.runtime.block_on(fetch_async(host, job, blob, range, providers))
+}
+
+/// [`fetch`] for asynchronous callers.
+pub(super) async fn fetch_async(
+    host: &TaskHost,
+    job: JobId,
+    blob: BlobRef,
+    range: Option<(u64, u64)>,
+    providers: &[NodeId],
+) -> Result<(), Failure> {
+    let own = host.link.mesh().node();
+    let others: Vec<NodeId> = providers.iter().copied().filter(|n| *n != own).collect();
+    if blob.size == 0 {
+        return Ok(());
+    }
+    let max_size = range.map_or(blob.size, |(_, len)| len);
+    let options = FetchOptions { range, max_size, ..FetchOptions::default() };
+    host.store.fetch(blob.hash, &others, &host.link, &options).await.map_err(|e| fetch_failure(&e))?;
+    if range.is_none() {
+        let tagged = host.store.tag(&job_tag(job, blob.hash), blob.hash, Format::Raw).await;
+        tagged.map_err(|e| fetch_failure(&e))?;
+    }
+    Ok(())
+}
+
+/// A range of a local blob as a plain stream.
+pub(super) struct BlobRange {
+    store: BlobStore,
+    runtime: tokio::runtime::Handle,
+    blob: BlobRef,
+    at: u64,
+    end: u64,
+    piece: Bytes,
+}
+
+impl BlobRange {
+    pub(super) fn new(host: &TaskHost, blob: BlobRef, offset: u64, len: u64) -> Self {
+        let end = offset.saturating_add(len).min(blob.size);
+        Self { store: host.store.clone(), runtime: host.runtime.clone(), blob, at: offset, end, piece: Bytes::new() }
+    }
+}
+
+impl Read for BlobRange {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.piece.is_empty() && self.at < self.end {
+            let len = PIECE.min(self.end - self.at);
+            let piece = self.runtime.block_on(self.store.read_range(self.blob.hash, self.at, len));
+            self.piece = piece.map_err(|e| fetch_failure(&e).into_input_error())?;
+            if self.piece.is_empty() {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            self.at += self.piece.len() as u64;
+        }
+        let len = self.piece.len().min(buffer.len());
+        self.piece.copy_to_slice(&mut buffer[..len]);
+        Ok(len)
+    }
+}
+
+/// Stores files as blobs of the job, on disk for good before it returns.
+pub(super) fn store(host: &TaskHost, job: JobId, files: &[(String, &std::path::Path)]) -> Result<Vec<Output>, Failure> {
+    let failed = |e: &dyn std::error::Error| Failure::new(ErrorCode::Storage, format!("cannot store an output: {e}"));
+    host.runtime.block_on(async {
+        let mut outputs = Vec::with_capacity(files.len());
+        let mut hashes = Vec::with_capacity(files.len());
+        for (name, path) in files {
+            let added = host.store.add_file(path, ImportMode::Copy, None).await.map_err(|e| failed(&e))?;
+            let tag = job_tag(job, added.hash);
+            host.store.tag(&tag, added.hash, Format::Raw).await.map_err(|e| failed(&e))?;
+            hashes.push(added.hash);
+            outputs.push(Output { name: name.clone(), blob: BlobRef { hash: added.hash, size: added.size } });
+        }
+        host.store.ensure_all_durable(&hashes).await.map_err(|e| failed(&e))?;
+        Ok(outputs)
+    })
+}

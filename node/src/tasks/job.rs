@@ -1,0 +1,106 @@
+//! What the tasks of one job on one node share: the job's files, placed once, and a round's chunk table.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use sinew_crdt_state::error_code::ErrorCode;
+use sinew_crdt_state::ids::{JobId, NodeId};
+use sinew_crdt_state::spec::{BlobRef, Chunk, InputFile, JobSpec, Source, Work};
+
+use super::TaskHost;
+use super::data::{BlobRange, fetch, fetch_failure};
+use crate::exec::files::JobFiles;
+use crate::exec::outcome::Failure;
+
+/// Largest chunk table: a hundred million chunks would not be a sane round.
+const CHUNK_TABLE_MAX: u64 = 256 << 20;
+
+/// Filled in by whichever task comes first; the others wait for it.
+#[derive(Debug, Default)]
+pub(super) struct JobCache {
+    files: Mutex<Option<Arc<JobFiles>>>,
+    chunks: Mutex<Option<Arc<Vec<Chunk>>>>,
+}
+
+impl JobCache {
+    /// The job's files, placed.
+    pub(super) fn files(
+        &self,
+        host: &TaskHost,
+        job: JobId,
+        spec: &JobSpec,
+        providers: &[NodeId],
+    ) -> Result<Arc<JobFiles>, Failure> {
+        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(files) = &*files {
+            return Ok(Arc::clone(files));
+        }
+        let wanted = match &spec.work {
+            Work::Batch(batch) => &batch.inputs,
+            Work::MapReduce(round) => &round.files,
+        };
+        let placed = Arc::new(place(host, job, wanted, providers)?);
+        *files = Some(Arc::clone(&placed));
+        Ok(placed)
+    }
+
+    /// One chunk of a round, and the blob that it is a part of.
+    pub(super) fn chunk(
+        &self,
+        host: &TaskHost,
+        job: JobId,
+        spec: &JobSpec,
+        task: u32,
+        providers: &[NodeId],
+    ) -> Result<(BlobRef, Chunk), Failure> {
+        let Work::MapReduce(round) = &spec.work else {
+            return Err(Failure::new(ErrorCode::Invalid, "only map-reduce rounds have chunks"));
+        };
+        let table = self.table(host, job, round.chunk_table, providers)?;
+        let bad = |what: String| Failure::new(ErrorCode::Invalid, what).for_good();
+        let chunk = *table.get(task as usize).ok_or_else(|| bad(format!("the chunk table has no chunk {task}")))?;
+        let input = round.inputs.get(chunk.input as usize);
+        let input = *input.ok_or_else(|| bad(format!("chunk {task} is of input {}, which is missing", chunk.input)))?;
+        if chunk.offset.checked_add(chunk.len).is_none_or(|end| end > input.size) {
+            return Err(bad(format!("chunk {task} reaches beyond its input")));
+        }
+        Ok((input, chunk))
+    }
+
+    fn table(
+        &self,
+        host: &TaskHost,
+        job: JobId,
+        blob: BlobRef,
+        providers: &[NodeId],
+    ) -> Result<Arc<Vec<Chunk>>, Failure> {
+        let mut chunks = self.chunks.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(chunks) = &*chunks {
+            return Ok(Arc::clone(chunks));
+        }
+        fetch(host, job, blob, None, providers)?;
+        let bytes = host.runtime.block_on(host.store.read(blob.hash, CHUNK_TABLE_MAX)).map_err(|e| fetch_failure(&e))?;
+        let table: Vec<Chunk> = sinew_crdt_state::cbor::from_slice(&bytes)
+            .map_err(|e| Failure::new(ErrorCode::Invalid, format!("the chunk table does not decode: {e}")).for_good())?;
+        let table = Arc::new(table);
+        *chunks = Some(Arc::clone(&table));
+        Ok(table)
+    }
+}
+
+fn place(host: &TaskHost, job: JobId, wanted: &[InputFile], providers: &[NodeId]) -> Result<JobFiles, Failure> {
+    if wanted.is_empty() {
+        return Ok(JobFiles::none());
+    }
+    let mut placing = JobFiles::place_in(&host.work.input(&job.to_string()))?;
+    for file in wanted {
+        match &file.source {
+            Source::Inline(bytes) => placing.add(&file.path, file.executable, &mut &bytes[..])?,
+            Source::Blob(blob) => {
+                fetch(host, job, *blob, None, providers)?;
+                let mut content = BlobRange::new(host, *blob, 0, blob.size);
+                placing.add(&file.path, file.executable, &mut content)?;
+            }
+        }
+    }
+    Ok(placing.finish())
+}

@@ -1,0 +1,237 @@
+//! Runs tasks for the core: threads that gather a task's inputs, run it, and store what it left, in that order, and only
+//! then report.
+//!
+//! The core decides how many run at once; the pool only lends it threads.
+
+mod data;
+mod job;
+mod run;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use sinew_blobs::BlobStore;
+use sinew_crdt_state::ids::{Hash, JobId};
+use sinew_scheduler::io::{Input, RunId, StartTask};
+
+use crate::engine::Engine;
+use crate::exec::process::ProcessRunner;
+use crate::exec::slot::WorkRoot;
+use crate::exec::stop::{StopHandle, StopReason};
+use crate::logs::LogHub;
+use crate::mesh_link::MeshLink;
+
+/// What task threads share.
+pub struct TaskHost {
+    /// Blobs.
+    pub store: BlobStore,
+    /// The way to other nodes' blobs.
+    pub link: MeshLink,
+    /// Starts programs.
+    pub runner: ProcessRunner,
+    /// Where they work.
+    pub work: WorkRoot,
+    /// Live output.
+    pub logs: LogHub,
+    /// Where results go.
+    pub engine: Engine,
+    /// For what is asynchronous in between.
+    pub runtime: tokio::runtime::Handle,
+    jobs: Mutex<BTreeMap<JobId, Arc<job::JobCache>>>,
+}
+
+impl std::fmt::Debug for TaskHost {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TaskHost").finish_non_exhaustive()
+    }
+}
+
+impl TaskHost {
+    /// What task threads of a daemon share.
+    #[must_use]
+    pub fn new(
+        store: BlobStore,
+        link: MeshLink,
+        runner: ProcessRunner,
+        work: WorkRoot,
+        logs: LogHub,
+        engine: Engine,
+        runtime: tokio::runtime::Handle,
+    ) -> Self {
+        Self { store, link, runner, work, logs, engine, runtime, jobs: Mutex::default() }
+    }
+
+    fn job(&self, id: JobId) -> Arc<job::JobCache> {
+        let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(jobs.entry(id).or_default())
+    }
+
+    /// A job ended: drops its files and lets go of its blobs, but for `keep`.
+    pub async fn end_job(&self, id: JobId, keep: &[Hash]) {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        self.logs.forget(id);
+        let work = self.work.clone();
+        let name = id.to_string();
+        let removed = tokio::task::spawn_blocking(move || work.remove_job(&name)).await;
+        if let Ok(Err(error)) = removed {
+            tracing::warn!(job = %id.short(), %error, "cannot remove the job's work directory");
+        }
+        let prefix = job_tag_prefix(id);
+        let tags = self.store.tags(&prefix).await.unwrap_or_default();
+        for tag in tags.into_iter().filter(|t| !keep.contains(&t.hash)) {
+            if let Err(error) = self.store.untag(&tag.name).await {
+                tracing::warn!(tag = tag.name, %error, "cannot remove a tag");
+            }
+        }
+    }
+}
+
+/// Tags of a job's blobs begin with this.
+#[must_use]
+pub fn job_tag_prefix(job: JobId) -> String {
+    format!("job/{job}/")
+}
+
+/// The tag that keeps `hash` for `job`.
+#[must_use]
+pub fn job_tag(job: JobId, hash: Hash) -> String {
+    format!("job/{job}/{hash}")
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: VecDeque<(StartTask, StopHandle)>,
+    running: BTreeMap<RunId, StopHandle>,
+    idle: usize,
+    threads: Vec<JoinHandle<()>>,
+    ending: bool,
+}
+
+#[derive(Debug)]
+struct Shared {
+    queue: Mutex<Queue>,
+    more: Condvar,
+    host: TaskHost,
+}
+
+/// The threads.
+#[derive(Debug, Clone)]
+pub struct TaskPool {
+    shared: Arc<Shared>,
+}
+
+impl TaskPool {
+    /// No threads yet; they come with the tasks.
+    #[must_use]
+    pub fn new(host: TaskHost) -> Self {
+        Self { shared: Arc::new(Shared { queue: Mutex::default(), more: Condvar::new(), host }) }
+    }
+
+    /// What the threads share.
+    #[must_use]
+    pub fn host(&self) -> &TaskHost {
+        &self.shared.host
+    }
+
+    /// Runs a task as soon as a thread is free, which is at once.
+    pub fn start(&self, task: StartTask) {
+        let stop = match StopHandle::new() {
+            Ok(stop) => stop,
+            Err(error) => {
+                let failure = crate::exec::outcome::Failure::storage("open a descriptor for the task", &error);
+                return self.shared.host.engine.input(run::failed(task.run, failure));
+            }
+        };
+        let mut queue = self.shared.lock();
+        queue.running.insert(task.run, stop.clone());
+        queue.waiting.push_back((task, stop));
+        if queue.idle >= queue.waiting.len() {
+            drop(queue);
+            self.shared.more.notify_one();
+            return;
+        }
+        let number = u32::try_from(queue.threads.len()).unwrap_or(u32::MAX);
+        let shared = Arc::clone(&self.shared);
+        let name = format!("sinew-task-{number}");
+        match std::thread::Builder::new().name(name).spawn(move || shared.work(number)) {
+            Ok(thread) => queue.threads.push(thread),
+            // Whoever becomes idle takes it; with no thread at all it waits for the next start.
+            Err(error) => tracing::error!(%error, "cannot start a thread for a task"),
+        }
+    }
+
+    /// Stops a task; nothing is reported of it.
+    pub fn stop(&self, run: RunId) {
+        let mut queue = self.shared.lock();
+        if let Some(stop) = queue.running.remove(&run) {
+            stop.stop(StopReason::Fenced);
+        }
+        queue.waiting.retain(|(task, _)| task.run != run);
+    }
+
+    /// Stops everything and waits for the threads.
+    pub fn close(&self) {
+        let threads = {
+            let mut queue = self.shared.lock();
+            queue.ending = true;
+            queue.waiting.clear();
+            for stop in queue.running.values() {
+                stop.stop(StopReason::Shutdown);
+            }
+            std::mem::take(&mut queue.threads)
+        };
+        self.shared.more.notify_all();
+        for thread in threads {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn next(&self) -> Option<(StartTask, StopHandle)> {
+        let mut queue = self.lock();
+        loop {
+            if queue.ending {
+                return None;
+            }
+            if let Some(next) = queue.waiting.pop_front() {
+                return Some(next);
+            }
+            queue.idle += 1;
+            queue = self.more.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            queue.idle -= 1;
+        }
+    }
+
+    fn work(&self, number: u32) {
+        let mut slot = None;
+        while let Some((task, stop)) = self.next() {
+            if slot.is_none() {
+                match self.host.work.slot(number) {
+                    Ok(made) => slot = Some(made),
+                    Err(error) => {
+                        let failure = crate::exec::outcome::Failure::storage("make the slot's directories", &error);
+                        self.finish(task.run, run::failed(task.run, failure));
+                        continue;
+                    }
+                }
+            }
+            let Some(slot) = slot.as_mut() else { continue };
+            let id = task.run;
+            let input = run::run(&self.host, slot, &task, &stop);
+            self.finish(id, input);
+        }
+    }
+
+    /// Reports a task's end, unless it was stopped.
+    fn finish(&self, id: RunId, input: Input) {
+        if self.lock().running.remove(&id).is_some() {
+            self.host.engine.input(input);
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! One task from gather to teardown (R1): inputs here, program run, outputs stored, directory wiped.
+
+use std::path::Path;
+use std::time::Instant;
+
+use futures::{StreamExt, TryStreamExt};
+use sinew_crdt_state::error_code::ErrorCode;
+use sinew_crdt_state::fact::{self, Output};
+use sinew_crdt_state::ids::NodeId;
+use sinew_crdt_state::spec::{PHASE_MAP, Work};
+use sinew_scheduler::io::{Input as CoreInput, RunId, StartTask, TaskResult};
+use sinew_scheduler::wire::Located;
+
+use super::TaskHost;
+use super::data::{BlobRange, fetch, fetch_async, fetch_failure, store};
+
+use crate::exec::mapfile::{MapIndex, PREAMBLE_LEN};
+use crate::exec::merge::Input;
+use crate::exec::outcome::{Failure, TaskOutcome, Usage};
+use crate::exec::runner::GRACE_DEFAULT;
+use crate::exec::slot::Slot;
+use crate::exec::stop::StopHandle;
+use crate::exec::task::{MapWork, TaskContext, run_batch, run_map, run_reduce};
+
+/// Bytes of map output sorted in memory; more is spilled. Two slots of this fit beside everything else in a small VM.
+const SORT_BUDGET: usize = 64 << 20;
+/// Map outputs up to this size are fetched whole: a range request for a part would cost as much.
+const WHOLE_MAX: u64 = 64 * 1024;
+/// Map outputs fetched at once by one reduce task.
+const FETCHES: usize = 8;
+
+/// Runs the task; never panics on bad input, always has a result.
+pub(super) fn run(host: &TaskHost, slot: &mut Slot, task: &StartTask, stop: &StopHandle) -> CoreInput {
+    let began = Instant::now();
+    let (result, usage) = match attempt(host, slot, task, stop, began) {
+        Ok((outputs, usage)) => (Ok(outputs), usage),
+        Err((failure, usage)) => (Err(failure_fact(failure)), usage),
+    };
+    let key = task.key;
+    let job = key.lease.job.to_string();
+    // Whatever is worth keeping is in the blob store by now.
+    if let Err(error) = host.work.remove_attempt(&job, key.phase, key.task, task.run.0) {
+        tracing::warn!(%error, "cannot remove an attempt's directory");
+    }
+    CoreInput::Task { run: task.run, result: TaskResult { result, usage } }
+}
+
+/// The report of a task that could not even be tried.
+pub(super) fn failed(run: RunId, failure: Failure) -> CoreInput {
+    CoreInput::Task { run, result: TaskResult { result: Err(failure_fact(failure)), usage: fact::Usage::default() } }
+}
+
+type Attempted = Result<(Vec<Output>, fact::Usage), (Failure, fact::Usage)>;
+
+fn attempt(host: &TaskHost, slot: &mut Slot, task: &StartTask, stop: &StopHandle, began: Instant) -> Attempted {
+    let key = task.key;
+    let job = key.lease.job;
+    let name = job.to_string();
+    let spec = &task.spec;
+    let none = |f: Failure| (f, fact::Usage { gather_ms: ms_since(began), ..fact::Usage::default() });
+    let cache = host.job(job);
+    let files = cache.files(host, job, spec, &task.providers).map_err(none)?;
+    let log = host.logs.attempt(job, key.phase, key.task, task.run.0);
+    let env = match &spec.work {
+        Work::Batch(batch) => &batch.env,
+        Work::MapReduce(round) => &round.env,
+    };
+    let ctx = TaskContext {
+        runner: &host.runner,
+        job: &name,
+        phase: key.phase,
+        task: key.task,
+        attempt: task.run.0,
+        files: &files,
+        env,
+        limits: spec.limits,
+        grace: GRACE_DEFAULT,
+        stop,
+        live: Some(&log),
+        started: None,
+    };
+    match &spec.work {
+        Work::Batch(batch) => {
+            let gather_ms = ms_since(began);
+            let done = run_batch(&ctx, slot, spec.program(key.phase), &batch.outputs);
+            let mut left: Vec<(String, &Path)> = Vec::new();
+            left.extend(done.stdout.as_deref().map(|p| ("stdout".to_owned(), p)));
+            left.extend(done.stderr.as_deref().map(|p| ("stderr".to_owned(), p)));
+            left.extend(done.outputs.iter().map(|o| (format!("output/{}", o.name), o.path.as_path())));
+            finish(host, task, done.outcome, gather_ms, &left)
+        }
+        Work::MapReduce(round) if key.phase == PHASE_MAP => {
+            let (input, chunk) = cache.chunk(host, job, spec, key.task, &task.providers).map_err(none)?;
+            fetch(host, job, input, Some((chunk.offset, chunk.len)), &task.providers).map_err(none)?;
+            let gather_ms = ms_since(began);
+            let mut reader = BlobRange::new(host, input, chunk.offset, chunk.len);
+            let work = MapWork {
+                map: &round.map,
+                combine: round.combine.as_ref(),
+                partitions: round.partitions,
+                sort_budget: SORT_BUDGET,
+            };
+            let done = run_map(&ctx, slot, &work, &mut reader);
+            let left: Vec<(String, &Path)> =
+                done.output.iter().map(|(path, _)| ("map".to_owned(), path.as_path())).collect();
+            finish(host, task, done.outcome, gather_ms, &left)
+        }
+        Work::MapReduce(round) => {
+            let sources = task.sources.clone().unwrap_or_default();
+            let inputs = reduce_inputs(host, task, &sources).map_err(none)?;
+            let gather_ms = ms_since(began);
+            let done = run_reduce(&ctx, slot, &round.reduce, inputs);
+            let left: Vec<(String, &Path)> =
+                done.output.iter().map(|o| ("result".to_owned(), o.path.as_path())).collect();
+            finish(host, task, done.outcome, gather_ms, &left)
+        }
+    }
+}
+
+/// Stores what a successful task left; a failed one leaves nothing.
+fn finish(host: &TaskHost, task: &StartTask, outcome: TaskOutcome, gather_ms: u32, left: &[(String, &Path)]) -> Attempted {
+    let usage = usage_fact(outcome.usage, gather_ms);
+    let result = outcome.result.and_then(|_| {
+        if left.is_empty() { Ok(Vec::new()) } else { store(host, task.key.lease.job, left) }
+    });
+    match result {
+        Ok(outputs) => Ok((outputs, usage)),
+        Err(failure) => Err((failure, usage)),
+    }
+}
+
+/// This task's partition of every map output.
+fn reduce_inputs(host: &TaskHost, task: &StartTask, sources: &[Located]) -> Result<Vec<Input>, Failure> {
+    let fetches = futures::stream::iter(sources.iter().enumerate()).map(|(chunk, source)| async move {
+        partition_of(host, task, source).await.map(|range| range.map(|(at, len)| (chunk, source, at, len)))
+    });
+    let ranges: Vec<_> = host.runtime.block_on(fetches.buffered(FETCHES).try_collect())?;
+    let inputs = ranges.into_iter().flatten().map(|(chunk, source, at, len)| Input {
+        name: format!("the output of map task {chunk} (blob {}, made by node {})", source.blob.hash, source.node.short()),
+        reader: Box::new(BlobRange::new(host, source.blob, at, len)),
+    });
+    Ok(inputs.collect())
+}
+
+/// Fetches the index and then the task's range of one map output; `None` when the partition is empty there.
+async fn partition_of(host: &TaskHost, task: &StartTask, source: &Located) -> Result<Option<(u64, u64)>, Failure> {
+    let job = task.key.lease.job;
+    let blob = source.blob;
+    let mut providers: Vec<NodeId> = vec![source.node];
+    providers.extend(source.copy);
+    providers.extend(task.providers.iter().copied());
+    let whole = blob.size <= WHOLE_MAX;
+    let read = |at, len| async move { host.store.read_range(blob.hash, at, len).await.map_err(|e| fetch_failure(&e)) };
+    let first = if whole { None } else { Some((0, PREAMBLE_LEN as u64)) };
+    fetch_async(host, job, blob, first, &providers).await?;
+    let bad = |e: &dyn std::error::Error| {
+        let who = source.node.short();
+        Failure::new(ErrorCode::Fetch, format!("the map output {} of node {who} is malformed: {e}", blob.hash))
+    };
+    let preamble = read(0, (PREAMBLE_LEN as u64).min(blob.size)).await?;
+    let header = MapIndex::header_len(&preamble).map_err(|e| bad(&e))? as u64;
+    if !whole {
+        fetch_async(host, job, blob, Some((0, header.min(blob.size))), &providers).await?;
+    }
+    let index = MapIndex::parse(&read(0, header.min(blob.size)).await?, blob.size).map_err(|e| bad(&e))?;
+    let Some(range) = index.range_of(task.key.task).filter(|r| !r.is_empty()) else { return Ok(None) };
+    let (at, len) = (range.start, range.end - range.start);
+    if !whole {
+        fetch_async(host, job, blob, Some((at, len)), &providers).await?;
+    }
+    Ok(Some((at, len)))
+}
+
+fn ms_since(began: Instant) -> u32 {
+    u32::try_from(began.elapsed().as_millis()).unwrap_or(u32::MAX)
+}
+
+fn usage_fact(usage: Usage, gather_ms: u32) -> fact::Usage {
+    let ms = |v: u64| u32::try_from(v).unwrap_or(u32::MAX);
+    fact::Usage {
+        gather_ms,
+        wall_ms: ms(usage.wall_ms),
+        cpu_ms: ms(usage.cpu_ms),
+        max_rss_bytes: usage.max_rss_bytes,
+        output_bytes: usage.output_bytes,
+    }
+}
+
+fn failure_fact(failure: Failure) -> fact::Failure {
+    // A shell's convention for programs that a signal ended.
+    let exit = failure.exit.or_else(|| failure.signal.map(|s| 128 + s));
+    fact::Failure {
+        code: failure.code,
+        exit,
+        message: failure.message,
+        stderr_tail: failure.stderr_tail,
+        retryable: failure.retryable,
+    }
+}
+

@@ -1,0 +1,167 @@
+//! Tasks as machines run them: gathering blobs, taking time, leaving outputs or failures.
+
+use sinew_crdt_state::error_code::ErrorCode;
+use sinew_crdt_state::fact::{Fence, Output, Usage};
+use sinew_crdt_state::ids::{Hash, JobId, NodeId};
+use sinew_crdt_state::spec::{BlobRef, Phase};
+use sinew_scheduler::io::{FetchId, Input, RunId, StartTask, TaskResult};
+use sinew_scheduler::time::{Span, Time};
+
+use crate::node::{Fetching, Running};
+use crate::plan::failure;
+use crate::queue::{Event, Index};
+use crate::world::World;
+
+/// A fetch between two nodes: a few round trips and some transfer.
+const FETCH_TIME: Span = Span::ms(5);
+/// A fetch that no provider answers.
+const FETCH_GIVES_UP: Span = Span::ms(300);
+
+/// How an execution ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stopped {
+    /// The program ended well.
+    Done,
+    /// The program or its gathering failed.
+    Failed,
+    /// The core stopped it.
+    ByCore,
+    /// The node went down.
+    Crash,
+}
+
+/// One attempt of one task on one node.
+#[derive(Debug, Clone, Copy)]
+pub struct Execution {
+    /// The job.
+    pub job: JobId,
+    /// The phase.
+    pub phase: Phase,
+    /// The task.
+    pub task: u32,
+    /// Where, by number of joining.
+    pub node: usize,
+    /// Under which award it started.
+    pub fence: Fence,
+    /// The attempt number that the core gave.
+    pub attempt: u32,
+    /// From when.
+    pub start: Time,
+    /// Until when and why; `None` while it runs.
+    pub end: Option<(Time, Stopped)>,
+}
+
+impl World {
+    pub(crate) fn start_task(&mut self, node: Index, start: StartTask) {
+        let name = start.spec.name.clone();
+        let (phase, task) = (start.key.phase, start.key.task);
+        let plan = self.plan_of(&name);
+        let dice = self.dice(1_000);
+        let needs: Vec<(Hash, Vec<NodeId>)> = match &start.sources {
+            Some(sources) => {
+                sources.iter().map(|s| (s.blob.hash, [s.node].into_iter().chain(s.copy).collect())).collect()
+            }
+            None => start.spec.input_blobs().iter().map(|b| (b.hash, start.providers.to_vec())).collect(),
+        };
+        let missing: Vec<_> = needs.into_iter().filter(|(hash, _)| !self.nodes[node].disk.has(hash)).collect();
+        let gathered = missing.iter().all(|(hash, providers)| self.provider_of(node, hash, providers).is_some());
+        let gather = match (missing.is_empty(), gathered) {
+            (true, _) => Span(0),
+            (false, true) => FETCH_TIME,
+            (false, false) => FETCH_GIVES_UP,
+        };
+        let work = if gathered { plan.duration(phase, task, dice) } else { Span(0) };
+        let cpu_milli = plan.cpu_milli();
+        let execution = self.executions.len();
+        self.executions.push(Execution {
+            job: start.key.lease.job,
+            phase,
+            task,
+            node,
+            fence: start.key.lease.fence,
+            attempt: start.attempt,
+            start: self.now,
+            end: None,
+        });
+        self.gathered.push(gathered);
+        let room = self.nodes[node].setup.cpu_milli.saturating_sub(self.nodes[node].cpu_used());
+        if cpu_milli > room {
+            self.counters.overbooked += 1;
+            self.say(node, format!("OVERBOOKED: {cpu_milli} wanted, {room} free"));
+        }
+        self.say(node, format!("start {name} {phase}/{task} fence {:?} attempt {}", start.key.lease.fence, start.attempt));
+        self.nodes[node].runs.insert(start.run, Running { execution, cpu_milli });
+        let life = self.nodes[node].life(node);
+        self.queue.push(self.now + Span(gather.0 + work.0), Event::TaskEnd { life, run: start.run });
+    }
+
+    pub(crate) fn stop_task(&mut self, node: Index, run: RunId) {
+        if let Some(running) = self.nodes[node].runs.remove(&run) {
+            self.executions[running.execution].end = Some((self.now, Stopped::ByCore));
+            self.say(node, format!("stopped {:?}", self.executions[running.execution]));
+        }
+    }
+
+    pub(crate) fn task_ended(&mut self, node: Index, run: RunId) {
+        let Some(running) = self.nodes[node].runs.remove(&run) else { return };
+        let execution = self.executions[running.execution];
+        let name = self.name_of(&execution.job);
+        let plan = self.plan_of(&name);
+        let before = self
+            .executions_of(&execution.job)
+            .filter(|e| (e.phase, e.task) == (execution.phase, execution.task))
+            .filter(|e| matches!(e.end, Some((_, Stopped::Failed))))
+            .count();
+        let failed = if self.gathered[running.execution] {
+            plan.failure(execution.phase, execution.task, u32::try_from(before).unwrap_or(u32::MAX))
+        } else {
+            Some(failure(ErrorCode::Fetch, true))
+        };
+        let usage = Usage { wall_ms: 1, cpu_ms: 1, ..Usage::default() };
+        let stopped = if failed.is_some() { Stopped::Failed } else { Stopped::Done };
+        self.executions[running.execution].end = Some((self.now, stopped));
+        let result = match failed {
+            Some(failure) => Err(failure),
+            None => {
+                let blob = plan.output(&name, execution.phase, execution.task);
+                if let Some(blob) = blob {
+                    self.nodes[node].disk.keep(blob, execution.job);
+                }
+                Ok(blob.map(|blob| Output { name: "stdout".to_owned(), blob }).into_iter().collect())
+            }
+        };
+        self.input(node, Input::Task { run, result: TaskResult { result, usage } });
+    }
+
+    pub(crate) fn start_fetch(
+        &mut self,
+        node: Index,
+        id: FetchId,
+        job: JobId,
+        blobs: Vec<BlobRef>,
+        providers: Vec<NodeId>,
+    ) {
+        self.nodes[node].fetches.insert(id, Fetching { job, blobs, providers });
+        let life = self.nodes[node].life(node);
+        self.queue.push(self.now + FETCH_TIME, Event::Fetched { life, id });
+    }
+
+    pub(crate) fn fetch_ended(&mut self, node: Index, id: FetchId) {
+        let Some(fetch) = self.nodes[node].fetches.remove(&id) else { return };
+        let ok = fetch.blobs.iter().all(|blob| {
+            self.nodes[node].disk.has(&blob.hash) || self.provider_of(node, &blob.hash, &fetch.providers).is_some()
+        });
+        if ok {
+            for blob in &fetch.blobs {
+                self.nodes[node].disk.keep(*blob, fetch.job);
+            }
+        }
+        self.input(node, Input::Fetched { id, ok });
+    }
+
+    /// A node among `providers` that is up, connected to `node` and has the blob.
+    fn provider_of(&self, node: Index, hash: &Hash, providers: &[NodeId]) -> Option<Index> {
+        let index = |id: &NodeId| self.nodes.iter().position(|n| n.id() == *id);
+        providers.iter().filter_map(index).find(|p| self.reaches(node, *p) && self.nodes[*p].disk.has(hash))
+    }
+}

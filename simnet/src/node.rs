@@ -1,0 +1,100 @@
+//! One node of the world: a core while it is up, and what outlives it: identity, disk, blobs.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sinew_crdt_state::certificate::Roles;
+use sinew_crdt_state::identity::Identity;
+use sinew_crdt_state::ids::{JobId, NodeId};
+use sinew_crdt_state::spec::BlobRef;
+use sinew_scheduler::config::CoreConfig;
+use sinew_scheduler::core::Core;
+use sinew_scheduler::io::{FetchId, RunId};
+use sinew_scheduler::time::Time;
+
+use crate::disk::Disk;
+use crate::queue::{Index, Life};
+
+/// What a scenario may choose about a node.
+#[derive(Debug, Clone)]
+pub struct NodeSetup {
+    /// Thousandths of a core; 0 on a node that runs nothing.
+    pub cpu_milli: u32,
+    /// Its certificate's roles.
+    pub roles: Roles,
+}
+
+impl Default for NodeSetup {
+    fn default() -> Self {
+        Self { cpu_milli: 2_000, roles: Roles::ALL }
+    }
+}
+
+/// A task under way.
+#[derive(Debug)]
+pub(crate) struct Running {
+    /// Its number in the world's list of executions.
+    pub(crate) execution: usize,
+    pub(crate) cpu_milli: u32,
+}
+
+/// A fetch under way.
+#[derive(Debug)]
+pub(crate) struct Fetching {
+    pub(crate) job: JobId,
+    pub(crate) blobs: Vec<BlobRef>,
+    pub(crate) providers: Vec<NodeId>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) name: String,
+    pub(crate) identity: Identity,
+    pub(crate) setup: NodeSetup,
+    pub(crate) config: CoreConfig,
+    pub(crate) disk: Disk,
+    pub(crate) incarnation: u64,
+    pub(crate) core: Option<Core>,
+    /// Peers that its core was told are connected.
+    pub(crate) peers: BTreeSet<Index>,
+    pub(crate) runs: BTreeMap<RunId, Running>,
+    pub(crate) fetches: BTreeMap<FetchId, Fetching>,
+    /// The tick that counts; others are leftovers.
+    pub(crate) tick_at: Time,
+    pub(crate) disk_at: Option<Time>,
+}
+
+impl Node {
+    pub(crate) fn new(name: &str, identity: Identity, setup: NodeSetup) -> Self {
+        let config = CoreConfig { cpu_milli: setup.cpu_milli, about: name.to_owned(), ..CoreConfig::default() };
+        Self {
+            name: name.to_owned(),
+            identity,
+            setup,
+            config,
+            disk: Disk::default(),
+            incarnation: 0,
+            core: None,
+            peers: BTreeSet::new(),
+            runs: BTreeMap::new(),
+            fetches: BTreeMap::new(),
+            tick_at: Time::default(),
+            disk_at: None,
+        }
+    }
+
+    pub(crate) const fn id(&self) -> NodeId {
+        self.identity.id()
+    }
+
+    pub(crate) const fn is_up(&self) -> bool {
+        self.core.is_some()
+    }
+
+    pub(crate) const fn life(&self, node: Index) -> Life {
+        Life { node, incarnation: self.incarnation }
+    }
+
+    pub(crate) fn cpu_used(&self) -> u32 {
+        self.runs.values().map(|r| r.cpu_milli).sum()
+    }
+}

@@ -1,0 +1,65 @@
+//! The event queue: what happens next, in order of time, and of arrival where times are equal.
+
+use std::collections::BTreeMap;
+
+use sinew_crdt_state::envelope::Envelope;
+use sinew_crdt_state::ids::NodeId;
+use sinew_scheduler::io::{FetchId, RunId};
+use sinew_scheduler::time::Time;
+use sinew_scheduler::wire::Topic;
+
+/// A node's number in its world.
+pub(crate) type Index = usize;
+
+/// A node during one life: events for an earlier one are void.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Life {
+    pub(crate) node: Index,
+    pub(crate) incarnation: u64,
+}
+
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// A frame arrives.
+    Frame { from: Index, to: Life, bytes: Vec<u8> },
+    /// A gossip message arrives.
+    Gossip { from: Index, to: Life, topic: Topic, payload: Vec<u8> },
+    /// The core asked to be called.
+    Tick(Life),
+    /// The disk finished a write.
+    Disk(Life),
+    /// A task's time is up.
+    TaskEnd { life: Life, run: RunId },
+    /// A fetch ends.
+    Fetched { life: Life, id: FetchId },
+    /// An entry was read from disk.
+    Loaded { life: Life, to: NodeId, facts: Vec<Envelope> },
+    /// Two nodes try to connect.
+    Connect { a: Index, b: Index },
+    /// A node notices that a connection is gone.
+    Closed { life: Life, peer: Index },
+    /// A cut has lasted as long as a connection survives.
+    CutTimeout { a: Index, b: Index, cut: u64 },
+}
+
+/// Events in order.
+#[derive(Debug, Default)]
+pub(crate) struct Queue {
+    events: BTreeMap<(Time, u64), Event>,
+    last: u64,
+}
+
+impl Queue {
+    pub(crate) fn push(&mut self, at: Time, event: Event) {
+        self.last += 1;
+        self.events.insert((at, self.last), event);
+    }
+
+    pub(crate) fn next_at(&self) -> Option<Time> {
+        self.events.first_key_value().map(|((at, _), _)| *at)
+    }
+
+    pub(crate) fn pop(&mut self) -> Option<(Time, Event)> {
+        self.events.pop_first().map(|((at, _), event)| (at, event))
+    }
+}
