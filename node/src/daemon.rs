@@ -1,6 +1,6 @@
 //! The daemon: opens what is on disk, joins the mesh, starts the core, and keeps them talking until it is told to end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -8,7 +8,7 @@ use bytes::Bytes;
 use sinew_blobs::{BlobStore, GcOptions, OpenError, StoreOptions};
 use sinew_crdt_state::certificate::{Credential, Roles, Ticket, TicketBody};
 use sinew_crdt_state::identity::Identity;
-use sinew_crdt_state::ids::NodeId;
+use sinew_crdt_state::ids::{JobId, NodeId};
 use sinew_mesh::{DropReason, JoinRefusal, JoinReply, Mesh, MeshConfig, MeshEvent, MeshEvents, Multiaddr, StartError, Topic, Verdict};
 use sinew_scheduler::Setup;
 use sinew_scheduler::config::CoreConfig;
@@ -39,6 +39,8 @@ const FRAME_LEN_MAX: usize = 16 << 20;
 const SWEEP_EVERY: std::time::Duration = std::time::Duration::from_secs(2);
 /// Round-trip times are handed to the core this often.
 const RTT_EVERY: std::time::Duration = std::time::Duration::from_secs(5);
+/// With this variable set a daemon ends when its stdin does.
+pub const STDIN_VAR: &str = "SINEW_STOP_AT_STDIN_EOF";
 /// Blob streams served at once: bounds memory and descriptors that peers can take.
 const SERVES_MAX: usize = 64;
 
@@ -103,6 +105,57 @@ pub struct Pending {
     waiting: BTreeMap<RequestId, oneshot::Sender<Response>>,
 }
 
+/// News of jobs, for those who wait for it.
+#[derive(Debug, Default)]
+pub struct Watchers {
+    jobs: Mutex<BTreeMap<JobId, watch::Sender<u64>>>,
+}
+
+impl Watchers {
+    /// A receiver that sees a change whenever the job changed.
+    #[must_use]
+    pub fn subscribe(&self, job: JobId) -> watch::Receiver<u64> {
+        let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        jobs.retain(|_, sender| !sender.is_closed());
+        jobs.entry(job).or_insert_with(|| watch::channel(0).0).subscribe()
+    }
+
+    /// The job changed.
+    pub fn changed(&self, job: JobId) {
+        let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(sender) = jobs.get(&job) {
+            sender.send_modify(|n| *n += 1);
+        }
+    }
+}
+
+/// Which adverts were published or heard here lately, for measuring how gossip spreads.
+#[derive(Debug, Default)]
+pub struct Adverts {
+    seen: Mutex<VecDeque<(JobId, u64)>>,
+}
+
+/// Adverts remembered: enough for a benchmark, nothing for a node's memory.
+const ADVERTS_KEPT: usize = 256;
+
+impl Adverts {
+    /// Notes an advert, now.
+    pub fn note(&self, payload: &[u8]) {
+        let Ok(advert) = sinew_crdt_state::cbor::from_slice::<wire::Advert>(payload) else { return };
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.len() == ADVERTS_KEPT {
+            seen.pop_front();
+        }
+        seen.push_back((advert.job, crate::clock::unix_us()));
+    }
+
+    /// The adverts and when they were seen, unix microseconds, oldest first.
+    #[must_use]
+    pub fn seen(&self) -> Vec<(JobId, u64)> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
+    }
+}
+
 /// What the parts of a running daemon share.
 #[derive(Debug)]
 pub struct Shared {
@@ -126,10 +179,10 @@ pub struct Shared {
     pub roles: Roles,
     /// When the daemon started.
     pub started: Instant,
-    /// Grows whenever a job changed.
-    pub changes: watch::Sender<u64>,
-    /// Why the disk refuses records, if it does.
-    pub storage_problem: Mutex<Option<String>>,
+    /// Who waits for news of which job.
+    pub watchers: Watchers,
+    /// Adverts seen.
+    pub adverts: Adverts,
     /// Ends the daemon.
     pub shutdown: Notify,
     pending: Mutex<Pending>,
@@ -231,7 +284,6 @@ impl Daemon {
         let link = MeshLink::new(mesh);
         let logs = LogHub::default();
         logs.connect(link.clone());
-        let (changes, _) = watch::channel(0);
         let shared = Arc::new(Shared {
             data_dir,
             engine: engine.clone(),
@@ -242,8 +294,8 @@ impl Daemon {
             identity: identity.clone(),
             roles,
             started: Instant::now(),
-            changes,
-            storage_problem: Mutex::new(None),
+            watchers: Watchers::default(),
+            adverts: Adverts::default(),
             shutdown: Notify::new(),
             pending: Mutex::default(),
             membership,
@@ -279,6 +331,8 @@ impl Daemon {
         let mut sweeper = Sweeper::new(self.tag.clone());
         let mut sweep = tokio::time::interval(SWEEP_EVERY);
         let mut rtt = tokio::time::interval(RTT_EVERY);
+        let parent_gone = parent_gone();
+        tokio::pin!(parent_gone);
         let mut term = signal(tokio::signal::unix::SignalKind::terminate())?;
         let mut int = signal(tokio::signal::unix::SignalKind::interrupt())?;
         loop {
@@ -303,6 +357,7 @@ impl Daemon {
                 _ = term.recv() => break,
                 _ = int.recv() => break,
                 () = self.shared.shutdown.notified() => break,
+                () = &mut parent_gone => break,
             }
         }
         tracing::info!("going down");
@@ -346,6 +401,9 @@ impl Daemon {
                 let (topic, fine) = check_gossip(topic, payload);
                 self.shared.link.mesh().report_gossip(id, if fine { Verdict::Accept } else { Verdict::Reject });
                 if fine {
+                    if topic == wire::Topic::Advert {
+                        self.shared.adverts.note(payload);
+                    }
                     engine.input(Input::Gossip { from, topic, payload: payload.to_vec() });
                 }
             }
@@ -412,6 +470,24 @@ impl Daemon {
             }
         }
     }
+}
+
+/// Ends when stdin does, where whoever started this daemon asked for that; otherwise never. Demos, benches and tests hold
+/// the other end of the pipe, so that no daemon outlives them, however they end.
+async fn parent_gone() {
+    if std::env::var_os(STDIN_VAR).is_none() {
+        return std::future::pending().await;
+    }
+    let (tx, rx) = oneshot::channel();
+    let wait = move || {
+        // Whatever ends the read, the parent is no longer there.
+        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        let _ = tx.send(());
+    };
+    if std::thread::Builder::new().name("sinew-parent".to_owned()).spawn(wait).is_err() {
+        return std::future::pending().await;
+    }
+    let _ = rx.await;
 }
 
 fn signal(kind: tokio::signal::unix::SignalKind) -> Result<tokio::signal::unix::Signal, DaemonError> {

@@ -124,7 +124,10 @@ impl Driver for Effects {
             Effect::Publish { topic, payload } => {
                 self.published += 1;
                 let topic = match topic {
-                    wire::Topic::Advert => Topic::Advert,
+                    wire::Topic::Advert => {
+                        self.shared.adverts.note(&payload);
+                        Topic::Advert
+                    }
                     wire::Topic::Load => Topic::Load,
                 };
                 self.shared.link.mesh().publish(topic, gossip_frame(self.published, &payload));
@@ -143,7 +146,7 @@ impl Driver for Effects {
             }
             Effect::Load { job, to } => self.load(job, to),
             Effect::Answer { id, response } => self.shared.answer(id, response),
-            Effect::Changed(_) => self.shared.changes.send_modify(|n| *n += 1),
+            Effect::Changed(job) => self.shared.watchers.changed(job),
             Effect::Offence { peer, what } => {
                 if self.offenders.insert(peer) {
                     tracing::warn!(node = %peer.short(), what, "dropping a peer that broke the protocol");

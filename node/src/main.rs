@@ -1,1 +1,7 @@
-fn main() {}
+//! The `sinew` binary: daemon and command line in one.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    sinew_node::cli::main()
+}

@@ -676,6 +676,12 @@ impl Core {
         &self.ctx.config
     }
 
+    /// Why the disk refuses records, if it does.
+    #[must_use]
+    pub fn storage_problem(&self) -> Option<&str> {
+        self.ctx.storage_failing.as_deref()
+    }
+
     /// Tasks running here.
     #[must_use]
     pub fn running(&self) -> usize {

@@ -34,6 +34,22 @@ pub struct ShareView {
     pub slots: u64,
 }
 
+/// Consecutive tasks whose results came from one node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlacementView {
+    /// The phase.
+    pub phase: u8,
+    /// First task.
+    pub start: u32,
+    /// How many.
+    pub len: u32,
+    /// Who ran them.
+    pub node: NodeId,
+}
+
+/// Most placements shown: of a larger job the shares say enough.
+const PLACEMENTS_MAX: usize = 10_000;
+
 /// A final output.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OutputView {
@@ -74,6 +90,9 @@ pub struct JobView {
     pub phases: Vec<PhaseView>,
     /// Who does what.
     pub shares: Vec<ShareView>,
+    /// Which node ran which finished tasks; the first 10,000 runs.
+    #[serde(default)]
+    pub placements: Vec<PlacementView>,
     /// The outputs of the last phase.
     pub outputs: Vec<OutputView>,
     /// How it ended.
@@ -120,6 +139,7 @@ pub fn from_state(id: JobId, state: &JobState) -> JobView {
         durability: durability(spec).to_owned(),
         phases: phases(spec, &done),
         shares: shares.into_values().collect(),
+        placements: placements(state),
         outputs: outputs(state),
         outcome: state.outcome().cloned(),
         failures: failures(state),
@@ -158,6 +178,23 @@ fn phases(spec: &JobSpec, done: &[u64]) -> Vec<PhaseView> {
             running: 0,
         })
         .collect()
+}
+
+fn placements(state: &JobState) -> Vec<PlacementView> {
+    let mut found: Vec<PlacementView> = Vec::new();
+    for (phase, accepted) in (0u8..).zip(&state.accepted) {
+        for (run, result) in accepted.iter() {
+            let full = found.len() == PLACEMENTS_MAX;
+            match found.last_mut() {
+                Some(last) if last.phase == phase && last.node == result.node && last.start + last.len == run.start => {
+                    last.len += run.len;
+                }
+                _ if full => return found,
+                _ => found.push(PlacementView { phase, start: run.start, len: run.len, node: result.node }),
+            }
+        }
+    }
+    found
 }
 
 fn outputs(state: &JobState) -> Vec<OutputView> {

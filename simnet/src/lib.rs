@@ -20,7 +20,7 @@ mod world;
 pub use check::Violation;
 pub use condition::{
     Condition, Refusal, Seen, all_of, completed, done, ended, failed, finished, led_by, rejected_result, running,
-    taken_over,
+    started, taken_over,
 };
 pub use exec::{Execution, Stopped};
 pub use node::NodeSetup;

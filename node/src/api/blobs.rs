@@ -41,6 +41,22 @@ pub(super) async fn get(shared: &Shared, hash: Hash, out: &Path, replies: &mut R
         return Err(ApiError::invalid(format!("{} exists already: give another --out", out.display())));
     }
     let _guard = shared.store.temp_tag(hash, Format::Raw).await;
+    fetch(shared, hash).await?;
+    let size = shared.store.export(hash, out).await.map_err(storage)?;
+    replies.send(&Reply::File { path: out.to_owned(), size }).await
+}
+
+/// Brings a blob here, where it stays until the next collection unless a tag pins it.
+pub(super) async fn warm(shared: &Shared, hash: Hash, replies: &mut Replies) -> Result<(), ApiError> {
+    fetch(shared, hash).await?;
+    let BlobState::Complete { size } = shared.store.has(hash).await.map_err(storage)? else {
+        return Err(ApiError::failed(ErrorCode::Fetch, format!("blob {hash} was collected while it arrived")));
+    };
+    replies.send(&Reply::Blob { hash, size, tags: Vec::new() }).await
+}
+
+/// Fetches a blob that is not here from any connected node that has it.
+async fn fetch(shared: &Shared, hash: Hash) -> Result<(), ApiError> {
     if !matches!(shared.store.has(hash).await.map_err(storage)?, BlobState::Complete { .. }) {
         let own = shared.identity.id();
         let peers: Vec<NodeId> = shared
@@ -50,8 +66,7 @@ pub(super) async fn get(shared: &Shared, hash: Hash, out: &Path, replies: &mut R
         let fetched = shared.store.fetch(hash, &peers, &shared.link, &FetchOptions::default()).await;
         fetched.map_err(|e| ApiError::failed(ErrorCode::Fetch, e.to_string()))?;
     }
-    let size = shared.store.export(hash, out).await.map_err(storage)?;
-    replies.send(&Reply::File { path: out.to_owned(), size }).await
+    Ok(())
 }
 
 pub(super) async fn list(shared: &Shared, replies: &mut Replies) -> Result<(), ApiError> {

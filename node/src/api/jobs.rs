@@ -2,10 +2,11 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sinew_blobs::{FetchOptions, Format};
 use sinew_crdt_state::error_code::ErrorCode;
+use sinew_crdt_state::ids::JobId;
 use sinew_crdt_state::manifest::JobDraft;
 use sinew_crdt_state::spec::is_safe_relative;
 use sinew_scheduler::io::{CancelError, Request as CoreRequest, Response, SubmitError};
@@ -68,8 +69,9 @@ pub(super) async fn submit(shared: &Arc<Shared>, draft: JobDraft, replies: &mut 
 
 pub(super) async fn watch(shared: &Arc<Shared>, text: &str, replies: &mut Replies) -> Result<(), ApiError> {
     let id = views::find_job(shared, text).await?;
-    let mut changes = shared.changes.subscribe();
+    let mut changes = shared.watchers.subscribe(id);
     let mut last: Option<JobView> = None;
+    let mut sent = Instant::now();
     loop {
         changes.mark_unchanged();
         let (view, _) = views::job(shared, id).await?;
@@ -77,14 +79,28 @@ pub(super) async fn watch(shared: &Arc<Shared>, text: &str, replies: &mut Replie
         if last.as_ref() != Some(&view) {
             replies.send(&Reply::Job { view: Box::new(view.clone()), timeline: Vec::new() }).await?;
             last = Some(view);
+            sent = Instant::now();
         }
         if ended {
             return Ok(());
         }
-        tokio::time::sleep(WATCH_EVERY).await;
-        // Woken by any job's change; a look at this one costs little.
-        let _ = tokio::time::timeout(WATCH_IDLE, changes.changed()).await;
+        // The end is told at once, progress now and then; a brain elsewhere tells nobody here, hence the look all the same.
+        let until = tokio::time::Instant::from_std(sent + WATCH_EVERY);
+        loop {
+            let _ = tokio::time::timeout(WATCH_IDLE, changes.changed()).await;
+            if tokio::time::Instant::now() >= until || is_over(shared, id).await? {
+                break;
+            }
+        }
     }
+}
+
+/// Whether the job has ended, without making a view of it.
+async fn is_over(shared: &Shared, id: JobId) -> Result<bool, ApiError> {
+    let over = move |core: &sinew_scheduler::core::Core| {
+        core.ledger().live(&id).is_none_or(|live| live.state.outcome().is_some())
+    };
+    Ok(shared.engine.look(over).await?)
 }
 
 pub(super) async fn cancel(shared: &Arc<Shared>, text: &str, reason: String) -> Result<(), ApiError> {

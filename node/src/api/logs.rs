@@ -69,7 +69,7 @@ impl Following {
         replies: &mut Replies,
     ) -> Result<JobView, ApiError> {
         let mut rx = shared.logs.watch(job, &[]);
-        let mut changes = shared.changes.subscribe();
+        let mut changes = shared.watchers.subscribe(job);
         let mut deadline = None;
         loop {
             self.ask_new(shared, job, &view);

@@ -86,6 +86,11 @@ pub enum Request {
         /// An absolute path that does not exist yet.
         out: PathBuf,
     },
+    /// Fetch a blob into the local store from whoever has it. One [`Reply::Blob`].
+    BlobWarm {
+        /// Which.
+        hash: Hash,
+    },
     /// The blobs here. [`Reply::Blob`]s.
     BlobList,
     /// Pin a blob under a name.
@@ -107,6 +112,8 @@ pub enum Request {
         /// How long it is good for, ms.
         expires_ms: u64,
     },
+    /// When which advert was published or heard here lately. One [`Reply::Adverts`].
+    Adverts,
     /// End the daemon in good order.
     Shutdown,
 }
@@ -172,6 +179,11 @@ pub enum Reply {
         size: u64,
         /// Names that pin it.
         tags: Vec<String>,
+    },
+    /// Adverts seen.
+    Adverts {
+        /// The job, and unix microseconds.
+        seen: Vec<(JobId, u64)>,
     },
     /// A ticket.
     Ticket {

@@ -139,6 +139,7 @@ async fn answer(request: Request, shared: &Arc<Shared>, replies: &mut Replies) -
         Request::Get { job, out } => jobs::get(shared, &job, &out, replies).await,
         Request::BlobAdd { path } => blobs::add(shared, &path, replies).await,
         Request::BlobGet { hash, out } => blobs::get(shared, hash, &out, replies).await,
+        Request::BlobWarm { hash } => blobs::warm(shared, hash, replies).await,
         Request::BlobList => blobs::list(shared, replies).await,
         Request::BlobTag { name, hash } => blobs::tag(shared, &name, hash).await,
         Request::BlobUntag { name } => blobs::untag(shared, &name).await,
@@ -150,6 +151,7 @@ async fn answer(request: Request, shared: &Arc<Shared>, replies: &mut Replies) -
             let ticket = shared.ticket(roles, expires_ms).to_string();
             replies.send(&Reply::Ticket { ticket }).await
         }
+        Request::Adverts => replies.send(&Reply::Adverts { seen: shared.adverts.seen() }).await,
         Request::Shutdown => {
             shared.shutdown.notify_one();
             Ok(())

@@ -1,6 +1,6 @@
 //! What the local API shows: the daemon, the nodes, the jobs.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use sinew_crdt_state::cbor;
 use sinew_crdt_state::error_code::ErrorCode;
@@ -31,7 +31,6 @@ impl From<StorageError> for ApiError {
 pub(super) async fn status(shared: &Shared) -> Result<StatusView, ApiError> {
     let mesh = shared.link.mesh().status().await;
     let blobs = shared.store.stats().await.map_err(|e| ApiError::failed(ErrorCode::Storage, e.to_string()))?;
-    let problem = shared.storage_problem.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let seen = shared
         .engine
         .look(|core| {
@@ -45,6 +44,7 @@ pub(super) async fn status(shared: &Shared) -> Result<StatusView, ApiError> {
                 core.led().count(),
                 (core.ledger().iter_live().count(), core.ledger().iter_sealed().count()),
                 format!("{:032x}-{}", root.sum, root.count),
+                core.storage_problem().map(str::to_owned),
             )
         })
         .await?;
@@ -65,7 +65,7 @@ pub(super) async fn status(shared: &Shared) -> Result<StatusView, ApiError> {
         ledger_entries: seen.4,
         ledger_root: seen.5,
         blobs: (blobs.complete, blobs.complete_bytes),
-        storage_problem: problem,
+        storage_problem: seen.6,
         refused: mesh.refusals.iter().map(|(kind, n)| (format!("{kind:?}"), *n)).collect(),
         nat: format!("{:?}", mesh.nat).to_lowercase(),
     })

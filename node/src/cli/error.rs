@@ -130,6 +130,17 @@ pub(crate) struct FailedTask {
     pub(crate) failure: Failure,
 }
 
+impl From<anyhow::Error> for CliError {
+    /// Demos and benchmarks use this command line's own parts: what these say keeps its exit code.
+    fn from(error: anyhow::Error) -> Self {
+        let error = match error.downcast::<Self>() {
+            Ok(own) => return own,
+            Err(error) => error,
+        };
+        error.downcast::<ClientError>().map_or_else(Self::Show, Self::Client)
+    }
+}
+
 impl JobEnd {
     /// How `view` ended, if badly. `None` when it completed or goes on.
     pub(crate) fn of(view: &JobView) -> Option<Self> {
@@ -327,7 +338,8 @@ mod tests {
 
     #[test]
     fn a_failed_job_says_what_where_and_why() {
-        let failed = failed_view(0, 17, failure(ErrorCode::Exit, Some(3), "the program exited with 3", "Trace\n\x1b[2J!"));
+        let failed =
+            failed_view(0, 17, failure(ErrorCode::Exit, Some(3), "the program exited with 3", "Trace\n\x1b[2J!"));
         let end = CliError::Job(Box::new(JobEnd::of(&failed).expect("failed")));
         let text = end.to_string();
         let node = NodeId([2; 32]).short();

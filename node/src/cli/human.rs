@@ -118,13 +118,20 @@ mod tests {
             assert_eq!(size(bytes), text);
         }
         assert_eq!(size(u64::MAX), "16777215TiB");
-        for (ms, text) in
-            [(340, "340ms"), (3_460, "3.4s"), (34_000, "34s"), (125_000, "2m05s"), (11_520_000, "3h12m"), (352_800_000, "4d02h")]
-        {
+        for (ms, text) in [
+            (340, "340ms"),
+            (3_460, "3.4s"),
+            (34_000, "34s"),
+            (125_000, "2m05s"),
+            (11_520_000, "3h12m"),
+            (352_800_000, "4d02h"),
+        ] {
             assert_eq!(span(ms), text);
         }
         assert_eq!((micros(85), micros(1_250), micros(34_000)), ("85us".into(), "1.2ms".into(), "34ms".into()));
-        for (per_s, text) in [(12_345.0, "12.3k/s"), (55.12, "55.1/s"), (0.04, "2.4/min"), (432.1, "432/s"), (3e6, "3.0M/s")] {
+        for (per_s, text) in
+            [(12_345.0, "12.3k/s"), (55.12, "55.1/s"), (0.04, "2.4/min"), (432.1, "432/s"), (3e6, "3.0M/s")]
+        {
             assert_eq!(rate(per_s), text);
         }
         assert_eq!((percent(999, 1000), percent(3, 3), percent(0, 0)), ("99%".into(), "100%".into(), "100%".into()));

@@ -50,7 +50,8 @@ impl Table {
         let titles = self.columns.iter().map(|c| c.title().to_owned()).collect();
         let mut out = String::new();
         for row in std::iter::once(&titles).chain(&self.rows) {
-            let cells: Vec<String> = self.columns.iter().zip(row).zip(&widths).map(|((c, t), w)| cell(*c, t, *w)).collect();
+            let cells: Vec<String> =
+                self.columns.iter().zip(row).zip(&widths).map(|((c, t), w)| cell(*c, t, *w)).collect();
             out += cells.join(GAP).trim_end();
             out.push('\n');
         }
@@ -90,14 +91,8 @@ mod tests {
         let mut table = Table::new([Column::Left("ID"), Column::Cut("NAME"), Column::Right("TASKS")]);
         table.row(["abc".to_owned(), "a long name that goes on".to_owned(), "1".to_owned()]);
         table.row(["defghi".to_owned(), "b".to_owned(), "12345".to_owned()]);
-        assert_eq!(
-            table.render(24),
-            "ID      NAME       TASKS\nabc     a long n…      1\ndefghi  b          12345\n"
-        );
-        assert_eq!(
-            table.render(WIDTH).lines().nth(1),
-            Some("abc     a long name that goes on      1")
-        );
+        assert_eq!(table.render(24), "ID      NAME       TASKS\nabc     a long n…      1\ndefghi  b          12345\n");
+        assert_eq!(table.render(WIDTH).lines().nth(1), Some("abc     a long name that goes on      1"));
     }
 
     #[test]

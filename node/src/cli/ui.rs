@@ -67,11 +67,15 @@ impl Ui {
 
     /// Says why the command failed: a line (and, for a task, the end of its stderr) on stderr, or an object on stdout.
     pub(crate) fn fail(self, error: &CliError) {
-        if error.is_silent() && !self.json {
+        if matches!(error, CliError::Exit(_)) || (error.is_silent() && !self.json) {
             return;
         }
         // There is nobody left to tell when this fails.
-        let _ = if self.json { self.object(&error.json()) } else { self.pass(true, format!("error: {error}\n").as_bytes()) };
+        let _ = if self.json {
+            self.object(&error.json())
+        } else {
+            self.pass(true, format!("error: {error}\n").as_bytes())
+        };
     }
 }
 

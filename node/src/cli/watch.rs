@@ -6,7 +6,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 use sinew_scheduler::view::JobView;
 
-use super::error::CliError;
+use super::error::{CliError, JobEnd};
 use super::human::{clean, cut, percent, size};
 use super::render::outcome_word;
 use super::render::pace::{Pace, line, share_line, shares};
@@ -44,6 +44,27 @@ pub(crate) async fn watch(client: &Client, ui: Ui, job: &str, say: Say) -> Resul
     display.clear();
     // A daemon that ends before the job does ends the watch too.
     last.filter(JobView::is_ended).ok_or_else(|| ClientError::Gone.into())
+}
+
+/// A line of a show (the demo) for people; nothing with `json`, whose show is one object at its end.
+pub fn show_watch(json: bool, text: &str) {
+    if !json {
+        // A show that nobody reads any more goes on to tidy up after itself.
+        let _ = Ui { json, verbose: 0 }.line(text);
+    }
+}
+
+/// Shows how `job` goes until it has completed.
+///
+/// # Errors
+/// When it ends otherwise, or cannot be watched.
+pub async fn show_watch_of(client: &Client, job: &str, json: bool) -> anyhow::Result<()> {
+    let say = if json { Say::Nothing } else { Say::Progress };
+    let view = watch(client, Ui { json, verbose: 0 }, job, say).await?;
+    match JobEnd::of(&view) {
+        Some(end) => Err(CliError::Job(Box::new(end)).into()),
+        None => Ok(()),
+    }
 }
 
 /// What progress looks like.

@@ -136,7 +136,14 @@ mod tests {
         let mut all = vec![peer(1, true), peer(2, false), peer(3, false), peer(4, false)];
         all[1].address = Some("/ip4/192.168.1.104/udp/9000/quic-v1".into());
         all[2].address = Some("/ip6/fe80::1234:5678:9abc:def0/tcp/49152".into());
-        all[3] = PeerView { state: "lost".into(), connected: false, address: None, cpu_milli: None, rtt_us: None, ..peer(4, false) };
+        all[3] = PeerView {
+            state: "lost".into(),
+            connected: false,
+            address: None,
+            cpu_milli: None,
+            rtt_us: None,
+            ..peer(4, false)
+        };
         let text = peers(&all, false);
         assert_narrow(&text);
         assert_eq!(

@@ -111,9 +111,13 @@ fn with_rate(phase: &PhaseView, per_s: Option<f64>) -> PhasePace {
 pub(crate) fn shares(view: &JobView) -> Vec<NodeShare> {
     let sum = |done: &[u64]| done.iter().fold(0_u64, |sum, n| sum.saturating_add(*n));
     let all = view.shares.iter().fold(0_u64, |all, s| all.saturating_add(sum(&s.done)));
-    let part = |done: u64| if all == 0 { 0 } else { u64::try_from(u128::from(done) * 100 / u128::from(all)).unwrap_or(100) };
-    let mut shares: Vec<NodeShare> =
-        view.shares.iter().map(|s| NodeShare { node: s.node, done: sum(&s.done), percent: part(sum(&s.done)) }).collect();
+    let part =
+        |done: u64| if all == 0 { 0 } else { u64::try_from(u128::from(done) * 100 / u128::from(all)).unwrap_or(100) };
+    let mut shares: Vec<NodeShare> = view
+        .shares
+        .iter()
+        .map(|s| NodeShare { node: s.node, done: sum(&s.done), percent: part(sum(&s.done)) })
+        .collect();
     shares.sort_by_key(|share| (std::cmp::Reverse(share.done), share.node));
     shares
 }
@@ -190,7 +194,8 @@ mod tests {
         };
         let facts = [(1_000, Fact::Claim { fence, slots: 1 }), (21_000, accept(0, 1_000)), (23_000, accept(1, 2))];
         let facts = facts.map(|(ms, fact)| Statement { at_ms: SUBMITTED_MS + ms, fact });
-        let events = timeline(facts.iter().enumerate().map(|(i, s)| (FactId([u8::try_from(i).expect("few"); 32]), node, s)));
+        let events =
+            timeline(facts.iter().enumerate().map(|(i, s)| (FactId([u8::try_from(i).expect("few"); 32]), node, s)));
         let mut view = view();
         (view.phases[0].done, view.phases[1].done) = (1_000, 2);
         let paces = from_history(&view, &events, SUBMITTED_MS + 25_000);
@@ -207,7 +212,9 @@ mod tests {
         let paces = Pace::default().see(&view, 0);
         let first = view.shares[1].node.short();
         assert!(line(&view, &paces).starts_with(&format!("map 620/1000 62%, 8 running; nodes {first} 75%, ")));
-        view.shares = (0..40).map(|i| sinew_scheduler::view::ShareView { node: NodeId([i; 32]), done: vec![5, 5], slots: 1 }).collect();
+        view.shares = (0..40)
+            .map(|i| sinew_scheduler::view::ShareView { node: NodeId([i; 32]), done: vec![5, 5], slots: 1 })
+            .collect();
         assert!(share_line(&view).chars().count() <= WIDTH);
         view.shares.clear();
         assert_eq!(share_line(&view), "");

@@ -71,7 +71,11 @@ mod tests {
             version: "0.1.0".into(),
             pid: 4242,
             uptime_ms: 11_520_000,
-            listen: vec!["/ip4/192.168.1.4/tcp/9000".into(), "/ip4/192.168.1.4/udp/9000/quic-v1".into(), "/ip4/127.0.0.1/tcp/9000".into()],
+            listen: vec![
+                "/ip4/192.168.1.4/tcp/9000".into(),
+                "/ip4/192.168.1.4/udp/9000/quic-v1".into(),
+                "/ip4/127.0.0.1/tcp/9000".into(),
+            ],
             peers: 2,
             cpu_milli: (8_000, 6_500),
             memory_bytes: (16 << 30, 12 << 30),

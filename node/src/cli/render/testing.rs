@@ -76,6 +76,7 @@ pub(crate) fn view() -> JobView {
         durability: "survives the loss of any one node".into(),
         phases: vec![phase("map", 1_000, 620, 8), phase("reduce", 4, 0, 0)],
         shares: vec![share(2, vec![310, 0], 4), share(3, vec![310, 0], 4)],
+        placements: Vec::new(),
         outputs: vec![output(0, 4)],
         outcome: None,
         failures: Vec::new(),

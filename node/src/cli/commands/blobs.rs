@@ -1,0 +1,68 @@
+//! `sinew blob`: add, get, ls, tag, untag.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+use sinew_crdt_state::ids::Hash;
+
+use super::super::error::CliError;
+use super::super::human::{clean, size};
+use super::super::{App, render};
+use super::{absolute, file_error};
+use crate::api::client::ClientError;
+use crate::api::{Reply, Request};
+
+pub(crate) async fn add(app: &App, path: &Path) -> Result<(), CliError> {
+    std::fs::metadata(path).map_err(file_error("read", path))?;
+    let added = blobs(app, &Request::BlobAdd { path: absolute(path)?.into() }).await?;
+    let (hash, bytes, tags) = added.into_iter().next().ok_or(ClientError::OtherReply)?;
+    app.ui.show(&json!({ "hash": hash, "size": bytes, "tags": tags }), || format!("{hash}\n"))?;
+    if app.ui.verbose > 0 && !app.ui.json {
+        app.ui.note(&format!("{}, named {}", size(bytes), clean(&tags.join(" "))));
+    }
+    Ok(())
+}
+
+pub(crate) async fn get(app: &App, hash: Hash, out: &Path, yes: bool) -> Result<(), CliError> {
+    if out.exists() && (!yes || out.is_dir()) {
+        return Err(CliError::Exists(out.to_owned()));
+    }
+    // What is there is replaced only once the new content is whole.
+    let out = PathBuf::from(absolute(out)?);
+    let parent = out.parent().unwrap_or(Path::new("/"));
+    let part =
+        tempfile::Builder::new().prefix(".sinew-").tempdir_in(parent).map_err(file_error("write into", parent))?;
+    let whole = part.path().join("blob");
+    app.client.act(&Request::BlobGet { hash, out: whole.clone() }).await?;
+    let bytes = std::fs::metadata(&whole).map_err(file_error("read", &whole))?.len();
+    std::fs::rename(&whole, &out).map_err(file_error("write", &out))?;
+    app.ui.show(&json!({ "path": out, "size": bytes }), || format!("{} in {}\n", size(bytes), out.display()))
+}
+
+pub(crate) async fn list(app: &App) -> Result<(), CliError> {
+    let all = blobs(app, &Request::BlobList).await?;
+    let objects: Vec<_> =
+        all.iter().map(|(hash, size, tags)| json!({ "hash": hash, "size": size, "tags": tags })).collect();
+    app.ui.show(&json!({ "blobs": objects }), || render::blobs(&all))
+}
+
+pub(crate) async fn tag(app: &App, name: &str, hash: Hash) -> Result<(), CliError> {
+    app.client.act(&Request::BlobTag { name: name.to_owned(), hash }).await?;
+    app.ui.show(&json!({ "name": name, "hash": hash }), || format!("{} is {hash}\n", clean(name)))
+}
+
+pub(crate) async fn untag(app: &App, name: &str, yes: bool) -> Result<(), CliError> {
+    app.ui.confirm(&format!("Remove the name {}? Its blob may then be collected.", clean(name)), yes)?;
+    app.client.act(&Request::BlobUntag { name: name.to_owned() }).await?;
+    app.ui.show(&json!({ "untagged": name }), || format!("{} is no name any more\n", clean(name)))
+}
+
+async fn blobs(app: &App, request: &Request) -> Result<Vec<(Hash, u64, Vec<String>)>, CliError> {
+    let mut replies = app.client.ask(request).await?;
+    let mut all = Vec::new();
+    while let Some(reply) = replies.next().await? {
+        let Reply::Blob { hash, size, tags } = reply else { return Err(ClientError::OtherReply.into()) };
+        all.push((hash, size, tags));
+    }
+    Ok(all)
+}

@@ -1,0 +1,129 @@
+//! What each subcommand does, and what several of them share: absolute paths, target directories, submitting, fetching.
+
+pub(super) mod blobs;
+pub(super) mod jobs;
+pub(super) mod map_reduce;
+pub(super) mod node;
+pub(super) mod pages;
+pub(super) mod run;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use sinew_crdt_state::ids::JobId;
+use sinew_crdt_state::manifest::{DraftFile, JobDraft, ManifestError};
+
+use super::App;
+use super::error::CliError;
+use super::watch::Intake;
+use crate::api::client::ClientError;
+use crate::api::{Reply, Request};
+
+/// How long an interrupted command waits for the daemon before it ends all the same: a person waits too.
+const TIDY_UP_MAX: Duration = Duration::from_secs(3);
+
+/// Makes the error of a file operation that failed.
+fn file_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CliError {
+    let path = path.to_owned();
+    move |source| CliError::File { doing, path, source }
+}
+
+/// `path` from the root on, as the daemon needs it, in text, as JSON needs it.
+fn absolute(path: &Path) -> Result<String, CliError> {
+    let absolute = std::path::absolute(path).map_err(file_error("find", path))?;
+    absolute.into_os_string().into_string().map_err(|_| CliError::NotUtf8(path.to_owned()))
+}
+
+/// Local paths as files for tasks, each under its own name. They must be there.
+fn draft_files(paths: &[PathBuf]) -> Result<Vec<DraftFile>, CliError> {
+    let file = |path: &PathBuf| {
+        std::fs::metadata(path).map_err(file_error("read", path))?;
+        DraftFile::from_path(absolute(path)?).ok_or_else(|| CliError::NoName(path.clone()))
+    };
+    paths.iter().map(file).collect()
+}
+
+/// Refuses a target that is no directory, or one with something in it unless `yes`.
+fn check_target(out: &Path, yes: bool) -> Result<(), CliError> {
+    match std::fs::read_dir(out) {
+        Ok(mut entries) => {
+            let free = yes || entries.next().is_none();
+            if free { Ok(()) } else { Err(CliError::Exists(out.to_owned())) }
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(CliError::File { doing: "write into", path: out.to_owned(), source }),
+    }
+}
+
+/// Submits a draft with absolute paths and returns once the job is accepted. A signal that comes before that cancels it.
+async fn submit(app: &mut App, draft: JobDraft) -> Result<JobId, CliError> {
+    draft.check().map_err(|problems| ManifestError::Invalid { problems })?;
+    let mut intake = Intake::new(app.ui);
+    let client = app.client.clone();
+    let submitting = client.submit(draft, |what, done, total| intake.see(what, done, total));
+    tokio::pin!(submitting);
+    tokio::select! {
+        job = &mut submitting => Ok(job?),
+        code = app.interrupts.first() => {
+            // It may be accepted at this very moment: then it must not run on without anyone who knows its id.
+            if let Ok(Ok(job)) = tokio::time::timeout(TIDY_UP_MAX, &mut submitting).await {
+                cancel_quietly(app, job).await;
+            }
+            Err(CliError::Interrupted(code))
+        }
+    }
+}
+
+/// Cancels a job whose waiting command was interrupted, and says so.
+async fn cancel_quietly(app: &App, job: JobId) {
+    let reason = "its command was interrupted".to_owned();
+    let request = Request::Cancel { job: job.to_string(), reason };
+    let said = match tokio::time::timeout(TIDY_UP_MAX, app.client.act(&request)).await {
+        Ok(Ok(())) => format!("cancelled job {}", job.short()),
+        Ok(Err(error)) => format!("job {} was not cancelled: {error}", job.short()),
+        Err(_) => format!("job {} may go on: the daemon does not answer; `sinew cancel {}`", job.short(), job.short()),
+    };
+    app.ui.note(&said);
+}
+
+/// Writes a job's outputs into `out`, made if need be; returns the files with their sizes.
+async fn fetch(app: &App, job: &str, out: &Path) -> Result<Vec<(PathBuf, u64)>, CliError> {
+    let out = PathBuf::from(absolute(out)?);
+    std::fs::create_dir_all(&out).map_err(file_error("create", &out))?;
+    let mut replies = app.client.ask(&Request::Get { job: job.to_owned(), out }).await?;
+    let mut files = Vec::new();
+    while let Some(reply) = replies.next().await? {
+        let Reply::File { path, size } = reply else { return Err(ClientError::OtherReply.into()) };
+        files.push((path, size));
+    }
+    Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_are_new_or_empty_unless_one_says_yes() {
+        let dir = tempfile::tempdir().expect("dir");
+        check_target(&dir.path().join("new"), false).expect("new");
+        check_target(dir.path(), false).expect("empty");
+        let file = dir.path().join("x");
+        std::fs::write(&file, "x").expect("write");
+        assert!(matches!(check_target(dir.path(), false), Err(CliError::Exists(_))));
+        check_target(dir.path(), true).expect("yes");
+        assert!(matches!(check_target(&file, true), Err(CliError::File { .. })));
+    }
+
+    #[test]
+    fn files_of_tasks_are_there_and_have_a_name() {
+        let dir = tempfile::tempdir().expect("dir");
+        let file = dir.path().join("x.py");
+        let error = draft_files(std::slice::from_ref(&file)).expect_err("missing");
+        assert_eq!(error.exit_code(), 2);
+        std::fs::write(&file, "x").expect("write");
+        assert_eq!(draft_files(&[file]).expect("there")[0].to, "x.py");
+        assert!(matches!(draft_files(&["/".into()]), Err(CliError::NoName(_))));
+    }
+}

@@ -1,0 +1,158 @@
+//! `sinew run`: one task somewhere in the mesh that feels like one here: its output, its exit code, Ctrl-C.
+
+use std::path::{Component, Path, PathBuf};
+
+use serde_json::json;
+use sinew_crdt_state::error_code::ErrorCode;
+use sinew_crdt_state::ids::JobId;
+use sinew_crdt_state::manifest::{DraftWork, JobDraft, program_from_argv};
+use sinew_scheduler::view::JobView;
+
+use super::super::args::RunArgs;
+use super::super::error::{CliError, JobEnd, run_exit};
+use super::super::watch::{Say, watch};
+use super::super::{App, render};
+use super::{cancel_quietly, draft_files, fetch, file_error, jobs, submit};
+use crate::api::client::ClientError;
+
+/// 128 + SIGPIPE: what a shell reports of a program that nobody reads any more.
+const EXIT_UNREAD: u8 = 141;
+
+pub(crate) async fn run(app: &mut App, args: RunArgs) -> Result<u8, CliError> {
+    let here = Path::new(".");
+    if let Some(there) = args.output.iter().map(|path| here.join(path)).find(|path| path.exists() && !args.yes) {
+        return Err(CliError::Exists(there));
+    }
+    let job = submit(app, draft(&args)?).await?;
+    say_submitted(app, job)?;
+    let mut interrupts = app.interrupts.clone();
+    let view = match interrupts.or(follow(app, job)).await {
+        Ok(view) => view,
+        Err(error) => return Err(stop(app, job, error).await),
+    };
+    let exit = run_exit(&view);
+    if view.outcome.is_some() && exit == 0 && !args.output.is_empty() {
+        interrupts.or(collect(app, job, &args.output)).await?;
+    }
+    say_ended(app, &view, exit)?;
+    Ok(exit)
+}
+
+pub(crate) fn draft(args: &RunArgs) -> Result<JobDraft, CliError> {
+    let program = program_from_argv(args.command.clone());
+    let mut draft = JobDraft::batch(program.map_err(|source| CliError::Program { flag: "CMD", source })?);
+    draft.name.clone_from(&args.name);
+    (draft.resources.cpu_milli, draft.resources.memory_bytes) = (args.cpus, args.memory);
+    draft.limits.timeout_ms = args.timeout;
+    draft.limits.output_bytes_max = args.output_max.unwrap_or(draft.limits.output_bytes_max);
+    draft.retry.attempts = args.retries;
+    draft.env.extend(args.env.iter().cloned());
+    draft.labels.extend(args.label.iter().cloned());
+    if let DraftWork::Batch(batch) = &mut draft.work {
+        batch.inputs = draft_files(&args.input)?;
+        batch.outputs.clone_from(&args.output);
+    }
+    Ok(draft)
+}
+
+fn say_submitted(app: &App, job: JobId) -> Result<(), CliError> {
+    if app.ui.json {
+        app.ui.object(&json!({ "event": "submitted", "job": job }))?;
+    } else if app.ui.verbose > 0 {
+        app.ui.note(&format!("job {job}"));
+    }
+    Ok(())
+}
+
+/// Passes the output on, live, until the job has ended.
+async fn follow(app: &App, job: JobId) -> Result<JobView, CliError> {
+    match jobs::logs(app, &job.to_string(), None, true).await {
+        // Output that is lost for good does not change how the task ended.
+        Err(CliError::Client(ClientError::Api(error))) => app.ui.note(&format!("some output is missing: {error}")),
+        other => other?,
+    }
+    watch(&app.client, app.ui, &job.to_string(), Say::Nothing).await
+}
+
+/// Ends the job of a command that ends early: by a signal, or because nobody reads it.
+async fn stop(app: &App, job: JobId, error: CliError) -> CliError {
+    match error {
+        CliError::Interrupted(_) => {
+            cancel_quietly(app, job).await;
+            error
+        }
+        CliError::Closed => {
+            cancel_quietly(app, job).await;
+            CliError::Exit(EXIT_UNREAD)
+        }
+        other => other,
+    }
+}
+
+/// Says how it ended, unless the program has said it with its own exit code and output.
+fn say_ended(app: &App, view: &JobView, exit: u8) -> Result<(), CliError> {
+    let end = JobEnd::of(view);
+    if app.ui.json {
+        let state = render::outcome_word(view);
+        let failed = end.and_then(|end| end.failed);
+        let (node, failure) = failed.map(|f| (f.node, f.failure)).unzip();
+        let object =
+            json!({ "event": "ended", "job": view.id, "state": state, "exit": exit, "node": node, "failure": failure });
+        return app.ui.object(&object);
+    }
+    if let Some(mut end) = end {
+        let own_exit = |code, exit: Option<i32>| code == ErrorCode::Exit && exit.is_some();
+        if end.failed.as_ref().is_some_and(|f| own_exit(f.failure.code, f.failure.exit)) {
+            return Ok(());
+        }
+        if let Some(failed) = &mut end.failed {
+            // It was on this stderr already.
+            failed.failure.stderr_tail.clear();
+        }
+        app.ui.fail(&CliError::Job(Box::new(end)));
+    }
+    Ok(())
+}
+
+/// Brings the wanted outputs into the current directory: all of them, or an error.
+async fn collect(app: &App, job: JobId, wanted: &[String]) -> Result<(), CliError> {
+    let here = PathBuf::from(super::absolute(Path::new("."))?);
+    // Beside where they go, so that each arrives with one rename.
+    let dir = tempfile::Builder::new().prefix(".sinew-").tempdir_in(&here).map_err(file_error("write into", &here))?;
+    let files = fetch(app, &job.to_string(), dir.path()).await?;
+    for wanted in wanted {
+        let mut found = false;
+        for (path, _) in &files {
+            let Some(to) = path.strip_prefix(dir.path()).ok().filter(|p| is_within(p, Path::new(wanted))) else {
+                continue;
+            };
+            let to = here.join(to);
+            let parent = to.parent().unwrap_or(&here);
+            std::fs::create_dir_all(parent).map_err(file_error("create", parent))?;
+            std::fs::rename(path, &to).map_err(file_error("write", &to))?;
+            found = true;
+        }
+        if !found {
+            return Err(CliError::NoOutput(wanted.clone()));
+        }
+    }
+    Ok(())
+}
+
+/// Whether `path` is `wanted`, or a file below it. The names come from a peer: nothing but plain parts is let through.
+fn is_within(path: &Path, wanted: &Path) -> bool {
+    path.starts_with(wanted) && path.components().all(|part| matches!(part, Component::Normal(_)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outputs_are_matched_by_whole_names() {
+        let within = |path: &str, wanted: &str| is_within(Path::new(path), Path::new(wanted));
+        assert!(within("result.json", "result.json") && within("dir/a/b", "dir"));
+        assert!(!within("result.json.bak", "result.json") && !within("stdout", "result.json"));
+        assert!(!within("dir/../../x", "dir"));
+    }
+}

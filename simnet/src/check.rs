@@ -1,0 +1,248 @@
+//! Invariants (feature X3): what must never happen, and what must be so once everything is at rest.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sinew_crdt_state::cbor;
+use sinew_crdt_state::fact::{Fact, Fence, Outcome, Statement};
+use sinew_crdt_state::ids::{JobId, NodeId};
+use sinew_crdt_state::spec::Phase;
+use sinew_crdt_state::state::JobState;
+use sinew_scheduler::time::{Span, Time};
+
+use crate::exec::{Execution, Stopped};
+use crate::world::World;
+
+/// Everything that is under way has come to an end by then.
+const REST_PATIENCE: Span = Span::ms(180_000);
+
+/// An invariant that does not hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Violation {
+    /// A job was acknowledged and has no outcome.
+    Lost(JobId),
+    /// Replicas disagree on how a job ended or whose results count.
+    Diverged(JobId),
+    /// A task ran in two places at once.
+    DoubleStart(JobId, Phase, u32),
+    /// A node started a task without room.
+    Overbooked(u64),
+    /// Ledgers differ at rest.
+    Roots,
+    /// A lease or task is left at rest, on the node of this name.
+    Leftover(String),
+    /// A peer was accused although none misbehaves.
+    Offences(u64),
+    /// A result counts that no execution produced.
+    Invented(JobId, Phase, u32),
+    /// An output of a completed job is nowhere.
+    OutputGone(JobId, Phase, u32),
+}
+
+type Results = BTreeMap<(Phase, u32), (NodeId, Fence)>;
+
+impl World {
+    /// Runs until nothing is under way: no job open, no task running, all ledgers equal.
+    ///
+    /// # Panics
+    /// When that does not come about.
+    pub fn run_until_idle(&mut self) {
+        let deadline = self.now + REST_PATIENCE;
+        while !self.is_idle() {
+            assert!(self.now < deadline, "not at rest: {}\n{}", self.restless(), self.log_tail());
+            self.run_for(Span::ms(50));
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.restless().is_empty()
+    }
+
+    fn restless(&self) -> String {
+        let mut why = Vec::new();
+        let mut roots = BTreeSet::new();
+        for node in &self.nodes {
+            let Some(core) = &node.core else { continue };
+            why.extend(core.led().map(|(job, term)| format!("{} leads {} in term {term}", node.name, job.short())));
+            why.extend(core.leases().map(|(lease, _)| format!("{} holds {lease:?}", node.name)));
+            let open = core.ledger().iter_live().filter(|(job, _)| core.ledger().sealed(job).is_none());
+            why.extend(open.map(|(job, live)| format!("{} has {} open: {:?}", node.name, job.short(), live.state.status())));
+            if !node.runs.is_empty() {
+                why.push(format!("{} runs {} tasks", node.name, node.runs.len()));
+            }
+            roots.insert(format!("{:?}", core.ledger().index().root()));
+        }
+        if roots.len() > 1 {
+            why.push(format!("ledgers differ: {roots:?}"));
+        }
+        why.truncate(12);
+        why.join("; ")
+    }
+
+    /// Requires every invariant, at rest.
+    ///
+    /// # Panics
+    /// When one does not hold.
+    pub fn check_invariants(&self) {
+        let mut found = self.safety();
+        found.extend(self.at_rest());
+        assert!(found.is_empty(), "{found:?}\n{}", self.log_tail());
+    }
+
+    /// Requires what must hold at any time.
+    ///
+    /// # Panics
+    /// When something does not.
+    pub fn check_safety(&self) {
+        let found = self.safety();
+        assert!(found.is_empty(), "{found:?}\n{}", self.log_tail());
+    }
+
+    fn safety(&self) -> Vec<Violation> {
+        let mut found: Vec<Violation> =
+            self.double_starts().into_iter().map(|(job, phase, task)| Violation::DoubleStart(job, phase, task)).collect();
+        if self.counters.overbooked > 0 {
+            found.push(Violation::Overbooked(self.counters.overbooked));
+        }
+        if self.counters.offences > 0 {
+            found.push(Violation::Offences(self.counters.offences));
+        }
+        found
+    }
+
+    /// Tasks that ran on two nodes at the same time. A brain that starts a straggler a second time means to; such tasks
+    /// have been running for two seconds and are left out.
+    #[must_use]
+    pub fn double_starts(&self) -> Vec<(JobId, Phase, u32)> {
+        let mut by_task: BTreeMap<(JobId, Phase, u32), Vec<&Execution>> = BTreeMap::new();
+        for e in &self.executions {
+            by_task.entry((e.job, e.phase, e.task)).or_default().push(e);
+        }
+        let end = |e: &Execution| e.end.map_or(Time(u64::MAX), |(at, _)| at);
+        let overlap = |a: &Execution, b: &Execution| {
+            let speculated = (b.start - a.start) >= Span::ms(2_000) && b.fence.term == a.fence.term;
+            b.start < end(a) && a.node != b.node && !speculated
+        };
+        by_task
+            .into_iter()
+            .filter(|(_, runs)| (1..runs.len()).any(|i| runs[..i].iter().any(|a| overlap(a, runs[i]))))
+            .map(|(task, _)| task)
+            .collect()
+    }
+
+    fn at_rest(&self) -> Vec<Violation> {
+        let mut found = Vec::new();
+        let mut roots = BTreeSet::new();
+        for node in &self.nodes {
+            let Some(core) = &node.core else { continue };
+            if core.leases().next().is_some() || !node.runs.is_empty() || core.led().next().is_some() {
+                found.push(Violation::Leftover(node.name.clone()));
+            }
+            roots.insert(format!("{:?}", core.ledger().index().root()));
+        }
+        if roots.len() > 1 {
+            found.push(Violation::Roots);
+        }
+        for job in self.acknowledged.keys() {
+            match self.verdicts(job).as_slice() {
+                [] => found.push(Violation::Lost(*job)),
+                [(outcome, results)] => found.extend(self.check_results(job, outcome, results)),
+                _ => found.push(Violation::Diverged(*job)),
+            }
+        }
+        found
+    }
+
+    /// The different opinions of the nodes on how the job ended and whose results count.
+    fn verdicts(&self, job: &JobId) -> Vec<(Outcome, Results)> {
+        let mut seen: Vec<(Outcome, Results)> = Vec::new();
+        for name in self.nodes.iter().filter(|n| n.is_up()).map(|n| n.name.clone()) {
+            let Some(state) = self.state(&name, job) else { continue };
+            let Some(outcome) = state.outcome().cloned() else { continue };
+            let verdict = (outcome, results(&state));
+            // Whatever tasks of a job that did not complete were counted, is of no account.
+            let same = |(o, r): &(Outcome, Results)| {
+                *o == verdict.0 && (verdict.0 != Outcome::Completed || *r == verdict.1)
+            };
+            if !seen.iter().any(same) {
+                seen.push(verdict);
+            }
+        }
+        seen
+    }
+
+    /// A job's state as folded from one node's disk.
+    #[must_use]
+    pub fn state(&self, name: &str, job: &JobId) -> Option<JobState> {
+        let facts = self.nodes[self.index(name)].disk.facts(job);
+        let opened: Vec<(_, _, Statement)> = facts
+            .iter()
+            .map(|e| (e.fact_id(), e.author, cbor::from_slice(&e.payload).expect("admitted facts decode")))
+            .collect();
+        let spec = opened.iter().find_map(|(_, _, s)| match &s.fact {
+            Fact::Submit(signed) => signed.open().ok(),
+            _ => None,
+        })?;
+        let mut state = JobState::new(spec);
+        for (id, author, statement) in &opened {
+            state.apply(*id, *author, statement);
+        }
+        Some(state)
+    }
+
+    fn check_results(&self, job: &JobId, outcome: &Outcome, results: &Results) -> Vec<Violation> {
+        let mut found = Vec::new();
+        for ((phase, task), (node, _)) in results {
+            let produced = self.executions_of(job).any(|e| {
+                (e.phase, e.task) == (*phase, *task)
+                    && self.nodes[e.node].id() == *node
+                    && matches!(e.end, Some((_, Stopped::Done)))
+            });
+            if !produced {
+                found.push(Violation::Invented(*job, *phase, *task));
+            }
+        }
+        if *outcome == Outcome::Completed {
+            let plan = self.plan_of(&self.name_of(job));
+            let last = results.keys().map(|(phase, _)| *phase).max().unwrap_or(0);
+            for (phase, task) in results.keys().filter(|(phase, _)| *phase == last) {
+                if let Some(blob) = plan.output(&self.name_of(job), *phase, *task)
+                    && !self.nodes.iter().any(|n| n.disk.has(&blob.hash))
+                {
+                    found.push(Violation::OutputGone(*job, *phase, *task));
+                }
+            }
+        }
+        found
+    }
+
+    /// How often the tasks of a phase were executed to success, beyond once each.
+    #[must_use]
+    pub fn executed_again(&self, job: &JobId, phase: Phase) -> usize {
+        let mut times: BTreeMap<u32, usize> = BTreeMap::new();
+        for e in self.executions_of(job).filter(|e| e.phase == phase) {
+            if matches!(e.end, Some((_, Stopped::Done))) {
+                *times.entry(e.task).or_default() += 1;
+            }
+        }
+        times.values().map(|n| n - 1).sum()
+    }
+
+    /// Every job that some disk knows.
+    #[must_use]
+    pub fn known_jobs(&self) -> BTreeSet<JobId> {
+        self.nodes.iter().flat_map(|n| n.disk.jobs().copied()).collect()
+    }
+}
+
+fn results(state: &JobState) -> Results {
+    let mut all = Results::new();
+    for (phase, accepted) in state.accepted.iter().enumerate() {
+        let phase = Phase::try_from(phase).expect("a job has two phases at most");
+        for (run, result) in accepted.iter() {
+            for task in run.start..run.end() {
+                all.insert((phase, task), (result.node, result.fence));
+            }
+        }
+    }
+    all
+}

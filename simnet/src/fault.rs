@@ -1,0 +1,120 @@
+//! Faults that a scenario causes, by name.
+
+use sinew_scheduler::io::Input;
+use sinew_scheduler::time::Span;
+
+use crate::disk::Disk;
+use crate::exec::Stopped;
+use crate::queue::{Event, Index};
+use crate::world::World;
+
+/// A reset reaches the other end well after the last frames did.
+const RESET_SEEN_AFTER: Span = Span::ms(5);
+
+impl World {
+    /// Ends a node's process at once, as `kill -9` would: what was not synced may be lost, peers see a reset.
+    pub fn kill(&mut self, name: &str) {
+        let node = self.index(name);
+        assert!(self.nodes[node].is_up(), "{name} is down already");
+        self.say(node, "KILLED".to_owned());
+        self.counters.kills += 1;
+        let pending = self.nodes[node].disk.pending() as u64;
+        let kept = usize::try_from(self.dice(pending + 1)).unwrap_or(0);
+        let now = self.now;
+        let n = &mut self.nodes[node];
+        n.core = None;
+        n.disk.crash(kept);
+        n.disk_at = None;
+        n.peers.clear();
+        n.fetches.clear();
+        n.incarnation += 1;
+        for (_, run) in std::mem::take(&mut n.runs) {
+            self.executions[run.execution].end = Some((now, Stopped::Crash));
+        }
+        for peer in (0..self.nodes.len()).filter(|p| *p != node) {
+            // A reset cannot cross a cut: that end finds out as it would of any silence.
+            let notice = if self.links.is_cut(node, peer) { Span::ms(10_000) } else { RESET_SEEN_AFTER };
+            self.disconnect(node, peer, notice);
+        }
+    }
+
+    /// Starts a node again from its disk.
+    pub fn restart(&mut self, name: &str) {
+        let node = self.index(name);
+        assert!(!self.nodes[node].is_up(), "{name} is up");
+        self.say(node, "RESTARTED".to_owned());
+        self.counters.restarts += 1;
+        self.boot(node);
+        for peer in (0..self.nodes.len()).filter(|p| *p != node) {
+            self.connect_soon(node, peer, false);
+        }
+    }
+
+    /// A node's disk is replaced by an empty one. Only while it is down.
+    pub fn wipe(&mut self, name: &str) {
+        let node = self.index(name);
+        assert!(!self.nodes[node].is_up(), "{name} is up");
+        self.say(node, "WIPED".to_owned());
+        self.nodes[node].disk = Disk::default();
+    }
+
+    /// Every write fails from now on.
+    pub fn fail_disk(&mut self, name: &str) {
+        let node = self.index(name);
+        self.say(node, "DISK FAILS".to_owned());
+        self.nodes[node].disk.failing = true;
+    }
+
+    /// Writes succeed again, those that failed first.
+    pub fn mend_disk(&mut self, name: &str) {
+        let node = self.index(name);
+        self.say(node, "DISK RECOVERS".to_owned());
+        self.nodes[node].disk.failing = false;
+        self.input(node, Input::StorageRecovered);
+        self.schedule_disk(node);
+    }
+
+    /// Cuts every link between the two groups, both ways. Connections notice after ten seconds.
+    pub fn partition<'a>(&mut self, one: impl IntoIterator<Item = &'a str>, other: impl IntoIterator<Item = &'a str>) {
+        let one: Vec<Index> = one.into_iter().map(|n| self.index(n)).collect();
+        let other: Vec<Index> = other.into_iter().map(|n| self.index(n)).collect();
+        self.say(one[0], format!("PARTITION {one:?} | {other:?}"));
+        for a in &one {
+            for b in &other {
+                self.cut(*a, *b);
+                self.cut(*b, *a);
+            }
+        }
+    }
+
+    /// Cuts the way from one node to another, and only that way.
+    pub fn cut_one_way(&mut self, from: &str, to: &str) {
+        let (from, to) = (self.index(from), self.index(to));
+        self.say(from, format!("CUT towards {to}"));
+        self.cut(from, to);
+    }
+
+    /// Mends every cut.
+    pub fn heal(&mut self) {
+        self.say(0, "HEALED".to_owned());
+        for (a, b) in self.all_cuts() {
+            self.mend(a, b);
+        }
+    }
+
+    /// From now on, so many of 10,000 frames are lost.
+    pub const fn lose_frames(&mut self, per_ten_thousand: u64) {
+        self.links.loss = per_ten_thousand;
+    }
+
+    pub(crate) fn fetched_due(&mut self, life: crate::queue::Life, event: Event) {
+        if self.is_alive(life) {
+            match event {
+                Event::Fetched { id, .. } => self.fetch_ended(life.node, id),
+                Event::TaskEnd { run, .. } => self.task_ended(life.node, run),
+                Event::Loaded { to, facts, .. } => self.input(life.node, Input::Loaded { to, facts }),
+                _ => {}
+            }
+        }
+    }
+}

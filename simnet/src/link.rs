@@ -1,0 +1,230 @@
+//! Links: connections between nodes, what travels on them, and what cuts do to both.
+//!
+//! A frame on a connection whose link is cut is held up, as TCP would hold it, and arrives after the cut, in order; unless
+//! the cut lasts so long that the connection breaks. Chance loss drops whole frames: the mesh makes no promise either.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sinew_crdt_state::cbor;
+use sinew_scheduler::io::Input;
+use sinew_scheduler::time::{Span, Time};
+use sinew_scheduler::wire::{Class, Message, Topic};
+
+use crate::queue::{Event, Index, Life};
+use crate::world::World;
+
+/// A silent connection is given up after this: as QUIC's default idle timeout.
+const CONNECTION_SURVIVES: Span = Span::ms(10_000);
+/// After a cut, retransmission takes up to this long to notice.
+const RETRANSMIT_MAX_MS: u64 = 200;
+/// Connecting again takes up to this long: dialling backs off.
+const RECONNECT_MAX_MS: u64 = 300;
+
+/// A frame on its way.
+#[derive(Debug)]
+struct Stalled {
+    class: Class,
+    to: Life,
+    bytes: Vec<u8>,
+}
+
+/// The links of a world.
+#[derive(Debug)]
+pub(crate) struct Links {
+    /// One-way delay bounds, microseconds.
+    pub(crate) latency_us: (u64, u64),
+    /// Frames lost, per 10,000.
+    pub(crate) loss: u64,
+    /// Open connections; the lower number first.
+    connected: BTreeSet<(Index, Index)>,
+    /// Directed cuts, each with the number of its making.
+    cuts: BTreeMap<(Index, Index), u64>,
+    cut_last: u64,
+    stalled: BTreeMap<(Index, Index), Vec<Stalled>>,
+    /// When the last frame of a stream arrives: later ones do not overtake it.
+    last_at: BTreeMap<(Index, Index, Class), Time>,
+}
+
+impl Default for Links {
+    fn default() -> Self {
+        Self {
+            // A LAN.
+            latency_us: (200, 1_000),
+            loss: 0,
+            connected: BTreeSet::new(),
+            cuts: BTreeMap::new(),
+            cut_last: 0,
+            stalled: BTreeMap::new(),
+            last_at: BTreeMap::new(),
+        }
+    }
+}
+
+fn pair(a: Index, b: Index) -> (Index, Index) {
+    (a.min(b), a.max(b))
+}
+
+impl Links {
+    pub(crate) fn is_cut(&self, a: Index, b: Index) -> bool {
+        self.cuts.contains_key(&(a, b)) || self.cuts.contains_key(&(b, a))
+    }
+
+    pub(crate) fn is_connected(&self, a: Index, b: Index) -> bool {
+        self.connected.contains(&pair(a, b))
+    }
+}
+
+impl World {
+    fn latency(&mut self) -> Span {
+        let (low, high) = self.links.latency_us;
+        Span(low + self.dice(high - low + 1))
+    }
+
+    /// Whether data flows both ways now.
+    pub(crate) fn reaches(&self, a: Index, b: Index) -> bool {
+        self.nodes[b].is_up() && self.links.is_connected(a, b) && !self.links.is_cut(a, b)
+    }
+
+    pub(crate) fn send(&mut self, from: Index, to: Index, class: Class, messages: &[Message]) {
+        if !self.links.is_connected(from, to) {
+            return;
+        }
+        if self.verbose {
+            let text = messages.iter().map(crate::world::brief).collect::<Vec<_>>().join(" ");
+            self.say(from, format!("→ {}: {text}", self.nodes[to].name));
+        }
+        let bytes = cbor::to_vec(messages);
+        self.counters.frames += 1;
+        self.counters.bytes += bytes.len() as u64;
+        self.trace.update(&bytes);
+        if self.links.loss > 0 && self.dice(10_000) < self.links.loss {
+            self.counters.lost_frames += 1;
+            return;
+        }
+        let to = self.nodes[to].life(to);
+        if self.links.cuts.contains_key(&(from, to.node)) {
+            self.counters.stalled_frames += 1;
+            self.links.stalled.entry((from, to.node)).or_default().push(Stalled { class, to, bytes });
+            return;
+        }
+        let latency = self.latency();
+        self.deliver(from, to, class, bytes, latency);
+    }
+
+    fn deliver(&mut self, from: Index, to: Life, class: Class, bytes: Vec<u8>, latency: Span) {
+        let last = self.links.last_at.entry((from, to.node, class)).or_default();
+        let at = (self.now + latency).max(*last);
+        *last = at;
+        self.queue.push(at, Event::Frame { from, to, bytes });
+    }
+
+    pub(crate) fn frame_arrived(&mut self, from: Index, to: Life, bytes: &[u8]) {
+        if !self.is_alive(to) || !self.nodes[to.node].peers.contains(&from) {
+            return;
+        }
+        let messages: Vec<Message> = cbor::from_slice(bytes).expect("what a core encodes, a core decodes");
+        let id = self.nodes[from].id();
+        let inputs = messages.into_iter().map(|message| Input::Message { from: id, message }).collect();
+        self.inputs(to.node, inputs);
+    }
+
+    pub(crate) fn publish(&mut self, from: Index, topic: Topic, payload: &[u8]) {
+        self.trace.update(payload);
+        for to in 0..self.nodes.len() {
+            if to == from || !self.reaches(from, to) || (self.links.loss > 0 && self.dice(10_000) < self.links.loss) {
+                continue;
+            }
+            let at = self.now + self.latency();
+            let to = self.nodes[to].life(to);
+            self.queue.push(at, Event::Gossip { from, to, topic, payload: payload.to_vec() });
+        }
+    }
+
+    pub(crate) fn gossip_arrived(&mut self, from: Index, to: Life, topic: Topic, payload: Vec<u8>) {
+        if self.is_alive(to) {
+            let from = self.nodes[from].id();
+            self.input(to.node, Input::Gossip { from, topic, payload });
+        }
+    }
+
+    /// Dials: soon when `fast`, otherwise after a backoff.
+    pub(crate) fn connect_soon(&mut self, a: Index, b: Index, fast: bool) {
+        let wait = if fast { Span(1_000 + self.dice(2_000)) } else { Span::ms(20 + self.dice(RECONNECT_MAX_MS)) };
+        self.queue.push(self.now + wait, Event::Connect { a, b });
+    }
+
+    pub(crate) fn try_connect(&mut self, a: Index, b: Index) {
+        let possible = self.nodes[a].is_up() && self.nodes[b].is_up() && !self.links.is_cut(a, b);
+        if !possible || !self.links.connected.insert(pair(a, b)) {
+            return;
+        }
+        for (node, peer) in [(a, b), (b, a)] {
+            // A leftover of an earlier connection that this end has not seen close.
+            self.close_seen(node, peer);
+            self.nodes[node].peers.insert(peer);
+            let (id, roles) = (self.nodes[peer].id(), self.nodes[peer].setup.roles);
+            self.input(node, Input::PeerUp { node: id, roles });
+        }
+    }
+
+    pub(crate) fn close_seen(&mut self, node: Index, peer: Index) {
+        if self.nodes[node].peers.remove(&peer) {
+            let id = self.nodes[peer].id();
+            self.input(node, Input::PeerDown { node: id });
+        }
+    }
+
+    /// The connection breaks; each end that lives notices after `notice`.
+    pub(crate) fn disconnect(&mut self, a: Index, b: Index, notice: Span) {
+        if !self.links.connected.remove(&pair(a, b)) {
+            return;
+        }
+        self.links.stalled.remove(&(a, b));
+        self.links.stalled.remove(&(b, a));
+        for (node, peer) in [(a, b), (b, a)] {
+            let life = self.nodes[node].life(node);
+            self.queue.push(self.now + notice, Event::Closed { life, peer });
+        }
+    }
+
+    pub(crate) fn closed(&mut self, life: Life, peer: Index) {
+        if self.is_alive(life) && !self.links.is_connected(life.node, peer) {
+            self.close_seen(life.node, peer);
+        }
+    }
+
+    /// Cuts the way from `a` to `b`.
+    pub(crate) fn cut(&mut self, a: Index, b: Index) {
+        self.links.cut_last += 1;
+        let cut = self.links.cut_last;
+        // A cut that is there already goes on under its own number and timeout.
+        if *self.links.cuts.entry((a, b)).or_insert(cut) == cut {
+            self.queue.push(self.now + CONNECTION_SURVIVES, Event::CutTimeout { a, b, cut });
+        }
+    }
+
+    pub(crate) fn cut_timed_out(&mut self, a: Index, b: Index, cut: u64) {
+        if self.links.cuts.get(&(a, b)) == Some(&cut) {
+            self.disconnect(a, b, Span(0));
+        }
+    }
+
+    /// Mends the way from `a` to `b`.
+    pub(crate) fn mend(&mut self, a: Index, b: Index) {
+        if self.links.cuts.remove(&(a, b)).is_none() {
+            return;
+        }
+        if self.links.is_connected(a, b) {
+            let extra = Span::ms(self.dice(RETRANSMIT_MAX_MS));
+            for frame in self.links.stalled.remove(&(a, b)).unwrap_or_default() {
+                self.deliver(a, frame.to, frame.class, frame.bytes, extra);
+            }
+        } else {
+            self.connect_soon(a, b, false);
+        }
+    }
+
+    pub(crate) fn all_cuts(&self) -> Vec<(Index, Index)> {
+        self.links.cuts.keys().copied().collect()
+    }
+}

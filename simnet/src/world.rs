@@ -1,0 +1,467 @@
+//! The world itself: nodes, the clock, and the loop that hands events to cores and their effects to the models.
+
+use std::collections::BTreeMap;
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use sinew_crdt_state::fact::Outcome;
+use sinew_crdt_state::identity::Identity;
+use sinew_crdt_state::ids::{Hash, JobId, MeshId, NodeId};
+use sinew_scheduler::Setup;
+use sinew_scheduler::core::Core;
+use sinew_scheduler::io::{Effect, Input, Note, Request, RequestId, Response, SubmitError};
+use sinew_scheduler::time::{Now, Span, Time};
+use sinew_scheduler::wire::Message;
+
+use crate::exec::Execution;
+use crate::link::Links;
+use crate::node::{Node, NodeSetup};
+use crate::plan::Plan;
+use crate::queue::{Event, Index, Life, Queue};
+use crate::report::{Counters, Took};
+
+/// Unix time at the start: any date does.
+const EPOCH_MS: u64 = 1_700_000_000_000;
+/// Syncing takes up to this long.
+const FSYNC_MAX_US: u64 = 2_000;
+/// A write that nothing waits for is synced after this at the latest.
+const LAZY_SYNC: Span = Span::ms(100);
+/// Lines kept for the message of a failed assertion.
+const LOG_LEN_MAX: usize = 4_000;
+/// A condition that is not met by then never will be.
+pub(crate) const PATIENCE: Span = Span::ms(120_000);
+
+/// So many seconds of virtual time.
+#[must_use]
+pub const fn seconds(s: u64) -> Span {
+    Span::ms(s * 1_000)
+}
+
+/// So many milliseconds of virtual time.
+#[must_use]
+pub const fn millis(ms: u64) -> Span {
+    Span::ms(ms)
+}
+
+/// A mesh of nodes in virtual time.
+#[derive(Debug)]
+pub struct World {
+    pub(crate) now: Time,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) queue: Queue,
+    pub(crate) links: Links,
+    pub(crate) counters: Counters,
+    pub(crate) executions: Vec<Execution>,
+    /// Whether each execution had all its inputs.
+    pub(crate) gathered: Vec<bool>,
+    by_job: BTreeMap<JobId, Vec<usize>>,
+    pub(crate) notes: Vec<(Time, Index, Note)>,
+    pub(crate) took: Vec<Took>,
+    /// How jobs ended, as first seen, and when.
+    pub(crate) outcomes: BTreeMap<JobId, (Time, Outcome)>,
+    pub(crate) acknowledged: BTreeMap<JobId, Time>,
+    pub(crate) answers: BTreeMap<RequestId, (Time, Response)>,
+    pub(crate) trace: blake3::Hasher,
+    pub(crate) verbose: bool,
+    plans: BTreeMap<String, Plan>,
+    names: BTreeMap<JobId, String>,
+    log: std::collections::VecDeque<String>,
+    rng: ChaCha8Rng,
+    mesh: MeshId,
+    setup: NodeSetup,
+    request_last: u64,
+}
+
+impl World {
+    /// An empty world in which everything follows from `seed`.
+    #[must_use]
+    pub fn seed(seed: u64) -> Self {
+        Self {
+            now: Time(1_000_000),
+            nodes: Vec::new(),
+            queue: Queue::default(),
+            links: Links::default(),
+            counters: Counters::default(),
+            executions: Vec::new(),
+            gathered: Vec::new(),
+            by_job: BTreeMap::new(),
+            notes: Vec::new(),
+            took: Vec::new(),
+            outcomes: BTreeMap::new(),
+            acknowledged: BTreeMap::new(),
+            answers: BTreeMap::new(),
+            trace: blake3::Hasher::new(),
+            verbose: false,
+            plans: BTreeMap::new(),
+            names: BTreeMap::new(),
+            log: std::collections::VecDeque::new(),
+            rng: ChaCha8Rng::seed_from_u64(seed),
+            mesh: MeshId([77; 32]),
+            setup: NodeSetup::default(),
+            request_last: 0,
+        }
+    }
+
+    /// What nodes that are made from here on have.
+    #[must_use]
+    pub const fn with(mut self, setup: NodeSetup) -> Self {
+        self.setup = setup;
+        self
+    }
+
+    /// Logs every message too.
+    #[must_use]
+    pub const fn verbose(mut self) -> Self {
+        self.verbose = true;
+        self
+    }
+
+    /// One-way delays lie between these, microseconds.
+    #[must_use]
+    pub const fn latency_us(mut self, low: u64, high: u64) -> Self {
+        self.links.latency_us = (low, high);
+        self
+    }
+
+    /// Starts these nodes, connected to each other and acquainted.
+    #[must_use]
+    pub fn nodes<'a>(mut self, names: impl IntoIterator<Item = &'a str>) -> Self {
+        let setup = self.setup.clone();
+        for name in names {
+            self.join_as(name, setup.clone());
+        }
+        self.run_for(millis(1_500));
+        self
+    }
+
+    /// A node joins, while everything goes on.
+    pub fn join_as(&mut self, name: &str, setup: NodeSetup) {
+        assert!(self.nodes.iter().all(|n| n.name != name), "{name} is there already");
+        let identity = Identity::from_seed(self.rng.random());
+        self.nodes.push(Node::new(name, identity, setup));
+        let node = self.nodes.len() - 1;
+        self.boot(node);
+        for peer in 0..node {
+            self.connect_soon(node, peer, true);
+        }
+    }
+
+    pub(crate) fn boot(&mut self, node: Index) {
+        let seed = self.rng.random();
+        let now = self.clock();
+        let n = &mut self.nodes[node];
+        n.incarnation += 1;
+        let setup = Setup {
+            identity: n.identity.clone(),
+            mesh: self.mesh,
+            roles: n.setup.roles,
+            incarnation: n.incarnation,
+            seed,
+            config: n.config.clone(),
+        };
+        n.core = Some(Core::new(setup, n.disk.stored(), now));
+        self.input(node, Input::Tick);
+    }
+
+    /// Asks a node to take a job and does not wait.
+    pub fn submit_later(&mut self, name: &str, plan: &Plan) -> RequestId {
+        let node = self.index(name);
+        let job_name = format!("job-{}", self.plans.len());
+        let inputs = plan.inputs(&job_name);
+        for blob in &inputs {
+            self.nodes[node].disk.import(*blob);
+        }
+        let new = plan.new_job(&job_name);
+        self.plans.insert(job_name, plan.clone());
+        if let Some(core) = &mut self.nodes[node].core {
+            core.holds(inputs);
+        }
+        self.request(node, Request::Submit(Box::new(new)))
+    }
+
+    pub(crate) fn request(&mut self, node: Index, request: Request) -> RequestId {
+        self.request_last += 1;
+        let id = RequestId(self.request_last);
+        self.input(node, Input::Request { id, request });
+        id
+    }
+
+    /// Submits a job and waits for the verdict.
+    ///
+    /// # Errors
+    /// What the node answered.
+    pub fn try_submit(&mut self, name: &str, plan: &Plan) -> Result<JobId, SubmitError> {
+        let id = self.submit_later(name, plan);
+        match self.answer(id) {
+            Response::Submitted(verdict) => verdict,
+            Response::Cancelled(_) => unreachable!("a submit is answered as one"),
+        }
+    }
+
+    /// Submits a job that must be taken.
+    ///
+    /// # Panics
+    /// When it is refused.
+    pub fn submit(&mut self, name: &str, plan: &Plan) -> JobId {
+        self.try_submit(name, plan).expect("the job is taken")
+    }
+
+    /// Cancels a job at a node and waits for the verdict.
+    ///
+    /// # Errors
+    /// What the node answered.
+    pub fn cancel(&mut self, name: &str, job: JobId) -> Result<(), sinew_scheduler::io::CancelError> {
+        let node = self.index(name);
+        let id = self.request(node, Request::Cancel { job, reason: "asked to".to_owned() });
+        match self.answer(id) {
+            Response::Cancelled(verdict) => verdict,
+            Response::Submitted(_) => unreachable!("a cancel is answered as one"),
+        }
+    }
+
+    fn answer(&mut self, id: RequestId) -> Response {
+        let deadline = self.now + PATIENCE;
+        while !self.answers.contains_key(&id) {
+            assert!(self.now < deadline && self.step(), "no answer to {id:?}\n{}", self.log_tail());
+        }
+        self.answers[&id].1.clone()
+    }
+
+    /// Handles the next event. `false` when there is none.
+    pub fn step(&mut self) -> bool {
+        let Some((at, event)) = self.queue.pop() else { return false };
+        self.now = at;
+        self.counters.events += 1;
+        self.trace.update(&at.0.to_le_bytes());
+        self.happen(event);
+        true
+    }
+
+    fn happen(&mut self, event: Event) {
+        match event {
+            Event::Frame { from, to, bytes } => self.frame_arrived(from, to, &bytes),
+            Event::Gossip { from, to, topic, payload } => self.gossip_arrived(from, to, topic, payload),
+            Event::Tick(life) => {
+                if self.is_alive(life) && self.nodes[life.node].tick_at == self.now {
+                    self.input(life.node, Input::Tick);
+                }
+            }
+            Event::Disk(life) => {
+                if self.is_alive(life) {
+                    self.disk_synced(life.node);
+                }
+            }
+            Event::Connect { a, b } => self.try_connect(a, b),
+            Event::Closed { life, peer } => self.closed(life, peer),
+            Event::CutTimeout { a, b, cut } => self.cut_timed_out(a, b, cut),
+            Event::TaskEnd { life, .. } | Event::Fetched { life, .. } | Event::Loaded { life, .. } => {
+                self.fetched_due(life, event);
+            }
+        }
+    }
+
+    pub(crate) fn is_alive(&self, life: Life) -> bool {
+        self.nodes[life.node].is_up() && self.nodes[life.node].incarnation == life.incarnation
+    }
+
+    pub(crate) fn input(&mut self, node: Index, input: Input) {
+        self.inputs(node, vec![input]);
+    }
+
+    pub(crate) fn inputs(&mut self, node: Index, inputs: Vec<Input>) {
+        let now = self.clock();
+        let Some(core) = &mut self.nodes[node].core else { return };
+        for input in inputs {
+            core.handle(now, input);
+        }
+        core.flush(now);
+        while let Some(effect) = self.nodes[node].core.as_mut().and_then(Core::poll_effect) {
+            self.effect(node, effect);
+        }
+        let Some(core) = &self.nodes[node].core else { return };
+        // A core that wants to be called at once, for ever, would stop the clock.
+        let at = core.poll_timeout().max(self.now + Span(1));
+        self.nodes[node].tick_at = at;
+        let life = self.nodes[node].life(node);
+        self.queue.push(at, Event::Tick(life));
+    }
+
+    fn effect(&mut self, node: Index, effect: Effect) {
+        match effect {
+            Effect::Send { to, class, messages } => {
+                if let Some(to) = self.nodes.iter().position(|n| n.id() == to) {
+                    self.send(node, to, class, &messages);
+                }
+            }
+            Effect::Publish { topic, payload } => self.publish(node, topic, &payload),
+            Effect::Persist { ticket, records, urgent } => {
+                let wait = if urgent { Span(200 + self.dice(FSYNC_MAX_US - 200)) } else { LAZY_SYNC };
+                let due = self.now + wait;
+                self.nodes[node].disk.write(ticket, records, due);
+                if self.nodes[node].disk.failing {
+                    self.input(node, Input::StorageFailing("no space left on device".to_owned()));
+                }
+                self.schedule_disk(node);
+            }
+            Effect::Start(start) => {
+                let (number, job) = (self.executions.len(), start.key.lease.job);
+                self.by_job.entry(job).or_default().push(number);
+                self.names.entry(job).or_insert_with(|| start.spec.name.clone());
+                self.start_task(node, start);
+            }
+            Effect::Stop(run) => self.stop_task(node, run),
+            Effect::Fetch { id, job, blobs, providers } => self.start_fetch(node, id, job, blobs, providers),
+            Effect::EndJob { job, keep, outcome } => {
+                self.nodes[node].disk.end_job(&job, &keep);
+                self.saw_outcome(job, outcome);
+            }
+            Effect::Load { job, to } => {
+                let facts = self.nodes[node].disk.facts(&job);
+                let life = self.nodes[node].life(node);
+                self.queue.push(self.now + Span::ms(1), Event::Loaded { life, to, facts });
+            }
+            Effect::Answer { id, response } => {
+                if let Response::Submitted(Ok(job)) = &response {
+                    self.acknowledged.insert(*job, self.now);
+                }
+                self.say(node, format!("answers {id:?}: {response:?}"));
+                self.answers.insert(id, (self.now, response));
+            }
+            Effect::Changed(job) => {
+                let live = self.nodes[node].core.as_ref().and_then(|c| c.ledger().live(&job));
+                if let Some(outcome) = live.and_then(|l| l.state.outcome().cloned()) {
+                    self.saw_outcome(job, outcome);
+                }
+            }
+            Effect::Offence { peer, what } => {
+                self.counters.offences += 1;
+                self.say(node, format!("OFFENCE by {}: {what}", self.name_of_node(peer)));
+            }
+            Effect::Note(note) => self.note(node, note),
+        }
+    }
+
+    fn saw_outcome(&mut self, job: JobId, outcome: Outcome) {
+        let at = self.now;
+        self.outcomes.entry(job).or_insert((at, outcome));
+    }
+
+    fn note(&mut self, node: Index, note: Note) {
+        match &note {
+            Note::Took { job, term } => {
+                self.took.push(Took { at: self.now, node, job: *job, term: *term });
+            }
+            Note::Lost { .. } => self.counters.lost_leases += 1,
+            Note::Fenced { .. } => self.counters.fenced += 1,
+            Note::Stale { .. } => self.counters.stale_results += 1,
+            Note::Peer { .. } => {}
+        }
+        self.say(node, format!("{note:?}"));
+        self.notes.push((self.now, node, note));
+    }
+
+    fn disk_synced(&mut self, node: Index) {
+        self.nodes[node].disk_at = None;
+        let done = self.nodes[node].disk.synced(self.now);
+        if !done.is_empty() {
+            self.inputs(node, done.into_iter().map(Input::Persisted).collect());
+        }
+        self.schedule_disk(node);
+    }
+
+    pub(crate) fn schedule_disk(&mut self, node: Index) {
+        let Some(due) = self.nodes[node].disk.due() else { return };
+        let due = due.max(self.now);
+        if self.nodes[node].disk_at.is_none_or(|at| due < at) {
+            self.nodes[node].disk_at = Some(due);
+            let life = self.nodes[node].life(node);
+            self.queue.push(due, Event::Disk(life));
+        }
+    }
+
+    pub(crate) fn clock(&self) -> Now {
+        Now { at: self.now, unix_ms: EPOCH_MS + self.now.0 / 1_000 }
+    }
+
+    pub(crate) fn dice(&mut self, sides: u64) -> u64 {
+        self.rng.random_range(0..sides.max(1))
+    }
+
+    /// A random choice for a scenario, in `0..sides`, from the world's seed.
+    pub fn pick(&mut self, sides: usize) -> usize {
+        self.rng.random_range(0..sides)
+    }
+
+    pub(crate) fn index(&self, name: &str) -> Index {
+        self.nodes.iter().position(|n| n.name == name).unwrap_or_else(|| panic!("no node is called {name}"))
+    }
+
+    pub(crate) fn plan_of(&self, name: &str) -> Plan {
+        self.plans.get(name).cloned().unwrap_or_else(crate::plan::job)
+    }
+
+    pub(crate) fn name_of(&self, job: &JobId) -> String {
+        self.names.get(job).cloned().unwrap_or_default()
+    }
+
+    pub(crate) fn name_of_node(&self, id: NodeId) -> String {
+        self.nodes.iter().find(|n| n.id() == id).map_or_else(|| id.short(), |n| n.name.clone())
+    }
+
+    /// All attempts of a job's tasks, in order of their starts.
+    pub fn executions_of(&self, job: &JobId) -> impl Iterator<Item = &Execution> {
+        self.by_job.get(job).into_iter().flatten().map(|i| &self.executions[*i])
+    }
+
+    /// Attempts of all jobs' tasks.
+    #[must_use]
+    pub const fn executions_of_all(&self) -> usize {
+        self.executions.len()
+    }
+
+    /// Jobs that were acknowledged.
+    #[must_use]
+    pub fn acknowledged(&self) -> usize {
+        self.acknowledged.len()
+    }
+
+    /// What happened so far, in numbers.
+    #[must_use]
+    pub const fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// A hash over everything that happened: equal for equal seeds and scenarios.
+    #[must_use]
+    pub fn trace(&self) -> Hash {
+        Hash(*self.trace.finalize().as_bytes())
+    }
+
+    /// The virtual time.
+    #[must_use]
+    pub const fn now(&self) -> Time {
+        self.now
+    }
+
+    pub(crate) fn say(&mut self, node: Index, what: String) {
+        if self.log.len() == LOG_LEN_MAX {
+            self.log.pop_front();
+        }
+        let name = self.nodes.get(node).map_or("-", |n| &n.name);
+        self.log.push_back(format!("{:>10.4} {name:>6} {what}", self.now.0 as f64 / 1e6));
+    }
+
+    /// The last lines of the log.
+    #[must_use]
+    pub fn log_tail(&self) -> String {
+        self.log.iter().map(String::as_str).collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// A message in a few words, for the log.
+pub(crate) fn brief(message: &Message) -> String {
+    let mut text = format!("{message:?}");
+    let cut = text.char_indices().nth(60).map_or(text.len(), |(i, _)| i);
+    text.truncate(cut);
+    text
+}
