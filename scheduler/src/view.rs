@@ -199,15 +199,18 @@ fn placements(state: &JobState) -> Vec<PlacementView> {
 
 fn outputs(state: &JobState) -> Vec<OutputView> {
     let last = state.accepted.last().into_iter().flat_map(|m| m.iter());
-    last.flat_map(|(run, result)| {
-        result.outputs.iter().map(move |output| OutputView {
-            task: run.start,
-            output: output.clone(),
-            node: result.node,
-            copy: result.copy,
+    // Neighbours that left equal outputs are one run in the map, and one result each all the same.
+    last.filter(|(_, result)| !result.outputs.is_empty())
+        .flat_map(|(run, result)| (run.start..run.end()).map(move |task| (task, result)))
+        .flat_map(|(task, result)| {
+            result.outputs.iter().map(move |output| OutputView {
+                task,
+                output: output.clone(),
+                node: result.node,
+                copy: result.copy,
+            })
         })
-    })
-    .collect()
+        .collect()
 }
 
 fn failures(state: &JobState) -> Vec<(u8, u32, NodeId, Failure)> {

@@ -24,7 +24,11 @@ const RETRY_DELAY_MAX_MS: u64 = 60_000;
 pub(super) fn located(ctx: &Ctx, job: JobId) -> Vec<Located> {
     let Some(live) = ctx.ledger.live(&job) else { return Vec::new() };
     let map = live.state.accepted.first().into_iter().flat_map(|m| m.iter());
-    map.flat_map(|(_, r)| r.outputs.iter().map(|o| Located { blob: o.blob, node: r.node, copy: r.copy })).collect()
+    // Neighbours that left equal outputs are one run in the map, and one result each all the same.
+    map.filter(|(_, r)| !r.outputs.is_empty())
+        .flat_map(|(run, r)| (run.start..run.end()).flat_map(move |_| &r.outputs).map(move |o| (o.blob, r)))
+        .map(|(blob, r)| Located { blob, node: r.node, copy: r.copy })
+        .collect()
 }
 
 impl Brain {
