@@ -22,6 +22,9 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// Between two looks at something that is about to happen.
 const POLL: Duration = Duration::from_millis(20);
 
+/// Any free TCP port.
+const FREE_PORT: &str = "/ip4/127.0.0.1/tcp/0";
+
 /// Why a local mesh could not be had.
 #[derive(Debug, thiserror::Error)]
 pub enum LocalMeshError {
@@ -50,6 +53,12 @@ pub enum LocalMeshError {
         /// What it said.
         log: String,
     },
+    /// A node was not let in.
+    #[error("`sinew join` failed:\n{log}")]
+    NotJoined {
+        /// What it said.
+        log: String,
+    },
     /// The nodes did not find each other.
     #[error("the nodes did not all see each other within {0} s")]
     NotFormed(u64),
@@ -57,6 +66,17 @@ pub enum LocalMeshError {
 
 fn io(doing: &'static str) -> impl FnOnce(std::io::Error) -> LocalMeshError {
     move |source| LocalMeshError::Io { doing, source }
+}
+
+/// Where one daemon runs, for tests that cut networks.
+#[derive(Debug, Clone, Default)]
+pub struct Place {
+    /// A command that goes before `sinew`, such as `ip netns exec NAME`; it must become `sinew` by `exec`.
+    pub prefix: Vec<String>,
+    /// Where the daemon listens; `None` is a free TCP port on loopback.
+    pub listen: Option<String>,
+    /// Further arguments of `sinew up`, for this daemon only.
+    pub args: Vec<String>,
 }
 
 /// How to make a mesh.
@@ -80,9 +100,11 @@ pub struct LocalNode {
     /// Its id.
     pub id: NodeId,
     child: Option<Child>,
+    /// The command line up to `sinew` itself, never empty.
+    command: Vec<PathBuf>,
+    listen: String,
     args: Vec<String>,
     number: usize,
-    exe: PathBuf,
 }
 
 /// Daemons that form a mesh.
@@ -90,6 +112,7 @@ pub struct LocalNode {
 pub struct LocalMesh {
     /// The daemons; the first founded the mesh.
     pub nodes: Vec<LocalNode>,
+    places: Vec<Place>,
     dir: TempDir,
 }
 
@@ -99,8 +122,16 @@ impl LocalMesh {
     /// # Errors
     /// [`LocalMeshError`]; nothing is left behind then.
     pub async fn start(options: &LocalMeshOptions) -> Result<Self, LocalMeshError> {
+        Self::start_at(options, Vec::new()).await
+    }
+
+    /// As [`Self::start`], with a place for each of the first nodes; the others run like this program.
+    ///
+    /// # Errors
+    /// [`LocalMeshError`]; nothing is left behind then.
+    pub async fn start_at(options: &LocalMeshOptions, places: Vec<Place>) -> Result<Self, LocalMeshError> {
         let dir = tempfile::Builder::new().prefix("sinew-").tempdir().map_err(io("make a temporary directory"))?;
-        let mut mesh = Self { nodes: Vec::new(), dir };
+        let mut mesh = Self { nodes: Vec::new(), places, dir };
         for _ in 0..options.nodes {
             mesh.add(options).await?;
         }
@@ -116,17 +147,20 @@ impl LocalMesh {
         let number = self.nodes.len();
         let data_dir = self.dir.path().join(format!("node{number}"));
         let data = DataDir::at(&data_dir);
+        let place = self.places.get(number).cloned().unwrap_or_default();
+        let mut command: Vec<PathBuf> = place.prefix.iter().map(PathBuf::from).collect();
+        command.push(options.exe.clone());
         let id = match self.nodes.first() {
             None => data.init("local")?.node,
             Some(first) => {
                 let ticket = first.client().invite("run,submit,admin".to_owned(), 3_600_000).await?;
-                data.join(&ticket.parse::<Ticket>()?).await?.node
+                join(&command, &data, &ticket).await?
             }
         };
-        let mut args: Vec<String> = ["up", "--listen", "/ip4/127.0.0.1/tcp/0", "--no-mdns", "--cpus"].map(str::to_owned).to_vec();
-        args.push(options.cpus.to_string());
-        args.extend(options.args.iter().cloned());
-        let mut node = LocalNode { data_dir, id, child: None, args, number, exe: options.exe.clone() };
+        let mut args = vec!["--no-mdns".to_owned(), "--cpus".to_owned(), options.cpus.to_string()];
+        args.extend(options.args.iter().cloned().chain(place.args));
+        let listen = place.listen.unwrap_or_else(|| FREE_PORT.to_owned());
+        let mut node = LocalNode { data_dir, id, child: None, command, listen, args, number };
         node.start().await?;
         self.nodes.push(node);
         Ok(())
@@ -180,15 +214,32 @@ impl Drop for LocalMesh {
     }
 }
 
+/// Joins in the node's own place: from elsewhere the ticket's issuer may be out of reach.
+async fn join(command: &[PathBuf], data: &DataDir, ticket: &str) -> Result<NodeId, LocalMeshError> {
+    let [prefix, rest @ ..] = command else { unreachable!("a command is never empty") };
+    if rest.is_empty() {
+        return Ok(data.join(&ticket.parse::<Ticket>()?).await?.node);
+    }
+    let joined = Command::new(prefix).args(rest).args(["join", ticket, "--data-dir"]).arg(data.path()).output();
+    let joined = joined.map_err(io("run `sinew join`"))?;
+    if !joined.status.success() {
+        let log = String::from_utf8_lossy(&joined.stderr).into_owned();
+        return Err(LocalMeshError::NotJoined { log });
+    }
+    Ok(data.identity()?.id())
+}
+
 impl LocalNode {
-    /// Starts the daemon (again) and waits until it answers.
+    /// Starts the daemon (again, then at the address that it had) and waits until it answers.
     ///
     /// # Errors
     /// [`LocalMeshError`].
     pub async fn start(&mut self) -> Result<(), LocalMeshError> {
         let log = File::options().create(true).append(true).open(self.log_path()).map_err(io("open a log file"))?;
         let errors = log.try_clone().map_err(io("open a log file"))?;
-        let child = Command::new(&self.exe)
+        let child = Command::new(&self.command[0])
+            .args(&self.command[1..])
+            .args(["up", "--listen", &self.listen])
             .args(&self.args)
             .arg("--data-dir")
             .arg(&self.data_dir)
@@ -205,8 +256,10 @@ impl LocalNode {
     async fn wait_answering(&mut self) -> Result<(), LocalMeshError> {
         let deadline = Instant::now() + START_TIMEOUT;
         loop {
-            let listening = self.client().status().await.is_ok_and(|s| Some(s.pid) == self.pid() && !s.listen.is_empty());
-            if listening {
+            let status = self.client().status().await.ok().filter(|s| Some(s.pid) == self.pid());
+            if let Some(at) = status.and_then(|s| s.listen.into_iter().next()) {
+                // Others know it by this address from now on.
+                self.listen = at;
                 return Ok(());
             }
             let ended = self.child.as_mut().is_none_or(|c| matches!(c.try_wait(), Ok(Some(_)) | Err(_)));

@@ -63,6 +63,9 @@ pub const SUBMIT_TIMEOUT: Span = Span::ms(15_000);
 
 /// Load digests: as heartbeats (M5), 1 s and 10 % of jitter.
 pub const LOAD_EVERY: Span = Span::ms(1_000);
+/// A node that was silent for so long, which is three load digests, gets no offers and no copies even while its connection
+/// looks open: across a partition that takes the transport half a minute to notice.
+pub const SILENT_AFTER: Span = Span::ms(3_000);
 /// Cards go out with every so many load digests, for nodes that met us only by gossip.
 pub const CARD_EVERY: u32 = 20;
 /// A neighbour is asked for differences this often.

@@ -6,6 +6,7 @@ use sinew_crdt_state::certificate::Roles;
 use sinew_crdt_state::ids::NodeId;
 use sinew_crdt_state::spec::{JobSpec, Strategy};
 
+use crate::config::SILENT_AFTER;
 use crate::time::Time;
 use crate::wire::{Card, LoadDigest};
 
@@ -161,6 +162,12 @@ impl Peers {
         node == self.own || self.map.get(&node).is_some_and(|p| p.connected)
     }
 
+    /// Whether `node` is connected and said something lately.
+    #[must_use]
+    pub fn is_heard(&self, node: NodeId, now: Time) -> bool {
+        node == self.own || self.map.get(&node).is_some_and(|p| p.connected && now - p.heard < SILENT_AFTER)
+    }
+
     /// Connected nodes, this one left out.
     pub(crate) fn connected(&self) -> impl Iterator<Item = NodeId> {
         self.map.iter().filter(|(n, p)| p.connected && **n != self.own).map(|(n, _)| *n)
@@ -186,10 +193,11 @@ impl Peers {
     }
 
     /// Nodes with room for at least one task of `spec`, best first, with their slots.
-    pub(crate) fn candidates(&self, spec: &JobSpec) -> Vec<(NodeId, u32)> {
+    pub(crate) fn candidates(&self, spec: &JobSpec, now: Time) -> Vec<(NodeId, u32)> {
         let mut found: Vec<(NodeId, u32, u64)> = self
             .map
             .iter()
+            .filter(|(node, _)| self.is_heard(**node, now))
             .filter_map(|(node, peer)| {
                 let slots = self.slots_for(*node, spec).filter(|s| *s > 0)?;
                 Some((*node, slots, penalty(peer, spec.strategy, slots)))

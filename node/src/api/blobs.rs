@@ -64,7 +64,10 @@ async fn fetch(shared: &Shared, hash: Hash) -> Result<(), ApiError> {
             .look(move |core| core.peers().iter().filter(|(n, p)| p.connected && **n != own).map(|(n, _)| *n).collect())
             .await?;
         let fetched = shared.store.fetch(hash, &peers, &shared.link, &FetchOptions::default()).await;
-        fetched.map_err(|e| ApiError::failed(ErrorCode::Fetch, e.to_string()))?;
+        let stats = fetched.map_err(|e| ApiError::failed(ErrorCode::Fetch, e.to_string()))?;
+        let faults = stats.per_provider.iter().filter(|p| p.fault.is_some()).count();
+        let (bytes, resumed) = (stats.payload_bytes, stats.resumed_bytes);
+        tracing::info!(%hash, bytes, resumed, providers = stats.per_provider.len(), faults, "fetched a blob");
     }
     Ok(())
 }

@@ -44,6 +44,7 @@ pub(super) async fn fetch_async(
     if blob.size == 0 {
         return Ok(());
     }
+    let others = host.answering(others).await;
     let max_size = range.map_or(blob.size, |(_, len)| len);
     let options = FetchOptions { range, max_size, ..FetchOptions::default() };
     host.store.fetch(blob.hash, &others, &host.link, &options).await.map_err(|e| fetch_failure(&e))?;

@@ -7,14 +7,17 @@ mod data;
 mod job;
 mod run;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use sinew_blobs::BlobStore;
-use sinew_crdt_state::ids::{Hash, JobId};
+use sinew_crdt_state::ids::{Hash, JobId, NodeId};
+use sinew_scheduler::core::Core;
 use sinew_scheduler::io::{Input, RunId, StartTask};
 
+use crate::clock::now;
 use crate::engine::Engine;
 use crate::exec::process::ProcessRunner;
 use crate::exec::slot::WorkRoot;
@@ -39,7 +42,18 @@ pub struct TaskHost {
     /// For what is asynchronous in between.
     pub runtime: tokio::runtime::Handle,
     jobs: Mutex<BTreeMap<JobId, Arc<job::JobCache>>>,
+    silent: Mutex<Silent>,
 }
+
+/// Nodes that say nothing although their connection looks open, and when that was looked up.
+#[derive(Debug, Default)]
+struct Silent {
+    at: Option<Instant>,
+    nodes: Arc<BTreeSet<NodeId>>,
+}
+
+/// The core is asked this often who is silent; a stalled transfer costs ten times as much.
+const SILENT_EVERY: Duration = Duration::from_millis(500);
 
 impl std::fmt::Debug for TaskHost {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -59,7 +73,31 @@ impl TaskHost {
         engine: Engine,
         runtime: tokio::runtime::Handle,
     ) -> Self {
-        Self { store, link, runner, work, logs, engine, runtime, jobs: Mutex::default() }
+        Self { store, link, runner, work, logs, engine, runtime, jobs: Mutex::default(), silent: Mutex::default() }
+    }
+
+    /// Those of `providers` that answer these days; all of them when none seems to.
+    async fn answering(&self, providers: Vec<NodeId>) -> Vec<NodeId> {
+        let silent = self.silent_nodes().await;
+        let answering: Vec<NodeId> = providers.iter().copied().filter(|n| !silent.contains(n)).collect();
+        if answering.is_empty() { providers } else { answering }
+    }
+
+    async fn silent_nodes(&self) -> Arc<BTreeSet<NodeId>> {
+        let lock = || self.silent.lock().unwrap_or_else(PoisonError::into_inner);
+        {
+            let silent = lock();
+            if silent.at.is_some_and(|at| at.elapsed() < SILENT_EVERY) {
+                return Arc::clone(&silent.nodes);
+            }
+        }
+        let look = |core: &Core| {
+            let now = now().at;
+            core.peers().iter().map(|(n, _)| *n).filter(|n| !core.peers().is_heard(*n, now)).collect()
+        };
+        let nodes = Arc::new(self.engine.look(look).await.unwrap_or_default());
+        *lock() = Silent { at: Some(Instant::now()), nodes: Arc::clone(&nodes) };
+        nodes
     }
 
     fn job(&self, id: JobId) -> Arc<job::JobCache> {

@@ -37,7 +37,7 @@ impl Brain {
         if wanted == 0 || ctx.now.at < self.place_at || self.seats.len() >= SEATS_MAX {
             return;
         }
-        let candidates = ctx.peers.candidates(&self.spec);
+        let candidates = ctx.peers.candidates(&self.spec, ctx.now.at);
         if candidates.is_empty() {
             self.wait_for_room(ctx);
             return;
@@ -119,7 +119,7 @@ impl Brain {
             self.wait_for_room(ctx);
             return;
         }
-        let order: Vec<NodeId> = ctx.peers.candidates(&self.spec).into_iter().map(|(n, _)| n).collect();
+        let order: Vec<NodeId> = ctx.peers.candidates(&self.spec, ctx.now.at).into_iter().map(|(n, _)| n).collect();
         let rank = |node: &NodeId| order.iter().position(|n| n == node).unwrap_or(usize::MAX);
         // Input bytes already there weigh most, then our ranking, then the bidder's own estimate.
         bids.sort_by_key(|(node, (_, score, held))| (std::cmp::Reverse(*held), rank(node), std::cmp::Reverse(*score)));

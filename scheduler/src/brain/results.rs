@@ -159,7 +159,7 @@ impl Brain {
             .iter()
             .copied()
             .chain(self.seats.values().map(|s| s.node))
-            .filter(|n| *n != from && ctx.peers.is_connected(*n))
+            .filter(|n| *n != from && ctx.peers.is_heard(*n, ctx.now.at))
             .collect();
         self.rotate = self.rotate.wrapping_add(1);
         nodes.into_iter().nth(self.rotate % self.copy_choices(ctx, from).max(1))
@@ -167,7 +167,7 @@ impl Brain {
 
     fn copy_choices(&self, ctx: &Ctx, from: NodeId) -> usize {
         let all = self.spec.brain_set.iter().copied().chain(self.seats.values().map(|s| s.node));
-        all.filter(|n| *n != from && ctx.peers.is_connected(*n)).collect::<BTreeSet<_>>().len()
+        all.filter(|n| *n != from && ctx.peers.is_heard(*n, ctx.now.at)).collect::<BTreeSet<_>>().len()
     }
 
     fn start_copy(&mut self, ctx: &mut Ctx, accepted: Accepted, target: NodeId) {
@@ -201,10 +201,10 @@ impl Brain {
         }
     }
 
-    /// Gives copies whose target went away, or takes too long, to somebody else.
+    /// Gives copies whose target went away or silent, or takes too long, to somebody else.
     pub(super) fn drop_slow_copies(&mut self, ctx: &mut Ctx) {
         let now = ctx.now.at;
-        let stuck = |c: &Copying| now - c.since >= COPY_TIMEOUT || !ctx.peers.is_connected(c.target);
+        let stuck = |c: &Copying| now - c.since >= COPY_TIMEOUT || !ctx.peers.is_heard(c.target, now);
         let tasks: Vec<u32> = self.copying.iter().filter(|(_, c)| stuck(c)).map(|(t, _)| *t).collect();
         for task in tasks {
             if let Some(copying) = self.copying.remove(&task) {

@@ -1,0 +1,88 @@
+//! No process survives its job or its daemon; and how long a lost task waits for its next award.
+
+use std::path::Path;
+use std::time::Duration;
+
+use sinew_crdt_state::manifest::{JobDraft, program_from_text};
+use sinew_node::api::Request;
+use sinew_node::local_mesh::Place;
+
+use crate::support::{REAWARD_MAX_MS, World, events, until};
+
+/// A task that says who it is and stays: its shell, and a child in a session of its own.
+fn sleeper(world: &World) -> JobDraft {
+    let pids = world.scratch.path().join("pids");
+    let script = "setsid sleep 987 & echo $PPID $$ $! >> \"$PIDS\"; wait";
+    let mut draft = JobDraft::batch(program_from_text(&format!("sh -c '{script}'")).expect("program"));
+    draft.env.insert("PIDS".to_owned(), pids.to_string_lossy().into_owned());
+    draft.labels.insert("role".to_owned(), "worker".to_owned());
+    draft
+}
+
+/// Daemon, shell and sleep of each attempt so far.
+fn attempts(world: &World) -> Vec<[u32; 3]> {
+    let text = std::fs::read_to_string(world.scratch.path().join("pids")).unwrap_or_default();
+    let line = |l: &str| {
+        let pids: Vec<u32> = l.split(' ').map(|p| p.parse().expect("pid")).collect();
+        pids.try_into().expect("three")
+    };
+    text.split_inclusive('\n').filter_map(|l| l.strip_suffix('\n')).map(line).collect()
+}
+
+/// Whether the process exists and is not just waiting to be reaped.
+fn alive(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    Path::new(&format!("/proc/{pid}")).exists() && !stat.contains(") Z ")
+}
+
+/// A brain that runs nothing itself, and two workers.
+async fn world() -> World {
+    let worker = || Place { args: ["--label", "role=worker"].map(str::to_owned).to_vec(), ..Place::default() };
+    World::at(3, vec![Place::default(), worker(), worker()]).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_daemon_leaves_no_process_and_its_task_is_awarded_anew() {
+    let mut world = world().await;
+    let client = world.mesh.nodes[0].client();
+    let job = client.submit(sleeper(&world), |_, _, _| {}).await.expect("submit").to_string();
+    let [daemon, shell, sleep] = until("the task runs", async || attempts(&world).first().copied()).await;
+    assert!(alive(shell) && alive(sleep));
+    let node = (1..3).find(|n| world.pid(*n) == daemon).expect("a worker runs it");
+    let killed = world.kill(node);
+    let began = std::time::Instant::now();
+    until("its processes are gone", async || (!alive(shell) && !alive(sleep)).then_some(())).await;
+    let gone = began.elapsed();
+    let (revoked, awarded) = world
+        .sees(0, &job, "the task is awarded anew", |_, timeline| {
+            let revoked = events(timeline, "revoke").find(|e| e.detail.contains("lost"))?.at_ms;
+            let awarded = events(timeline, "award").find(|e| e.at_ms >= revoked)?;
+            assert!(awarded.detail.contains("term 1 epoch 2"), "{awarded:?}");
+            Some((revoked, awarded.at_ms))
+        })
+        .await;
+    let second = until("it runs again", async || attempts(&world).get(1).copied()).await;
+    assert_eq!(second[0], world.pid(3 - node), "on the other worker");
+    eprintln!(
+        "daemon killed: its task's processes gone after {} ms; award revoked after {} ms, re-awarded after {} ms",
+        gone.as_millis(),
+        revoked - killed,
+        awarded - killed
+    );
+    assert!(gone < Duration::from_secs(5) && awarded - killed < REAWARD_MAX_MS);
+    // The job's end ends them too.
+    client.act(&Request::Cancel { job: job.clone(), reason: "enough".to_owned() }).await.expect("cancel");
+    until("its processes are gone", async || (!alive(second[1]) && !alive(second[2])).then_some(())).await;
+    let (view, _) = world.sealed(0, &job).await;
+    assert_eq!(view.outcome, Some(sinew_crdt_state::fact::Outcome::Cancelled));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_daemon_that_ends_in_good_order_leaves_no_process() {
+    let mut world = world().await;
+    let client = world.mesh.nodes[0].client();
+    client.submit(sleeper(&world), |_, _, _| {}).await.expect("submit");
+    let [daemon, shell, sleep] = until("the task runs", async || attempts(&world).first().copied()).await;
+    world.mesh.stop();
+    assert!(!alive(daemon) && !alive(shell) && !alive(sleep), "nothing of the task outlives its daemon");
+}
