@@ -49,6 +49,9 @@ impl BlobStore {
     /// # Errors
     /// As [`Self::ensure_durable`]; any one failing fails the call.
     pub async fn ensure_all_durable(&self, hashes: &[Hash]) -> Result<(), StoreError> {
+        if hashes.is_empty() {
+            return Ok(());
+        }
         let group = &self.0.durable;
         loop {
             let (done, mut outcome) = oneshot::channel();
