@@ -250,7 +250,7 @@ impl Ledger {
         let mut digest = live.sum;
         if let Some((_, seal, ..)) = &live.state.seal {
             let seal = *seal;
-            digest = seal_digest(seal);
+            digest = sealed_digest(entry);
             let spec = &live.state.spec;
             let sealed = SealedEntry { submitter: spec.submitter, serial: spec.serial, seal, sealed_ms: now_ms };
             self.sealed.insert(entry, sealed);
@@ -260,7 +260,7 @@ impl Ledger {
 
     /// Restores a sealed entry from disk.
     pub fn restore_sealed(&mut self, entry: JobId, sealed: SealedEntry) {
-        self.index.set(entry, Some(seal_digest(sealed.seal)));
+        self.index.set(entry, Some(sealed_digest(entry)));
         self.sealed.insert(entry, sealed);
     }
 
@@ -351,7 +351,8 @@ fn short_digest(id: FactId) -> Digest {
     u128::from_le_bytes(low)
 }
 
-/// A sealed entry is known by its seal alone: what else a replica has of it no longer matters.
-fn seal_digest(seal: FactId) -> Digest {
-    short_digest(FactId(*blake3::Hasher::new_derive_key("sinew sealed entry 1").update(&seal.0).finalize().as_bytes()))
+/// A sealed entry is known by being sealed: what else a replica has of it no longer matters, not even which seal. Two brains
+/// may both have sealed it in good faith, and replicas that hold one seal each must not look different for ever.
+fn sealed_digest(entry: JobId) -> Digest {
+    short_digest(FactId(*blake3::Hasher::new_derive_key("sinew sealed entry 1").update(&entry.0).finalize().as_bytes()))
 }

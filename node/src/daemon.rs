@@ -5,11 +5,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use bytes::Bytes;
-use sinew_blobs::{BlobStore, GcOptions, OpenError, StoreOptions};
+use sinew_blobs::{BlobStore, GcOptions, OpenError, ServeError, StoreOptions};
 use sinew_crdt_state::certificate::{Credential, Roles, Ticket, TicketBody};
 use sinew_crdt_state::identity::Identity;
 use sinew_crdt_state::ids::{JobId, NodeId};
-use sinew_mesh::{DropReason, JoinRefusal, JoinReply, Mesh, MeshConfig, MeshEvent, MeshEvents, Multiaddr, StartError, Topic, Verdict};
+use sinew_mesh::{DropReason, GossipId, JoinRefusal, JoinReply, Mesh, MeshConfig, MeshEvent, MeshEvents, Multiaddr, StartError, Topic, Verdict};
 use sinew_scheduler::Setup;
 use sinew_scheduler::config::CoreConfig;
 use sinew_scheduler::io::{Input, RequestId, Response};
@@ -394,26 +394,32 @@ impl Daemon {
                 engine.input(Input::PeerDown { node });
             }
             MeshEvent::Frame { from, bytes, .. } => self.on_frame(from, &bytes),
-            MeshEvent::Gossip { id, from, topic, bytes, .. } => {
+            MeshEvent::Gossip { id, from, relayed_by, topic, bytes } => {
                 let Some((_, payload)) = bytes.split_first_chunk::<8>() else {
-                    return self.shared.link.mesh().report_gossip(id, Verdict::Reject);
+                    return self.refuse_gossip(id, relayed_by);
                 };
                 let (topic, fine) = check_gossip(topic, payload);
-                self.shared.link.mesh().report_gossip(id, if fine { Verdict::Accept } else { Verdict::Reject });
                 if fine {
+                    self.shared.link.mesh().report_gossip(id, Verdict::Accept);
                     if topic == wire::Topic::Advert {
                         self.shared.adverts.note(payload);
                     }
                     engine.input(Input::Gossip { from, topic, payload: payload.to_vec() });
+                } else {
+                    self.refuse_gossip(id, relayed_by);
                 }
             }
             MeshEvent::BlobStream { from, stream } => {
                 let (store, permits) = (self.shared.store.clone(), Arc::clone(permits));
+                let mesh = self.shared.link.mesh().clone();
                 tokio::spawn(async move {
                     let Ok(_permit) = permits.acquire_owned().await else { return };
                     let (reader, writer) = tokio::io::split(stream);
                     if let Err(error) = store.serve(reader, writer).await {
                         tracing::debug!(node = %from.short(), %error, "a blob request failed");
+                        if matches!(error, ServeError::Garbage(_) | ServeError::TooLong { .. } | ServeError::Refused(_)) {
+                            mesh.drop_peer(from, DropReason::Misbehaved);
+                        }
                     }
                 });
             }
@@ -436,10 +442,17 @@ impl Daemon {
             }
             Ok(Frame::Log(message)) => self.shared.logs.on_message(from, message),
             Err(error) => {
-                tracing::warn!(node = %from.short(), %error, "dropping a peer");
+                // The mesh warns, once for each peer; a flood of these must not fill the log.
+                tracing::debug!(node = %from.short(), %error, "a bad frame");
                 self.shared.link.mesh().drop_peer(from, DropReason::Misbehaved);
             }
         }
+    }
+
+    /// Whoever passes on what does not decode has not looked at it, or made it.
+    fn refuse_gossip(&self, id: GossipId, relayed_by: NodeId) {
+        self.shared.link.mesh().report_gossip(id, Verdict::Reject);
+        self.shared.link.mesh().drop_peer(relayed_by, DropReason::Misbehaved);
     }
 
     /// A newcomer shows a ticket. The mesh has checked its signature, expiry and mesh; here it is checked that this node

@@ -18,6 +18,9 @@ const TAIL_MAX: usize = 64 * 1024;
 const ATTEMPTS_MAX: usize = 256;
 /// Pieces queued for one local watcher; one that reads slower loses some, and gets the whole from the blob.
 const WATCHER_QUEUE: usize = 1_024;
+/// Jobs that other nodes watch here, and nodes that watch one: far above use, a bound against a member that subscribes to
+/// everything.
+const REMOTE_MAX: usize = 4_096;
 
 type Stream = (JobId, u8, u32, u64, bool);
 
@@ -33,6 +36,8 @@ struct Inner {
     order: VecDeque<Stream>,
     local: BTreeMap<JobId, Vec<mpsc::Sender<LogData>>>,
     remote: BTreeMap<JobId, BTreeSet<NodeId>>,
+    /// Who was asked for a watched job's output: nobody else's word is taken for it.
+    asked: BTreeMap<JobId, BTreeSet<NodeId>>,
 }
 
 /// All live output of this node.
@@ -62,6 +67,7 @@ impl LogHub {
     pub fn watch(&self, job: JobId, nodes: &[NodeId]) -> mpsc::Receiver<LogData> {
         let (tx, rx) = mpsc::channel(WATCHER_QUEUE);
         let mut inner = self.lock();
+        inner.tidy();
         for data in tails_of(&inner, job) {
             let _ = tx.try_send(data);
         }
@@ -73,6 +79,7 @@ impl LogHub {
 
     /// Asks further nodes for a job's output.
     pub fn ask(&self, job: JobId, nodes: &[NodeId]) {
+        self.lock().asked.entry(job).or_default().extend(nodes);
         if let Some(link) = &*self.link.lock().unwrap_or_else(PoisonError::into_inner) {
             for node in nodes {
                 link.send_bulk(*node, encode_log(&LogMessage::Subscribe(job)));
@@ -85,7 +92,9 @@ impl LogHub {
         match message {
             LogMessage::Subscribe(job) => {
                 let mut inner = self.lock();
-                inner.remote.entry(job).or_default().insert(from);
+                if !inner.subscribe(job, from) {
+                    return;
+                }
                 let tails = tails_of(&inner, job);
                 drop(inner);
                 for data in tails {
@@ -96,9 +105,17 @@ impl LogHub {
                 let mut inner = self.lock();
                 if let Some(nodes) = inner.remote.get_mut(&job) {
                     nodes.remove(&from);
+                    if nodes.is_empty() {
+                        inner.remote.remove(&job);
+                    }
                 }
             }
-            LogMessage::Data(data) => self.lock().tell(&data),
+            LogMessage::Data(data) => {
+                let mut inner = self.lock();
+                if inner.asked.get(&data.job).is_some_and(|nodes| nodes.contains(&from)) {
+                    inner.tell(&data);
+                }
+            }
         }
     }
 
@@ -106,12 +123,7 @@ impl LogHub {
     pub fn forget(&self, job: JobId) {
         let mut inner = self.lock();
         inner.remote.remove(&job);
-        if let Some(watchers) = inner.local.get_mut(&job) {
-            watchers.retain(|w| !w.is_closed());
-            if watchers.is_empty() {
-                inner.local.remove(&job);
-            }
-        }
+        inner.tidy();
     }
 
     fn send(&self, to: NodeId, data: LogData) {
@@ -138,6 +150,25 @@ impl LogHub {
 }
 
 impl Inner {
+    /// Lets go of what is kept for watchers that have left.
+    fn tidy(&mut self) {
+        self.local.retain(|_, watchers| {
+            watchers.retain(|w| !w.is_closed());
+            !watchers.is_empty()
+        });
+        let local = &self.local;
+        self.asked.retain(|job, _| local.contains_key(job));
+    }
+
+    /// Whether `from` may watch the job from now on.
+    fn subscribe(&mut self, job: JobId, from: NodeId) -> bool {
+        if !self.remote.contains_key(&job) && self.remote.len() >= REMOTE_MAX {
+            return false;
+        }
+        let nodes = self.remote.entry(job).or_default();
+        nodes.contains(&from) || (nodes.len() < REMOTE_MAX && nodes.insert(from))
+    }
+
     fn append(&mut self, stream: Stream, bytes: &[u8]) -> u64 {
         if !self.tails.contains_key(&stream) {
             self.order.push_back(stream);

@@ -37,6 +37,10 @@ const RETRY: Duration = Duration::from_millis(500);
 /// Most records under one fsync: bounds its latency.
 const GROUP_MAX: usize = 20_000;
 
+/// Room that a commit needs beside its records, for copies of pages and a file that grows. With less the disk counts as
+/// full while everything on it can still be read: an error in the midst of a write would close the file to readers too.
+const ROOM_MIN: u64 = 1 << 20;
+
 /// Why the ledger's file could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
@@ -173,7 +177,9 @@ impl Writer {
                             return;
                         }
                         open = self.wait_and_take(&mut group);
-                        self.reopen();
+                        if matches!(error, CommitError::Write(_)) {
+                            self.reopen();
+                        }
                     }
                 }
             }
@@ -226,12 +232,38 @@ impl Writer {
         }
     }
 
-    fn commit(&self, group: &[Batch]) -> Result<(), Box<redb::Error>> {
+    fn commit(&self, group: &[Batch]) -> Result<(), CommitError> {
         if group.iter().all(|b| b.records.is_empty()) {
             return Ok(());
         }
+        let room = rustix::fs::statvfs(&self.path).map_or(u64::MAX, |fs| fs.f_bavail.saturating_mul(fs.f_frsize));
+        let needed: u64 = group.iter().flat_map(|b| &b.records).map(record_len).sum();
+        if room < ROOM_MIN.saturating_add(needed.saturating_mul(2)) {
+            return Err(CommitError::Full { room });
+        }
         let db = Arc::clone(&self.db.read().unwrap_or_else(PoisonError::into_inner));
-        commit(&db, group.iter().flat_map(|b| &b.records)).map_err(Box::new)
+        commit(&db, group.iter().flat_map(|b| &b.records)).map_err(|e| CommitError::Write(Box::new(e)))
+    }
+}
+
+/// Why a group of records is not on disk.
+#[derive(Debug, thiserror::Error)]
+enum CommitError {
+    /// Nothing was tried.
+    #[error("no space left on the disk: {room} bytes are free")]
+    Full {
+        /// Bytes free.
+        room: u64,
+    },
+    /// redb failed, and refuses everything from here on.
+    #[error(transparent)]
+    Write(Box<redb::Error>),
+}
+
+fn record_len(record: &Record) -> u64 {
+    match record {
+        Record::Fact { envelope, .. } => envelope.payload.len() as u64,
+        Record::Sealed { .. } | Record::Forget { .. } | Record::Retract { .. } => 0,
     }
 }
 

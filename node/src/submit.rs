@@ -32,8 +32,16 @@ pub enum PrepareError {
     #[error(transparent)]
     Split(#[from] SplitError),
     /// An input cannot be stored.
-    #[error(transparent)]
-    Add(#[from] AddError),
+    #[error("cannot take in {path}: {source}")]
+    Input {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        source: AddError,
+    },
+    /// The table of a round's chunks cannot be stored.
+    #[error("cannot store the table of chunks: {0}")]
+    Chunks(#[source] AddError),
     /// The store refused.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -128,7 +136,7 @@ impl Taking<'_> {
         for file in &inputs {
             blobs.push(self.file(file).await?);
         }
-        let table = self.store.add_bytes(cbor::to_vec(&chunks)).await?;
+        let table = self.store.add_bytes(cbor::to_vec(&chunks)).await.map_err(PrepareError::Chunks)?;
         self.hashes.push(table.hash);
         let chunk_table = BlobRef { hash: table.hash, size: table.size };
         self.guards.push(table.tag);
@@ -180,7 +188,8 @@ impl Taking<'_> {
     }
 
     async fn file(&mut self, file: &LocalFile) -> Result<BlobRef, PrepareError> {
-        let added = self.store.add_file(&file.path, ImportMode::Copy, None).await?;
+        let added = self.store.add_file(&file.path, ImportMode::Copy, None).await;
+        let added = added.map_err(|source| PrepareError::Input { path: file.path.clone(), source })?;
         if added.size != file.size {
             return Err(PrepareError::Changed(file.path.clone()));
         }

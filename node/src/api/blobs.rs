@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use sinew_blobs::{BlobState, FetchOptions, Format, ImportMode};
+use sinew_blobs::{AddError, BlobState, FetchError, FetchOptions, Format, ImportMode, ProviderFault};
 use sinew_crdt_state::error_code::ErrorCode;
 use sinew_crdt_state::ids::{Hash, NodeId};
 
@@ -18,17 +18,42 @@ fn storage(e: impl std::fmt::Display) -> ApiError {
     ApiError::failed(ErrorCode::Storage, e.to_string())
 }
 
+/// The user's fault where the path is no good, the disk's otherwise.
+pub(super) fn not_added(error: &AddError, message: String) -> ApiError {
+    match error {
+        AddError::Unreadable { .. } | AddError::WrongKind { .. } | AddError::Name { .. } | AddError::TooMany { .. } => {
+            ApiError::invalid(message)
+        }
+        _ => ApiError::failed(ErrorCode::Storage, message),
+    }
+}
+
+/// A blob that nobody has is not found; others may come with another try.
+fn not_fetched(error: &FetchError) -> ApiError {
+    let nobody = match error {
+        FetchError::NoProviders { .. } => true,
+        FetchError::AllFailed { faults, .. } => faults.iter().all(|(_, f)| matches!(f, ProviderFault::Missing)),
+        _ => false,
+    };
+    let code = match error {
+        FetchError::NoSpace { .. } | FetchError::Local { .. } => ErrorCode::Storage,
+        _ => ErrorCode::Fetch,
+    };
+    let failed = ApiError::failed(code, error.to_string());
+    if nobody { ApiError { exit: 2, ..failed } } else { failed }
+}
+
 /// Takes in a file, or a directory as a collection, and pins it under its own name.
 pub(super) async fn add(shared: &Shared, path: &Path, replies: &mut Replies) -> Result<(), ApiError> {
     let meta = tokio::fs::metadata(path).await;
     let meta = meta.map_err(|e| ApiError::invalid(format!("cannot read {}: {e}", path.display())))?;
     let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let refused = |e: AddError| not_added(&e, format!("cannot take in {}: {e}", path.display()));
     let (hash, size, format, _guard) = if meta.is_dir() {
-        let added = shared.store.add_dir(path, ImportMode::Copy).await.map_err(|e| ApiError::invalid(e.to_string()))?;
+        let added = shared.store.add_dir(path, ImportMode::Copy).await.map_err(refused)?;
         (added.collection.hash, added.collection.size().unwrap_or(0), Format::HashSeq, added.tag)
     } else {
-        let added = shared.store.add_file(path, ImportMode::Copy, None).await;
-        let added = added.map_err(|e| ApiError::invalid(e.to_string()))?;
+        let added = shared.store.add_file(path, ImportMode::Copy, None).await.map_err(refused)?;
         (added.hash, added.size, Format::Raw, added.tag)
     };
     let tag = format!("{USER_TAG}{name}-{}", hash.short());
@@ -64,7 +89,7 @@ async fn fetch(shared: &Shared, hash: Hash) -> Result<(), ApiError> {
             .look(move |core| core.peers().iter().filter(|(n, p)| p.connected && **n != own).map(|(n, _)| *n).collect())
             .await?;
         let fetched = shared.store.fetch(hash, &peers, &shared.link, &FetchOptions::default()).await;
-        let stats = fetched.map_err(|e| ApiError::failed(ErrorCode::Fetch, e.to_string()))?;
+        let stats = fetched.map_err(|e| not_fetched(&e))?;
         let faults = stats.per_provider.iter().filter(|p| p.fault.is_some()).count();
         let (bytes, resumed) = (stats.payload_bytes, stats.resumed_bytes);
         tracing::info!(%hash, bytes, resumed, providers = stats.per_provider.len(), faults, "fetched a blob");

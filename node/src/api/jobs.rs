@@ -26,7 +26,8 @@ const WATCH_IDLE: Duration = Duration::from_millis(1_000);
 impl From<PrepareError> for ApiError {
     fn from(error: PrepareError) -> Self {
         match &error {
-            PrepareError::Add(_) | PrepareError::Store(_) => Self::failed(ErrorCode::Storage, error.to_string()),
+            PrepareError::Input { source, .. } => super::blobs::not_added(source, error.to_string()),
+            PrepareError::Chunks(_) | PrepareError::Store(_) => Self::failed(ErrorCode::Storage, error.to_string()),
             PrepareError::Interrupted => Self::failed(ErrorCode::Lost, error.to_string()),
             _ => Self::invalid(error.to_string()),
         }
