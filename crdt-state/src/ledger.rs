@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::certificate::Roles;
 use crate::envelope::{Envelope, EnvelopeError, Opened, VerifiedRoots};
-use crate::fact::{Fact, Statement};
+use crate::fact::{Fact, Outcome, Statement};
 use crate::ids::{FactId, JobId, MeshId, NodeId};
 use crate::reconcile::{Digest, Index};
 use crate::rules::{self, RuleError};
@@ -43,6 +43,9 @@ pub enum Refusal {
     /// The job was sealed and forgotten.
     #[error("the job was sealed and compacted")]
     Compacted,
+    /// It seals a completed job of which accepted results are missing here; ask for the entry.
+    #[error("the job is sealed, but not all of its accepted results are known yet")]
+    Incomplete,
     /// The entry is full.
     #[error("the job's entry has {FACTS_MAX} facts already")]
     EntryFull,
@@ -53,8 +56,10 @@ impl Refusal {
     #[must_use]
     pub const fn is_offence(&self) -> bool {
         match self {
+            // Whoever passes a fact on may have seen another certificate of its author than we did.
+            Self::Rule(RuleError::Role { .. }) => false,
             Self::Envelope(_) | Self::Spec(_) | Self::Misplaced | Self::Rule(_) | Self::EntryFull => true,
-            Self::UnknownAuthor(_) | Self::UnknownJob | Self::Compacted => false,
+            Self::UnknownAuthor(_) | Self::UnknownJob | Self::Compacted | Self::Incomplete => false,
         }
     }
 }
@@ -159,7 +164,16 @@ impl Ledger {
             return Ok(known);
         }
         let opened = envelope.open(self.mesh, &mut self.roots)?;
+        self.check_complete(envelope.entry, &opened.statement.fact)?;
         self.merge(envelope, &opened, roles, now_ms)
+    }
+
+    /// After a seal nothing more is taken in, so a completed job's waits until all that it seals is here: otherwise this
+    /// node would never learn where the missing outputs are.
+    fn check_complete(&self, entry: JobId, fact: &Fact) -> Result<(), Refusal> {
+        let completed = matches!(fact, Fact::Seal { outcome: Outcome::Completed, .. });
+        let missing = || self.live.get(&entry).is_some_and(|live| live.state.phase().is_some());
+        if completed && missing() { Err(Refusal::Incomplete) } else { Ok(()) }
     }
 
     /// Merges an envelope from this node's own disk or hand: no signature check.

@@ -5,14 +5,20 @@
 //! | 0 | `Vec<Message>`: the scheduler's messages |
 //! | 1 | [`LogMessage`]: live output of tasks |
 
+use std::fmt;
+
 use bytes::{BufMut, Bytes, BytesMut};
-use serde::{Deserialize, Serialize};
+use serde::de::{Error as _, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use sinew_crdt_state::cbor::{self, DecodeError};
 use sinew_crdt_state::ids::JobId;
 use sinew_scheduler::wire::Message;
 
 /// Most messages in one frame: more are cut by the sender.
 pub const MESSAGES_MAX: usize = 4_096;
+
+/// Bytes of a frame before it is cut: small enough that others get a turn on the stream, far below the mesh's limit.
+pub const FRAME_LEN: usize = 4 << 20;
 
 /// About what tasks print, between the node that runs them and one that watches.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,17 +69,47 @@ pub enum FrameError {
     /// A tag that does not exist.
     #[error("a frame with the unknown tag {0}")]
     Tag(u8),
-    /// Too many messages.
-    #[error("a frame with {0} messages, more than {MESSAGES_MAX}")]
-    Messages(usize),
     /// The body is not what the tag says.
     #[error("a frame that does not decode: {0}")]
     Decode(#[from] DecodeError),
 }
 
-/// The core's messages as frames of at most [`MESSAGES_MAX`] messages.
-pub fn encode_messages(messages: &[Message]) -> impl Iterator<Item = Bytes> {
-    messages.chunks(MESSAGES_MAX).map(|part| encode(0, part))
+/// The core's messages as frames, cut by number and by size; only a message that is larger by itself exceeds
+/// [`FRAME_LEN`].
+#[must_use]
+pub fn encode_messages(messages: &[Message]) -> Vec<Bytes> {
+    let mut frames = Vec::new();
+    let (mut body, mut count) = (Vec::new(), 0);
+    for message in messages {
+        let before = body.len();
+        ciborium::into_writer(message, &mut body).expect("writing CBOR to memory cannot fail");
+        if count == MESSAGES_MAX || (count > 0 && body.len() > FRAME_LEN) {
+            let last = body.split_off(before);
+            frames.push(frame_of(count, &std::mem::replace(&mut body, last)));
+            count = 0;
+        }
+        count += 1;
+    }
+    if count > 0 {
+        frames.push(frame_of(count, &body));
+    }
+    frames
+}
+
+/// A frame of `count` encoded messages: they follow the head of a CBOR array (RFC 8949, major type 4).
+fn frame_of(count: usize, body: &[u8]) -> Bytes {
+    let mut frame = BytesMut::with_capacity(body.len() + 4);
+    frame.put_u8(0);
+    match u8::try_from(count) {
+        Ok(few @ 0..24) => frame.put_u8(0x80 | few),
+        Ok(some) => frame.put_slice(&[0x98, some]),
+        Err(_) => {
+            frame.put_u8(0x99);
+            frame.put_u16(u16::try_from(count).expect("at most MESSAGES_MAX"));
+        }
+    }
+    frame.put_slice(body);
+    frame.freeze()
 }
 
 /// A log message as a frame.
@@ -96,12 +132,39 @@ fn encode<T: Serialize + ?Sized>(tag: u8, body: &T) -> Bytes {
 pub fn decode(frame: &[u8]) -> Result<Frame, FrameError> {
     let (tag, body) = frame.split_first().ok_or(FrameError::Empty)?;
     match tag {
-        0 => {
-            let messages: Vec<Message> = cbor::from_slice(body)?;
-            if messages.len() > MESSAGES_MAX { Err(FrameError::Messages(messages.len())) } else { Ok(Frame::Core(messages)) }
-        }
+        0 => Ok(Frame::Core(cbor::from_slice::<Messages>(body)?.0)),
         1 => Ok(Frame::Log(cbor::from_slice(body)?)),
         other => Err(FrameError::Tag(*other)),
+    }
+}
+
+/// At most [`MESSAGES_MAX`] messages. Counted while they are read: a message takes few bytes in a frame and many in memory.
+struct Messages(Vec<Message>);
+
+impl<'de> Deserialize<'de> for Messages {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(MessagesVisitor)
+    }
+}
+
+struct MessagesVisitor;
+
+impl<'de> Visitor<'de> for MessagesVisitor {
+    type Value = Messages;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "at most {MESSAGES_MAX} messages")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Messages, A::Error> {
+        let mut messages = Vec::new();
+        while let Some(message) = seq.next_element()? {
+            if messages.len() == MESSAGES_MAX {
+                return Err(A::Error::invalid_length(MESSAGES_MAX + 1, &self));
+            }
+            messages.push(message);
+        }
+        Ok(Messages(messages))
     }
 }
 
@@ -114,12 +177,36 @@ mod tests {
     #[test]
     fn frames_read_back() {
         let messages = vec![Message::SetBeatAck { seq: 7 }, Message::Swim(vec![1, 2, 3])];
-        let frame = encode_messages(&messages).next().expect("one frame");
-        assert_eq!(decode(&frame), Ok(Frame::Core(messages)));
+        let frames = encode_messages(&messages);
+        assert_eq!(frames.iter().map(|f| decode(f)).collect::<Vec<_>>(), [Ok(Frame::Core(messages))]);
         let log = LogMessage::Subscribe(JobId([1; 32]));
         assert_eq!(decode(&encode_log(&log)), Ok(Frame::Log(log)));
         assert_eq!(decode(&[]), Err(FrameError::Empty));
         assert_eq!(decode(&[9, 0]), Err(FrameError::Tag(9)));
+    }
+
+    #[test]
+    fn a_frame_holds_so_many_messages_and_no_more() {
+        let frame = |n| encode(0, &vec![Message::SetBeatAck { seq: 1 }; n]);
+        assert!(matches!(decode(&frame(MESSAGES_MAX)), Ok(Frame::Core(m)) if m.len() == MESSAGES_MAX));
+        let error = decode(&frame(MESSAGES_MAX + 1)).expect_err("too many").to_string();
+        assert!(error.contains("at most 4096 messages"), "{error}");
+    }
+
+    #[test]
+    fn many_or_large_messages_take_several_frames_in_order() {
+        let many: Vec<Message> = (0..5_000).map(|seq| Message::SetBeatAck { seq }).collect();
+        let large: Vec<Message> = (0u8..5).map(|i| Message::Swim(vec![i; FRAME_LEN / 2])).collect();
+        for (messages, at_least) in [(many, 2), (large, 3), (vec![Message::SetBeatAck { seq: 1 }; 300], 1)] {
+            let frames = encode_messages(&messages);
+            assert!(frames.len() >= at_least && frames.iter().all(|f| f.len() <= FRAME_LEN + 8));
+            let mut back = Vec::new();
+            for frame in &frames {
+                let Ok(Frame::Core(part)) = decode(frame) else { panic!("a frame that does not decode") };
+                back.extend(part);
+            }
+            assert_eq!(back, messages);
+        }
     }
 
     proptest! {
