@@ -54,7 +54,9 @@ pub(crate) fn seeds(name: &str) -> Vec<Vec<u8>> {
                 index.set(JobId([n; 32]), Some(u128::from(n)));
             }
             let root = index.root();
-            let claims = index.answer_claims(&[Index::default().root()]);
+            let mut claims = index.answer_claims(&[Index::default().root()]);
+            // A few of the 256 say as much as all.
+            claims.claims.truncate(16);
             vec![cbor::to_vec(&vec![root]), cbor::to_vec(&claims.claims), cbor::to_vec(&claims.listings)]
         }
         "api" => api(),

@@ -237,6 +237,9 @@ pub(crate) struct MapReduceArgs {
     /// End a task after so long
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub(crate) timeout: Option<u64>,
+    /// The most that a task may write
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub(crate) output_max: Option<u64>,
     /// A variable of the tasks' environment
     #[arg(long, value_name = "NAME=VALUE", value_parser = parse_env)]
     pub(crate) env: Vec<(String, String)>,

@@ -212,7 +212,7 @@ impl CliError {
             Self::DataDir(error) => error.exit_code(),
             Self::Daemon(error) => error.exit_code(),
             Self::File { source, .. } => match source.kind() {
-                io::ErrorKind::NotFound => EXIT_USAGE,
+                io::ErrorKind::NotFound | io::ErrorKind::IsADirectory | io::ErrorKind::NotADirectory => EXIT_USAGE,
                 io::ErrorKind::PermissionDenied => EXIT_DENIED,
                 _ => EXIT_FAILED,
             },
@@ -304,6 +304,7 @@ mod tests {
             (CliError::Client(ClientError::NoDaemon { data_dir: "x".into() }), 1),
             (CliError::Client(ClientError::Denied { socket: "x".into() }), 13),
             (file(io::ErrorKind::NotFound), 2),
+            (file(io::ErrorKind::IsADirectory), 2),
             (file(io::ErrorKind::PermissionDenied), 13),
             (file(io::ErrorKind::StorageFull), 1),
             (CliError::Ticket(TicketError::Damaged), 2),

@@ -7,6 +7,7 @@ mod fuzz_corpus;
 mod hostile;
 mod input;
 mod interrupts;
+mod strangers;
 mod support;
 
 #[path = "../../../fuzz/src/seeds.rs"]

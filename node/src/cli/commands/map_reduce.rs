@@ -54,6 +54,7 @@ pub(crate) fn draft(args: &MapReduceArgs) -> Result<JobDraft, CliError> {
     draft.name.clone_from(&args.name);
     (draft.resources.cpu_milli, draft.resources.memory_bytes) = (args.cpus, args.memory);
     draft.limits.timeout_ms = args.timeout;
+    draft.limits.output_bytes_max = args.output_max.unwrap_or(draft.limits.output_bytes_max);
     draft.env.extend(args.env.iter().cloned());
     draft.labels.extend(args.label.iter().cloned());
     Ok(draft)
