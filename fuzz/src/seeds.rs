@@ -95,7 +95,11 @@ fn frames() -> Vec<Vec<u8>> {
     ];
     let data = LogData { job, phase: 0, task: 3, attempt: 1, stderr: true, offset: 9, bytes: b"hello\n".to_vec() };
     let logs = [LogMessage::Subscribe(job), LogMessage::Unsubscribe(job), LogMessage::Data(data)];
-    encode_messages(&messages).map(|f| f.to_vec()).chain(logs.iter().map(|l| encode_log(l).to_vec())).collect()
+    encode_messages(&messages)
+        .into_iter()
+        .map(|f| f.to_vec())
+        .chain(logs.iter().map(|l| encode_log(l).to_vec()))
+        .collect()
 }
 
 /// A job's life, by the authors that may state each part, and one equivocation.

@@ -229,6 +229,14 @@ async fn join(command: &[PathBuf], data: &DataDir, ticket: &str) -> Result<NodeI
     Ok(data.identity()?.id())
 }
 
+impl Drop for LocalNode {
+    // Also one that is not part of a mesh yet, as when a start is interrupted: its directory goes next, and must stay gone.
+    fn drop(&mut self) {
+        self.terminate();
+        self.wait(STOP_TIMEOUT);
+    }
+}
+
 impl LocalNode {
     /// Starts the daemon (again, then at the address that it had) and waits until it answers.
     ///

@@ -39,9 +39,13 @@ fn the_corpus_runs_clean() {
     }
 }
 
+/// Damaged inputs of each target in a normal run; `SINEW_FUZZ_ROUNDS` asks for more.
+const ROUNDS: usize = 300;
+
 /// Cuts, flips and splices of good inputs: cheap, and deeper than random bytes get.
 #[test]
 fn damaged_seeds_run_clean() {
+    let wanted = std::env::var("SINEW_FUZZ_ROUNDS").ok().and_then(|text| text.parse().ok());
     for (name, run) in TARGETS {
         let seeds = seeds(name);
         let mut state = 0x9e37_79b9_7f4a_7c15_u64;
@@ -49,7 +53,7 @@ fn damaged_seeds_run_clean() {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             usize::try_from(state >> 33).expect("31 bits") % below.max(1)
         };
-        for _ in 0..300 {
+        for _ in 0..wanted.unwrap_or(ROUNDS) {
             let mut bytes = seeds[random(seeds.len())].clone();
             for _ in 0..=random(4) {
                 let at = random(bytes.len());

@@ -101,7 +101,7 @@ impl Member {
     }
 
     fn tell(&self, to: &LocalNode, message: Message) {
-        let frame = encode_messages(&[message]).next().expect("one frame");
+        let frame = encode_messages(&[message]).into_iter().next().expect("one frame");
         self.say(to, frame);
     }
 
@@ -156,7 +156,7 @@ fn signed(who: &Identity, mesh: MeshId, job: JobId, facts: Vec<Fact>) -> Vec<Env
 type Lie = fn(&Identity, MeshId, NodeId) -> Vec<Bytes>;
 
 fn frame_of(message: Message) -> Vec<Bytes> {
-    encode_messages(&[message]).collect()
+    encode_messages(&[message]).into_iter().collect()
 }
 
 fn submit_by(who: &Identity, mesh: MeshId) -> (JobId, Envelope) {
