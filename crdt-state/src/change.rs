@@ -9,6 +9,8 @@
 use std::num::NonZeroU64;
 
 use automerge::legacy::{Key, ObjectId, Op, OpType};
+use sha2::{Digest, Sha256};
+
 use automerge::{ActorId, Automerge, AutomergeError, Change, ExpandedChange, ReadDoc, ScalarValue, Value};
 
 use crate::ids::{FactId, NodeId, encode_base32};
@@ -43,10 +45,66 @@ pub fn change_of(author: NodeId, payload: &[u8]) -> Change {
     })
 }
 
-/// The id of the fact that `author` states with `payload`: its change's hash.
+/// The id of the fact that `author` states with `payload`: the hash of [`change_of`], which is SHA-256 over the bytes that
+/// automerge's format prescribes for such a change (docs/protocol.md, section 11). Computed without making the change,
+/// because every fact's id is needed several times on every node; a test holds the two against each other.
 #[must_use]
 pub fn fact_id(author: NodeId, payload: &[u8]) -> FactId {
-    FactId(change_of(author, payload).hash().0)
+    let suffix = suffix_of(author, payload);
+    let key = encode_base32(&suffix);
+    // The value's type and length: 7 is a byte string.
+    let meta = Uleb::new(payload.len() as u64 * 16 + 7);
+    let payload_len = Uleb::new(payload.len() as u64);
+    let meta_len = [1 + meta.len];
+    let body: [&[u8]; 14] = [
+        &[0x00, 0x30],
+        &author.0,
+        &suffix,
+        &[0x01, 0x01, 0x00, 0x00, 0x00],
+        &[0x06, 0x15, 0x1c, 0x34, 0x01, 0x42, 0x02, 0x56],
+        &meta_len,
+        &[0x57],
+        payload_len.bytes(),
+        &[0x70, 0x02, 0x7f, 0x1a],
+        key.as_bytes(),
+        &[0x01, 0x7f, 0x01, 0x7f],
+        meta.bytes(),
+        payload,
+        &[0x7f, 0x00],
+    ];
+    let len = Uleb::new(body.iter().map(|part| part.len() as u64).sum());
+    let mut hasher = Sha256::new();
+    hasher.update([0x01]);
+    hasher.update(len.bytes());
+    for part in body {
+        hasher.update(part);
+    }
+    FactId(hasher.finalize().into())
+}
+
+/// A number in unsigned LEB128.
+struct Uleb {
+    buffer: [u8; 10],
+    len: u8,
+}
+
+impl Uleb {
+    fn new(mut value: u64) -> Self {
+        let (mut buffer, mut len) = ([0; 10], 0);
+        loop {
+            let low = (value & 0x7f) as u8;
+            value >>= 7;
+            buffer[usize::from(len)] = if value == 0 { low } else { low | 0x80 };
+            len += 1;
+            if value == 0 {
+                return Self { buffer, len };
+            }
+        }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.buffer[..usize::from(self.len)]
+    }
 }
 
 fn suffix_of(author: NodeId, payload: &[u8]) -> [u8; SUFFIX_LEN] {
@@ -90,6 +148,15 @@ pub fn facts_of(doc: &Automerge) -> Result<Vec<(NodeId, Vec<u8>)>, AutomergeErro
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ids_are_the_hashes_of_automerge_changes() {
+        for len in (1..300).chain([1_000, 4_096, 16_383, 16_384, 70_000, 263_168]) {
+            let payload: Vec<u8> = (0..len).map(|i: u32| (i * 31 % 251) as u8).collect();
+            let author = NodeId(*blake3::hash(&len.to_le_bytes()).as_bytes());
+            assert_eq!(fact_id(author, &payload).0, change_of(author, &payload).hash().0, "payload of {len} bytes");
+        }
+    }
 
     #[test]
     fn documents_hold_exactly_the_facts_whatever_the_order() {

@@ -23,6 +23,17 @@ pub struct Fence {
     pub epoch: u32,
 }
 
+/// The short form of a fact id in lists of facts of one entry: 8 bytes are enough to tell them apart.
+pub type ShortId = u64;
+
+/// [`ShortId`] of `id`.
+#[must_use]
+pub fn short_id(id: &FactId) -> ShortId {
+    let mut bytes = [0; 8];
+    bytes.copy_from_slice(&id.0[..8]);
+    u64::from_le_bytes(bytes)
+}
+
 /// Consecutive tasks `start .. start + len` of one phase.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Run {
@@ -230,12 +241,15 @@ pub enum Fact {
         /// The term.
         term: u32,
     },
-    /// A brain takes office with a majority of votes. Author: the brain of `term`.
+    /// A brain takes office with a majority of votes, and says what it found decided. Author: the brain of `term`.
     Lead {
         /// The term.
         term: u32,
         /// Whose votes.
         voters: Vec<NodeId>,
+        /// The accept facts of earlier terms that go on counting, by [`short_id`]; further ones may follow under the same
+        /// term. What an earlier brain accepted and this one never saw does not count any more, whenever it turns up.
+        base: Vec<ShortId>,
     },
     /// The job should stop. Author: the submitter or an admin.
     Cancel {

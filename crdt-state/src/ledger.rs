@@ -160,7 +160,7 @@ impl Ledger {
         roles: impl Fn(NodeId) -> Option<Roles>,
         now_ms: u64,
     ) -> Result<Admitted, Refusal> {
-        if let Some(known) = self.known_sealed(envelope) {
+        if let Some(known) = self.known(envelope) {
             return Ok(known);
         }
         let opened = envelope.open(self.mesh, &mut self.roots)?;
@@ -171,9 +171,9 @@ impl Ledger {
     /// After a seal nothing more is taken in, so a completed job's waits until all that it seals is here: otherwise this
     /// node would never learn where the missing outputs are.
     fn check_complete(&self, entry: JobId, fact: &Fact) -> Result<(), Refusal> {
-        let completed = matches!(fact, Fact::Seal { outcome: Outcome::Completed, .. });
-        let missing = || self.live.get(&entry).is_some_and(|live| live.state.phase().is_some());
-        if completed && missing() { Err(Refusal::Incomplete) } else { Ok(()) }
+        let Fact::Seal { term, outcome: Outcome::Completed, .. } = fact else { return Ok(()) };
+        let whole = self.live.get(&entry).is_none_or(|live| live.state.is_whole(*term));
+        if whole { Ok(()) } else { Err(Refusal::Incomplete) }
     }
 
     /// Merges an envelope from this node's own disk or hand: no signature check.
@@ -196,8 +196,14 @@ impl Ledger {
         }
     }
 
-    fn known_sealed(&self, envelope: &Envelope) -> Option<Admitted> {
-        self.sealed.contains_key(&envelope.entry).then(|| Admitted::Late(envelope.fact_id()))
+    /// What is known already, or comes too late, needs no signature check.
+    fn known(&self, envelope: &Envelope) -> Option<Admitted> {
+        if self.sealed.contains_key(&envelope.entry) {
+            return Some(Admitted::Late(envelope.fact_id()));
+        }
+        let live = self.live.get(&envelope.entry)?;
+        let id = envelope.fact_id();
+        live.facts.contains_key(&id).then_some(Admitted::Known(id))
     }
 
     fn merge(
@@ -258,8 +264,12 @@ impl Ledger {
     fn insert(&mut self, envelope: &Envelope, opened: &Opened, now_ms: u64) {
         let entry = envelope.entry;
         let Some(live) = self.live.get_mut(&entry) else { return };
-        live.state.apply(opened.id, envelope.author, &opened.statement);
+        let rebase = live.state.apply(opened.id, envelope.author, &opened.statement);
         live.facts.insert(opened.id, envelope.clone());
+        if rebase {
+            let all: Vec<_> = live.statements().collect();
+            live.state.rebase(all.iter().map(|(id, _, statement)| (*id, statement)));
+        }
         live.sum = live.sum.wrapping_add(short_digest(opened.id));
         let mut digest = live.sum;
         if let Some((_, seal, ..)) = &live.state.seal {

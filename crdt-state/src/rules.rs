@@ -87,8 +87,11 @@ pub fn check(spec: &JobSpec, author: NodeId, roles: Roles, fact: &Fact) -> Resul
             brain(*term)?;
             check_accept(spec, *phase, items).map_err(|what| RuleError::Bounds { fact: name, what })
         }
-        Fact::Lead { term, voters } => {
+        Fact::Lead { term, voters, base } => {
             brain(*term)?;
+            if base.len() > ITEMS_MAX {
+                return Err(RuleError::Bounds { fact: name, what: "its list of accepts" });
+            }
             let distinct = voters.iter().enumerate().all(|(i, v)| spec.brain_set.contains(v) && !voters[..i].contains(v));
             let enough = distinct && voters.len() >= spec.majority();
             if enough { Ok(()) } else { Err(RuleError::Bounds { fact: name, what: "its list of voters" }) }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::fact::{Accepted, Executed, Fact, Failure, Fence, Outcome, Output, ReportItem, Run, Statement};
+use crate::fact::{Accepted, Executed, Fact, Failure, Fence, Outcome, Output, ReportItem, Run, ShortId, Statement, short_id};
 use crate::ids::{FactId, NodeId};
 use crate::intervals::IntervalMap;
 use crate::spec::{JobSpec, Phase};
@@ -96,6 +96,8 @@ pub struct JobState {
     pub spec: JobSpec,
     /// The highest term in which a brain stated anything.
     pub term: u32,
+    /// Brains that took office, each with the accept facts of earlier terms that it found. The highest one's word counts.
+    leads: BTreeMap<u32, BTreeSet<ShortId>>,
     /// Bids by bidder; of several by one, the one with the highest fact id.
     pub bids: BTreeMap<NodeId, (FactId, BidState)>,
     /// Awards.
@@ -105,7 +107,7 @@ pub struct JobState {
     /// Accepted results, phase by phase.
     pub accepted: Vec<IntervalMap<AcceptedResult>>,
     reported: Vec<IntervalMap<()>>,
-    failures: BTreeMap<(Phase, u32), BTreeMap<(Fence, NodeId), Failure>>,
+    failures: BTreeMap<(Phase, u32), BTreeMap<(Fence, NodeId, FactId), Failure>>,
     /// Votes seen.
     pub votes: BTreeMap<u32, BTreeSet<NodeId>>,
     /// Who asked to cancel, and why.
@@ -128,6 +130,7 @@ impl JobState {
         Self {
             spec,
             term: 1,
+            leads: BTreeMap::new(),
             bids: BTreeMap::new(),
             awards: BTreeMap::new(),
             revoked: BTreeMap::new(),
@@ -144,8 +147,24 @@ impl JobState {
         }
     }
 
-    /// Folds in one fact that passed [`crate::rules::check`].
-    pub fn apply(&mut self, id: FactId, author: NodeId, statement: &Statement) {
+    /// The state that these facts add up to, whatever their order.
+    #[must_use]
+    pub fn fold(spec: JobSpec, facts: &[(FactId, NodeId, Statement)]) -> Self {
+        let mut state = Self::new(spec);
+        let mut rebase = false;
+        for (id, author, statement) in facts {
+            rebase |= state.apply(*id, *author, statement);
+        }
+        if rebase {
+            state.rebase(facts.iter().map(|(id, _, statement)| (*id, statement)));
+        }
+        state
+    }
+
+    /// Folds in one fact that passed [`crate::rules::check`]. Returns whether it changes which earlier ones count: then
+    /// [`Self::rebase`] is due.
+    #[must_use]
+    pub fn apply(&mut self, id: FactId, author: NodeId, statement: &Statement) -> bool {
         match &statement.fact {
             Fact::Submit(_) => {}
             Fact::Bid { slots, score, held_bytes, .. } => {
@@ -159,7 +178,7 @@ impl JobState {
             Fact::Claim { fence, .. } => {
                 self.claims.insert((*fence, author));
             }
-            Fact::Report { fence, phase, items } => self.apply_report(*fence, author, *phase, items),
+            Fact::Report { fence, phase, items } => self.apply_report(id, *fence, author, *phase, items),
             Fact::Revoke { fence, lost } => {
                 self.saw_term(fence.term);
                 let revoked = self.revoked.entry(*fence).or_default();
@@ -169,11 +188,21 @@ impl JobState {
                     award.revoked = Some(lost);
                 }
             }
-            Fact::Accept { term, phase, items } => self.apply_accept(*term, *phase, items),
+            Fact::Accept { term, phase, items } => {
+                self.saw_term(*term);
+                if self.counts(id, *term) {
+                    self.apply_accept(*term, *phase, items);
+                }
+            }
             Fact::Vote { term } => {
                 self.votes.entry(*term).or_default().insert(author);
             }
-            Fact::Lead { term, .. } => self.saw_term(*term),
+            Fact::Lead { term, base, .. } => {
+                self.saw_term(*term);
+                let newest = *term >= self.lead_term();
+                self.leads.entry(*term).or_default().extend(base.iter().copied());
+                return newest;
+            }
             Fact::Cancel { reason } => {
                 let said = (author, reason.clone());
                 if self.cancel.as_ref().is_none_or(|old| said < *old) {
@@ -199,6 +228,31 @@ impl JobState {
                 }
             }
         }
+        false
+    }
+
+    /// Folds the accepts anew, after the news that a brain took office. Takes all facts of the job.
+    pub fn rebase<'a>(&mut self, facts: impl Iterator<Item = (FactId, &'a Statement)>) {
+        self.accepted.fill(IntervalMap::default());
+        for (id, statement) in facts {
+            if let Fact::Accept { term, phase, items } = &statement.fact
+                && self.counts(id, *term)
+            {
+                self.apply_accept(*term, *phase, items);
+            }
+        }
+    }
+
+    /// The highest term whose brain is known to have taken office; the first needs no ceremony.
+    #[must_use]
+    pub fn lead_term(&self) -> u32 {
+        self.leads.last_key_value().map_or(1, |(term, _)| *term)
+    }
+
+    /// Whether an accept fact of `term` counts: a brain that took office later must have known it.
+    #[must_use]
+    pub fn counts(&self, id: FactId, term: u32) -> bool {
+        self.leads.last_key_value().is_none_or(|(lead, base)| term >= *lead || base.contains(&short_id(&id)))
     }
 
     fn saw_term(&mut self, term: u32) {
@@ -218,7 +272,7 @@ impl JobState {
         }
     }
 
-    fn apply_report(&mut self, fence: Fence, author: NodeId, phase: Phase, items: &[ReportItem]) {
+    fn apply_report(&mut self, id: FactId, fence: Fence, author: NodeId, phase: Phase, items: &[ReportItem]) {
         let Some(reported) = self.reported.get_mut(usize::from(phase)) else { return };
         for item in items {
             match item {
@@ -226,7 +280,7 @@ impl JobState {
                 ReportItem::Outputs { task, .. } => reported.insert(Run { start: *task, len: 1 }, &(), |()| false),
                 ReportItem::Failed { task, failure, .. } => {
                     let of_task = self.failures.entry((phase, *task)).or_default();
-                    of_task.insert((fence, author), failure.clone());
+                    of_task.insert((fence, author, id), failure.clone());
                     if of_task.len() > FAILURES_PER_TASK_MAX {
                         of_task.pop_first();
                     }
@@ -236,7 +290,6 @@ impl JobState {
     }
 
     fn apply_accept(&mut self, term: u32, phase: Phase, items: &[Accepted]) {
-        self.saw_term(term);
         let Some(accepted) = self.accepted.get_mut(usize::from(phase)) else { return };
         for item in items {
             let result = AcceptedResult {
@@ -258,7 +311,7 @@ impl JobState {
 
     /// Failed attempts of a task, leaving out those that no award backs.
     pub fn failures(&self, phase: Phase, task: u32) -> impl Iterator<Item = FailedAttempt> {
-        self.failures.get(&(phase, task)).into_iter().flatten().filter_map(|((fence, node), failure)| {
+        self.failures.get(&(phase, task)).into_iter().flatten().filter_map(|((fence, node, _), failure)| {
             let backed = self.awards.get(fence).is_some_and(|a| a.node == *node);
             backed.then(|| FailedAttempt { fence: *fence, node: *node, failure: failure.clone() })
         })
@@ -277,10 +330,17 @@ impl JobState {
         Phase::try_from(open).ok()
     }
 
-    /// How the job ended, if it did.
+    /// How the job ended, if it did. A verdict that a later brain does not repeat was never final.
     #[must_use]
     pub fn outcome(&self) -> Option<&Outcome> {
-        self.seal.as_ref().map(|s| &s.2).or_else(|| self.finish.as_ref().map(|f| &f.2))
+        let finish = self.finish.as_ref().filter(|(term, ..)| *term >= self.lead_term());
+        self.seal.as_ref().map(|s| &s.2).or_else(|| finish.map(|f| &f.2))
+    }
+
+    /// Whether everything that the seal of `term` stands for is known: who led then, and where all results are.
+    #[must_use]
+    pub fn is_whole(&self, term: u32) -> bool {
+        term <= self.lead_term() && self.phase().is_none()
     }
 
     /// The state (L4).

@@ -384,7 +384,8 @@ impl Daemon {
     fn on_event(&self, event: MeshEvent, permits: &Arc<tokio::sync::Semaphore>) {
         let engine = &self.shared.engine;
         match event {
-            MeshEvent::PeerUp { node, roles, addrs, .. } => {
+            MeshEvent::PeerUp { node, roles, addrs, credential } => {
+                engine.input(Input::Member(credential));
                 let addr = addrs.first().map(ToString::to_string).unwrap_or_default();
                 tracing::info!(node = %node.short(), %roles, addr, "peer up");
                 engine.input(Input::PeerUp { node, roles });
@@ -588,6 +589,7 @@ fn core_config(settings: &Settings, roles: Roles) -> CoreConfig {
         memory_bytes: settings.memory.unwrap_or(machine.memory_bytes / 10 * 9),
         labels: settings.labels.clone(),
         about: machine.about,
+        start_ahead: 1,
         ledger_grace_ms: settings.ledger_grace_s.saturating_mul(1_000),
     }
 }

@@ -4,7 +4,7 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
@@ -12,7 +12,7 @@ use sinew_crdt_state::certificate::{Credential, CredentialError, Roles, Ticket, 
 use sinew_crdt_state::cbor;
 use sinew_crdt_state::identity::Identity;
 use sinew_crdt_state::ids::{MeshId, NodeId};
-use sinew_mesh::JoinError;
+use sinew_mesh::{JoinError, JoinRefusal};
 
 use crate::clock::unix_ms;
 
@@ -20,6 +20,10 @@ use crate::clock::unix_ms;
 pub const CERTIFICATE_MS: u64 = 365 * 24 * 3_600 * 1_000;
 /// A join includes a dial, a handshake and a signature; ten seconds is a bad network.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// An issuer takes a few joins a second; a hundred newcomers at once are served within this.
+const BUSY_PATIENCE: Duration = Duration::from_secs(60);
+/// Between two tries at a busy issuer.
+const BUSY_WAIT: Duration = Duration::from_millis(300);
 const KEY_FILE: &str = "identity.key";
 const MESH_KEY_FILE: &str = "mesh.key";
 const MEMBERSHIP_FILE: &str = "membership.cbor";
@@ -226,7 +230,7 @@ impl DataDir {
         self.refuse_member()?;
         self.create()?;
         let identity = self.identity_or_new()?;
-        let credential = sinew_mesh::join(ticket, &identity, JOIN_TIMEOUT).await?;
+        let credential = ask_patiently(ticket, &identity).await?;
         let roles = credential.verify(ticket.body.mesh, identity.id(), unix_ms())?;
         let issuer = sinew_mesh::peer_id(ticket.body.issuer);
         let bootstrap = ticket.body.addrs.iter().map(|a| format!("{a}/p2p/{issuer}")).collect();
@@ -320,6 +324,19 @@ impl DataDir {
         // The number is for people; on a full disk the lock holds without it.
         let _ = file.set_len(0).and_then(|()| write!(file, "{}", std::process::id()));
         Ok(Lock { _file: file })
+    }
+}
+
+/// Joins, waiting where the issuer is busy with others: a whole lab may come at once.
+async fn ask_patiently(ticket: &Ticket, identity: &Identity) -> Result<Credential, JoinError> {
+    let began = Instant::now();
+    loop {
+        match sinew_mesh::join(ticket, identity, JOIN_TIMEOUT).await {
+            Err(JoinError::Refused(JoinRefusal::Busy)) if began.elapsed() < BUSY_PATIENCE => {
+                tokio::time::sleep(BUSY_WAIT).await;
+            }
+            other => return other,
+        }
     }
 }
 

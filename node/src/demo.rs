@@ -22,6 +22,8 @@ use crate::local_mesh::{LocalMesh, LocalMeshOptions};
 const CHUNK: u64 = 128 * 1024;
 /// Most bytes taken from the system's texts.
 const TEXTS_MAX: u64 = 16 << 20;
+/// Most files taken: each is a chunk of its own at least, and tiny chunks show nothing but overhead.
+const FILES_MAX: usize = 200;
 /// Largest file taken: what is larger is data rather than text.
 const FILE_MAX: u64 = 1 << 20;
 /// Less than this is not worth three nodes' while: then a text is made up.
@@ -219,7 +221,7 @@ fn texts(scratch: &Path) -> anyhow::Result<Vec<PathBuf>> {
     // Cargo says where the source is that it runs.
     roots.extend(std::env::var_os("CARGO_MANIFEST_DIR").and_then(|d| PathBuf::from(d).parent().map(Path::to_owned)));
     roots.extend(["/usr/share/common-licenses", "/usr/share/doc"].map(PathBuf::from));
-    let (mut found, mut total) = (Vec::new(), 0);
+    let mut found: Vec<(u64, PathBuf)> = Vec::new();
     for root in roots.iter().filter(|r| r.is_dir()) {
         let visible = |e: &walkdir::DirEntry| {
             let name = e.file_name().to_string_lossy();
@@ -227,13 +229,23 @@ fn texts(scratch: &Path) -> anyhow::Result<Vec<PathBuf>> {
         };
         for entry in walkdir::WalkDir::new(root).sort_by_file_name().into_iter().filter_entry(visible).flatten() {
             let size = entry.metadata().map(|m| m.len()).unwrap_or(0);
-            let fits = entry.file_type().is_file() && (1..=FILE_MAX).contains(&size) && total + size <= TEXTS_MAX;
-            if fits && is_text(entry.path()) {
-                total += size;
-                found.push(entry.into_path());
+            if entry.file_type().is_file() && (1..=FILE_MAX).contains(&size) && is_text(entry.path()) {
+                found.push((size, entry.into_path()));
             }
         }
     }
+    // The longest texts: chunks worth sending around.
+    found.sort_by_key(|(size, path)| (std::cmp::Reverse(*size), path.clone()));
+    found.truncate(FILES_MAX);
+    let mut total = 0;
+    let mut found: Vec<PathBuf> = found
+        .into_iter()
+        .take_while(|(size, _)| {
+            total += size;
+            total <= TEXTS_MAX
+        })
+        .map(|(_, path)| path)
+        .collect();
     if total < TEXTS_MIN {
         found.push(made_up(scratch)?);
     }

@@ -176,9 +176,9 @@ impl LocalMesh {
         for node in &running {
             loop {
                 let seen = node.client().peers().await?;
-                let formed = running.iter().all(|other| {
-                    seen.iter().any(|p| p.node == other.id && p.connected && p.cpu_milli.is_some())
-                });
+                let formed = running
+                    .iter()
+                    .all(|other| seen.iter().any(|p| p.node == other.id && p.connected && p.cpu_milli.is_some()));
                 if formed {
                     break;
                 }
@@ -216,11 +216,11 @@ impl Drop for LocalMesh {
 
 /// Joins in the node's own place: from elsewhere the ticket's issuer may be out of reach.
 async fn join(command: &[PathBuf], data: &DataDir, ticket: &str) -> Result<NodeId, LocalMeshError> {
-    let [prefix, rest @ ..] = command else { unreachable!("a command is never empty") };
+    let (program, rest) = command.split_first().expect("a command is never empty");
     if rest.is_empty() {
         return Ok(data.join(&ticket.parse::<Ticket>()?).await?.node);
     }
-    let joined = Command::new(prefix).args(rest).args(["join", ticket, "--data-dir"]).arg(data.path()).output();
+    let joined = Command::new(program).args(rest).args(["join", ticket, "--data-dir"]).arg(data.path()).output();
     let joined = joined.map_err(io("run `sinew join`"))?;
     if !joined.status.success() {
         let log = String::from_utf8_lossy(&joined.stderr).into_owned();

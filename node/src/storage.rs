@@ -25,6 +25,8 @@ const SEALED: TableDefinition<&[u8; 32], &[u8]> = TableDefinition::new("sealed")
 const OWNERS: TableDefinition<&[u8; 32], &[u8]> = TableDefinition::new("owners");
 /// Receipts of forgotten jobs: the list of envelopes kept of them.
 const RECEIPTS: TableDefinition<&[u8; 32], &[u8]> = TableDefinition::new("receipts");
+/// Members' certificates by node.
+const MEMBERS: TableDefinition<&[u8; 32], &[u8]> = TableDefinition::new("members");
 /// Single values.
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 
@@ -263,7 +265,7 @@ enum CommitError {
 fn record_len(record: &Record) -> u64 {
     match record {
         Record::Fact { envelope, .. } => envelope.payload.len() as u64,
-        Record::Sealed { .. } | Record::Forget { .. } | Record::Retract { .. } => 0,
+        Record::Member { .. } | Record::Sealed { .. } | Record::Forget { .. } | Record::Retract { .. } => 0,
     }
 }
 
@@ -282,6 +284,11 @@ fn commit<'a>(db: &Database, records: impl Iterator<Item = &'a Record>) -> Resul
                 }
                 Record::Sealed { job, entry } => {
                     sealed.insert(&job.0, &cbor::to_vec(entry)[..])?;
+                }
+                Record::Member { credential } => {
+                    if let Some(node) = credential.node() {
+                        txn.open_table(MEMBERS)?.insert(&node.0, &cbor::to_vec(credential)[..])?;
+                    }
                 }
                 Record::Retract { job } => {
                     facts.retain_in::<&[u8; 64], _>(&fact_key(job, &FactId([0; 32]))..=&fact_key(job, &FactId([0xff; 32])), |_, _| false)?;
@@ -366,6 +373,11 @@ impl StorageReader {
             let (job, entry) = item.map_err(read_error)?;
             stored.sealed.push((JobId(*job.value()), cbor::from_slice::<SealedEntry>(entry.value())?));
         }
+        let members = txn.open_table(MEMBERS).map_err(read_error)?;
+        for item in members.iter().map_err(read_error)? {
+            let (_, credential) = item.map_err(read_error)?;
+            stored.members.push(cbor::from_slice(credential.value())?);
+        }
         let owners = txn.open_table(OWNERS).map_err(read_error)?;
         for item in owners.iter().map_err(read_error)? {
             let (node, mark) = item.map_err(read_error)?;
@@ -442,6 +454,7 @@ fn next_incarnation(db: &Database) -> Result<u64, redb::Error> {
         txn.open_table(FACTS)?;
         txn.open_table(SEALED)?;
         txn.open_table(OWNERS)?;
+        txn.open_table(MEMBERS)?;
         txn.open_table(RECEIPTS)?;
         last + 1
     };

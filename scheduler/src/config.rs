@@ -86,6 +86,9 @@ pub struct CoreConfig {
     pub labels: BTreeMap<String, String>,
     /// For people.
     pub about: String,
+    /// Tasks handed to the driver ahead of a free slot, per slot: a short task's successor then starts without a round trip
+    /// to the core. The driver keeps to [`crate::io::StartTask::job_slots`].
+    pub start_ahead: u32,
     /// How long a sealed job's entry stays before only its receipt is kept, ms.
     pub ledger_grace_ms: u64,
 }
@@ -97,6 +100,7 @@ impl Default for CoreConfig {
             memory_bytes: 1 << 30,
             labels: BTreeMap::new(),
             about: String::new(),
+            start_ahead: 0,
             // An hour: longer than any reader or late message needs, short enough for thousands of jobs a second.
             ledger_grace_ms: 3_600_000,
         }

@@ -6,7 +6,7 @@
 
 use rand::RngExt;
 use sinew_crdt_state::cbor;
-use sinew_crdt_state::certificate::Roles;
+use sinew_crdt_state::certificate::{Credential, Roles};
 use sinew_crdt_state::envelope::{Envelope, Opened};
 use sinew_crdt_state::fact::{Fact, Statement};
 use sinew_crdt_state::ids::{FactId, JobId, MeshId, NodeId};
@@ -18,6 +18,7 @@ use crate::brains::Brains;
 use crate::config::{CARD_EVERY, CoreConfig, LOAD_EVERY};
 use crate::ctx::{After, Ctx, Setup};
 use crate::io::{CancelError, Effect, FetchId, Input, NewJob, Note, Record, Request, RequestId, Response, SubmitError};
+use crate::members;
 use crate::membership::{Membership, MembershipConfig, MembershipEffect, NodeState};
 use crate::peers::Peers;
 use crate::steward::Stewards;
@@ -38,6 +39,8 @@ pub struct Stored {
     pub facts: Vec<Envelope>,
     /// Sealed entries.
     pub sealed: Vec<(JobId, SealedEntry)>,
+    /// Certificates of members.
+    pub members: Vec<Credential>,
     /// Which jobs of whom are forgotten.
     pub owners: Vec<(NodeId, OwnerMark)>,
     /// Blobs that this node holds.
@@ -94,6 +97,9 @@ impl Core {
 
     fn restore(&mut self, stored: Stored) {
         let ctx = &mut self.ctx;
+        for credential in &stored.members {
+            members::keep(ctx, credential, false);
+        }
         for (owner, mark) in stored.owners {
             ctx.ledger.restore_owner(owner, mark);
         }
@@ -132,6 +138,7 @@ impl Core {
     pub fn handle(&mut self, now: Now, input: Input) {
         self.ctx.now = now;
         match input {
+            Input::Member(credential) => members::keep(&mut self.ctx, &credential, true),
             Input::PeerUp { node, roles } => self.on_peer_up(node, roles),
             Input::PeerDown { node } => self.on_peer_down(node),
             Input::Message { from, message } => {
@@ -184,6 +191,7 @@ impl Core {
             self.refresh_own_load();
         }
         self.poll_membership();
+        members::ask(&mut self.ctx);
         self.ctx.flush();
         for job in std::mem::take(&mut self.dehydrate) {
             self.ctx.ledger.dehydrate(&job);
@@ -396,6 +404,8 @@ impl Core {
             Message::Claims(claims) => sync::on_claims(ctx, from, &claims),
             Message::Listings(listings) => sync::on_listings(ctx, from, &listings),
             Message::Want(wanted) => sync::on_want(ctx, from, &wanted),
+            Message::WhoIs(nodes) => members::on_who_is(ctx, from, &nodes),
+            Message::Members(credentials) => members::on_members(ctx, from, &credentials),
             _ => {}
         }
     }

@@ -18,6 +18,7 @@ use sinew_crdt_state::ledger::{Admitted, Ledger, Refusal};
 
 use crate::config::CoreConfig;
 use crate::io::{Effect, Note, Record, Ticket};
+use crate::members::Members;
 use crate::peers::Peers;
 use crate::time::Now;
 use crate::wire::{Class, Message};
@@ -41,6 +42,7 @@ pub(crate) struct Ctx {
     pub(crate) incarnation: u64,
     pub(crate) ledger: Ledger,
     pub(crate) peers: Peers,
+    pub(crate) members: Members,
     pub(crate) rng: ChaCha8Rng,
     pub(crate) storage_failing: Option<String>,
     identity: Identity,
@@ -86,6 +88,7 @@ impl Ctx {
             incarnation: setup.incarnation,
             ledger: Ledger::new(setup.mesh),
             peers: Peers::new(own),
+            members: Members::default(),
             rng: ChaCha8Rng::from_seed(setup.seed),
             storage_failing: None,
             config: setup.config,
@@ -105,11 +108,6 @@ impl Ctx {
 
     pub(crate) const fn identity(&self) -> &Identity {
         &self.identity
-    }
-
-    /// Roles of a member, this node included.
-    pub(crate) fn roles_of(&self, node: NodeId) -> Option<Roles> {
-        if node == self.own { Some(self.roles) } else { self.peers.roles(node) }
     }
 
     /// States a fact as this node: merged here at once, signed at the flush.
@@ -157,6 +155,7 @@ impl Ctx {
                     self.fresh.push_back((envelope.entry, *id, envelope.author, statement));
                 }
             }
+            Err(Refusal::UnknownAuthor(author)) => self.members.missing(from, *author),
             Err(refusal) if refusal.is_offence() => self.offence(from, refusal.to_string()),
             _ => {}
         }

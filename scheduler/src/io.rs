@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use sinew_crdt_state::certificate::Roles;
+use sinew_crdt_state::certificate::{Credential, Roles};
 use sinew_crdt_state::envelope::Envelope;
 use sinew_crdt_state::fact::{Failure, Outcome, Output, Usage};
 use sinew_crdt_state::ids::{FactId, Hash, JobId, NodeId};
@@ -125,6 +125,8 @@ pub enum Response {
 /// What happens to the core.
 #[derive(Debug, Clone)]
 pub enum Input {
+    /// A peer's certificate, verified; comes before its [`Self::PeerUp`].
+    Member(Credential),
     /// An authenticated member is connected.
     PeerUp {
         /// Who.
@@ -207,6 +209,9 @@ pub struct StartTask {
     pub key: TaskKey,
     /// How many attempts of this task failed before.
     pub attempt: u32,
+    /// Tasks of this job that may run here at once. A driver that asked for tasks ahead
+    /// ([`crate::config::CoreConfig::start_ahead`]) keeps the others ready.
+    pub job_slots: u32,
     /// The job.
     pub spec: Arc<JobSpec>,
     /// The nodes most likely to have the inputs, best first.
@@ -240,6 +245,11 @@ pub enum Record {
         owner: NodeId,
         /// The owner's mark.
         mark: OwnerMark,
+    },
+    /// A member's certificate.
+    Member {
+        /// The certificate.
+        credential: Credential,
     },
     /// A job that was never acknowledged is withdrawn.
     Retract {
@@ -315,6 +325,8 @@ pub enum Effect {
         /// What.
         response: Response,
     },
+    /// A member's certificate became known; it may have expired.
+    Learned(Credential),
     /// Something about a job changed that a watcher would show.
     Changed(JobId),
     /// A peer broke the protocol; drop it.

@@ -9,6 +9,7 @@ pub mod config;
 pub mod core;
 mod ctx;
 pub mod io;
+mod members;
 pub mod membership;
 pub mod peers;
 pub mod resources;

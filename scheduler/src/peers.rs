@@ -28,6 +28,8 @@ pub struct Peer {
     pub load: Option<LoadDigest>,
     /// When it last said anything.
     pub heard: Time,
+    /// A brain here gave up an award of it, and it said nothing since.
+    silent: bool,
     /// Awards made here since its last load digest: thousandths of a core.
     cpu_promised: u64,
     /// The same for memory.
@@ -66,6 +68,7 @@ impl Peers {
             card: None,
             load: None,
             heard: now,
+            silent: false,
             cpu_promised: 0,
             memory_promised: 0,
             rtt_us: 0,
@@ -75,6 +78,15 @@ impl Peers {
         peer.roles = roles;
         peer.connected = true;
         peer.heard = now;
+        peer.silent = false;
+    }
+
+    /// A member that is known by its certificate only.
+    pub(crate) fn learn(&mut self, node: NodeId, roles: Roles, now: Time) {
+        if !self.map.contains_key(&node) {
+            self.up(node, roles, now);
+            self.down(node);
+        }
     }
 
     pub(crate) fn down(&mut self, node: NodeId) {
@@ -87,6 +99,14 @@ impl Peers {
     pub(crate) fn heard(&mut self, node: NodeId, now: Time) {
         if let Some(peer) = self.map.get_mut(&node) {
             peer.heard = now;
+            peer.silent = false;
+        }
+    }
+
+    /// The node kept silent for longer than a lease lasts.
+    pub(crate) fn gave_up(&mut self, node: NodeId) {
+        if let Some(peer) = self.map.get_mut(&node) {
+            peer.silent = true;
         }
     }
 
@@ -165,7 +185,7 @@ impl Peers {
     /// Whether `node` is connected and said something lately.
     #[must_use]
     pub fn is_heard(&self, node: NodeId, now: Time) -> bool {
-        node == self.own || self.map.get(&node).is_some_and(|p| p.connected && now - p.heard < SILENT_AFTER)
+        node == self.own || self.map.get(&node).is_some_and(|p| p.connected && !p.silent && now - p.heard < SILENT_AFTER)
     }
 
     /// Connected nodes, this one left out.

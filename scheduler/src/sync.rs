@@ -2,7 +2,7 @@
 
 use rand::RngExt;
 use sinew_crdt_state::envelope::Envelope;
-use sinew_crdt_state::ids::{JobId, NodeId};
+use sinew_crdt_state::ids::{FactId, JobId, NodeId};
 use sinew_crdt_state::ledger::{Admitted, Refusal};
 use sinew_crdt_state::reconcile::{Claim, Listing, Reply};
 
@@ -89,10 +89,13 @@ pub(crate) fn on_want(ctx: &mut Ctx, from: NodeId, wanted: &[(JobId, Vec<ShortId
             continue;
         };
         let have: std::collections::BTreeSet<ShortId> = have.iter().copied().collect();
-        // The spec first: without it the receiver can make nothing of the rest.
-        let submit = live.facts.get(&live.submit).filter(|_| !have.contains(&short_id(&live.submit)));
-        let rest = live.facts.iter().filter(|(id, _)| **id != live.submit && !have.contains(&short_id(id)));
-        let facts: Vec<Envelope> = submit.into_iter().chain(rest.map(|(_, e)| e)).cloned().collect();
+        // The spec first: without it the receiver can make nothing of the rest. The seal last: nothing counts after it.
+        let seal = live.state.seal.as_ref().map(|s| s.1);
+        let ends = [Some(live.submit), seal];
+        let fact = |id: &FactId| live.facts.get(id).filter(|_| !have.contains(&short_id(id)));
+        let rest = live.facts.keys().filter(|id| !ends.contains(&Some(**id))).filter_map(fact);
+        let facts: Vec<Envelope> =
+            fact(&live.submit).into_iter().chain(rest).chain(seal.as_ref().and_then(fact)).cloned().collect();
         for envelope in facts {
             page.push(ctx, from, envelope);
         }
@@ -100,9 +103,11 @@ pub(crate) fn on_want(ctx: &mut Ctx, from: NodeId, wanted: &[(JobId, Vec<ShortId
     page.send(ctx, from);
 }
 
-/// Sends facts in messages of bounded size.
-pub(crate) fn send_facts(ctx: &mut Ctx, to: NodeId, facts: Vec<Envelope>) {
+/// Sends an entry's facts in messages of bounded size, the seal last.
+pub(crate) fn send_facts(ctx: &mut Ctx, to: NodeId, mut facts: Vec<Envelope>) {
     let mut page = Page::default();
+    let seal = facts.first().and_then(|e| ctx.ledger.sealed(&e.entry)).map(|s| s.seal);
+    facts.sort_by_cached_key(|e| Some(e.fact_id()) == seal);
     for envelope in facts {
         page.push(ctx, to, envelope);
     }
@@ -133,19 +138,23 @@ impl Page {
     }
 }
 
-/// Merges facts; asks for the whole entry where the spec is missing.
+/// Merges facts; asks for the rest of the entry where the spec is missing, or what a seal seals.
 pub(crate) fn on_facts(ctx: &mut Ctx, from: NodeId, facts: &[Envelope]) {
     let mut unknown: Vec<JobId> = Vec::new();
     let mut retry: Vec<&Envelope> = Vec::new();
+    let mut news = false;
     for envelope in facts {
-        if matches!(ctx.admit(from, envelope), Err(Refusal::UnknownJob)) {
-            retry.push(envelope);
+        match ctx.admit(from, envelope) {
+            Err(Refusal::UnknownJob | Refusal::Incomplete) => retry.push(envelope),
+            admitted => news |= matches!(admitted, Ok(Admitted::New(_))),
         }
     }
     for envelope in retry {
-        let admitted = ctx.admit(from, envelope);
-        if !matches!(admitted, Ok(Admitted::New(_) | Admitted::Known(_) | Admitted::Late(_))) {
-            unknown.push(envelope.entry);
+        match ctx.admit(from, envelope) {
+            Ok(Admitted::New(_) | Admitted::Known(_) | Admitted::Late(_)) => {}
+            // An answer that brought nothing new will not become better by asking again at once.
+            Err(Refusal::Incomplete) if !news => {}
+            Err(_) => unknown.push(envelope.entry),
         }
     }
     unknown.sort_unstable();

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use sinew_crdt_state::certificate::Credential;
 use sinew_crdt_state::envelope::Envelope;
 use sinew_crdt_state::fact::{Fence, Run};
 use sinew_crdt_state::ids::{FactId, JobId, NodeId};
@@ -50,17 +51,7 @@ pub struct Located {
     pub copy: Option<NodeId>,
 }
 
-/// The short form of a fact id in "I have these" lists: 8 bytes are enough to tell one entry's facts apart, and a
-/// collision costs one fact until the next round.
-pub type ShortId = u64;
-
-/// [`ShortId`] of `id`.
-#[must_use]
-pub fn short_id(id: &FactId) -> ShortId {
-    let mut bytes = [0; 8];
-    bytes.copy_from_slice(&id.0[..8]);
-    u64::from_le_bytes(bytes)
-}
+pub use sinew_crdt_state::fact::{ShortId, short_id};
 
 /// One message from node to node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -271,6 +262,10 @@ pub enum Message {
         reports: Vec<Envelope>,
     },
 
+    /// Whose facts are these that you passed on? At most 64 nodes.
+    WhoIs(Vec<NodeId>),
+    /// In answer: certificates of those that I know.
+    Members(Vec<Credential>),
     /// Anti-entropy: what I know, range by range.
     Claims(Vec<Claim>),
     /// Anti-entropy: what I know, entry by entry.

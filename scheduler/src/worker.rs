@@ -359,10 +359,12 @@ impl Worker {
         }
     }
 
-    /// Fills the award's free slots from its queue.
+    /// Fills the award's free slots from its queue, and hands on as many more as the driver may hold ready.
     fn start_tasks(&mut self, ctx: &mut Ctx, lease: Lease) {
+        let job_slots = self.leases_of(lease.job).iter().filter_map(|l| self.held.get(l)).map(|h| h.slots).sum();
         let Some(held) = self.held.get_mut(&lease) else { return };
-        while held.running.len() < held.slots as usize {
+        let ahead = ctx.config.start_ahead.saturating_mul(held.slots);
+        while held.running.len() < held.slots.saturating_add(ahead) as usize {
             let Some((phase, run)) = held.queue.front_mut() else { return };
             let (phase, task) = (*phase, run.start);
             if phase > 0 && held.sources.whole.is_none() {
@@ -385,6 +387,7 @@ impl Worker {
                 run,
                 key: TaskKey { lease, phase, task },
                 attempt: u32::try_from(attempt).unwrap_or(u32::MAX),
+                job_slots,
                 spec: Arc::clone(&held.spec),
                 providers: Arc::clone(&held.providers),
                 sources: if phase > 0 { held.sources.whole.clone() } else { None },

@@ -85,6 +85,8 @@ impl Disk {
                     self.sealed.remove(&job);
                     self.owners.insert(owner, mark);
                 }
+                // Everyone knows everyone in a world: no certificates.
+                Record::Member { .. } => {}
                 Record::Retract { job } => {
                     self.facts.remove(&job);
                 }
@@ -96,6 +98,7 @@ impl Disk {
     pub(crate) fn stored(&self) -> Stored {
         let live = self.facts.iter().filter(|(job, _)| !self.sealed.contains_key(job));
         Stored {
+            members: Vec::new(),
             facts: live.flat_map(|(_, facts)| facts.values().cloned()).collect(),
             sealed: self.sealed.iter().map(|(job, entry)| (*job, *entry)).collect(),
             owners: self.owners.iter().map(|(owner, mark)| (*owner, mark.clone())).collect(),

@@ -327,6 +327,7 @@ impl World {
                 self.say(node, format!("answers {id:?}: {response:?}"));
                 self.answers.insert(id, (self.now, response));
             }
+            Effect::Learned(_) => {}
             Effect::Changed(job) => {
                 let live = self.nodes[node].core.as_ref().and_then(|c| c.ledger().live(&job));
                 if let Some(outcome) = live.and_then(|l| l.state.outcome().cloned()) {

@@ -172,13 +172,13 @@ pub(crate) struct RunArgs {
     /// End it after so long
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub(crate) timeout: Option<u64>,
-    /// The most it may write to stdout, stderr and output/
+    /// The most it may write to stdout, stderr and $SINEW_OUTPUT
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub(crate) output_max: Option<u64>,
-    /// Files and directories that it finds under input/
+    /// Files and directories that it finds in its working directory
     #[arg(long, value_name = "PATH", num_args = 1..)]
     pub(crate) input: Vec<PathBuf>,
-    /// Paths under its output/ to fetch into this directory
+    /// Files that it leaves in $SINEW_OUTPUT, to fetch into this directory
     #[arg(long, value_name = "PATH", num_args = 1..)]
     pub(crate) output: Vec<String>,
     /// A variable of its environment

@@ -77,7 +77,7 @@ pub(crate) enum CliError {
     #[error("{} is there already: choose another place, or say --yes to write into it", .0.display())]
     Exists(PathBuf),
     /// A wanted output is not among the job's.
-    #[error("the task left no `{0}` under output/")]
+    #[error("the task left no `{0}` in $SINEW_OUTPUT")]
     NoOutput(String),
     /// The question was answered with no.
     #[error("not done")]
@@ -167,9 +167,6 @@ impl JobEnd {
             text += &format!(" on node {}", node.short());
         }
         text += &format!(": {}", clean(&failure.message));
-        if let Some(exit) = failure.exit {
-            text += &format!(" (exit {exit})");
-        }
         let tail = clean_lines(failure.stderr_tail.trim_end());
         if !tail.is_empty() {
             text += "\n  the end of its stderr:";

@@ -71,7 +71,7 @@ pub async fn show_watch_of(client: &Client, job: &str, json: bool) -> anyhow::Re
 #[derive(Debug)]
 enum Display {
     Bars(Bars),
-    Lines { ui: Ui, pace: Pace, last: Option<Instant>, word: &'static str },
+    Lines { ui: Ui, pace: Pace, last: Option<Instant> },
     Nothing,
 }
 
@@ -82,7 +82,7 @@ impl Display {
         } else if ui.draws() {
             Self::Bars(Bars::new())
         } else {
-            Self::Lines { ui, pace: Pace::default(), last: None, word: "" }
+            Self::Lines { ui, pace: Pace::default(), last: None }
         }
     }
 
@@ -90,20 +90,19 @@ impl Display {
         match self {
             Self::Nothing => {}
             Self::Bars(bars) => bars.see(view),
-            Self::Lines { ui, pace, last, word } => {
+            Self::Lines { ui, pace, last } => {
                 let paces = pace.see(view, unix_ms());
                 let every = if ui.json { OBJECT_EVERY } else { LINE_EVERY };
-                let now_word = outcome_word(view);
-                let due = last.is_none_or(|at| at.elapsed() >= every) || view.is_ended();
-                if !due && *word == now_word {
+                if last.is_some_and(|at| at.elapsed() < every) && !view.is_ended() {
                     return Ok(());
                 }
-                (*last, *word) = (Some(Instant::now()), now_word);
+                *last = Some(Instant::now());
+                let state = outcome_word(view);
                 if ui.json {
                     let nodes = shares(view);
-                    ui.object(&json!({ "event": "progress", "job": view.id, "state": now_word, "phases": paces, "nodes": nodes }))?;
+                    ui.object(&json!({ "event": "progress", "job": view.id, "state": state, "phases": paces, "nodes": nodes }))?;
                 } else {
-                    ui.note(&format!("{}: {now_word}: {}", view.id.short(), line(view, &paces)));
+                    ui.note(&format!("{}: {state}: {}", view.id.short(), line(view, &paces)));
                 }
             }
         }
@@ -112,7 +111,8 @@ impl Display {
 
     fn clear(&self) {
         if let Self::Bars(bars) = self {
-            let _ = bars.all.clear();
+            // Each of them: a bar that is dropped unfinished is drawn once more.
+            bars.phases.iter().chain([&bars.nodes]).for_each(ProgressBar::finish_and_clear);
         }
     }
 }

@@ -78,9 +78,11 @@ impl JobCache {
             return Ok(Arc::clone(chunks));
         }
         fetch(host, job, blob, None, providers)?;
-        let bytes = host.runtime.block_on(host.store.read(blob.hash, CHUNK_TABLE_MAX)).map_err(|e| fetch_failure(&e))?;
-        let table: Vec<Chunk> = sinew_crdt_state::cbor::from_slice(&bytes)
-            .map_err(|e| Failure::new(ErrorCode::Invalid, format!("the chunk table does not decode: {e}")).for_good())?;
+        let bytes =
+            host.runtime.block_on(host.store.read(blob.hash, CHUNK_TABLE_MAX)).map_err(|e| fetch_failure(&e))?;
+        let table: Vec<Chunk> = sinew_crdt_state::cbor::from_slice(&bytes).map_err(|e| {
+            Failure::new(ErrorCode::Invalid, format!("the chunk table does not decode: {e}")).for_good()
+        })?;
         let table = Arc::new(table);
         *chunks = Some(Arc::clone(&table));
         Ok(table)

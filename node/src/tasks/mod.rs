@@ -140,7 +140,10 @@ pub fn job_tag(job: JobId, hash: Hash) -> String {
 #[derive(Debug, Default)]
 struct Queue {
     waiting: VecDeque<(StartTask, StopHandle)>,
-    running: BTreeMap<RunId, StopHandle>,
+    /// Tasks waiting or running.
+    known: BTreeMap<RunId, StopHandle>,
+    /// Threads busy with each job's tasks.
+    busy: BTreeMap<JobId, u32>,
     idle: usize,
     threads: Vec<JoinHandle<()>>,
     ending: bool,
@@ -182,9 +185,14 @@ impl TaskPool {
             }
         };
         let mut queue = self.shared.lock();
-        queue.running.insert(task.run, stop.clone());
+        queue.known.insert(task.run, stop.clone());
+        let may_run = queue.may_run(&task);
         queue.waiting.push_back((task, stop));
-        if queue.idle >= queue.waiting.len() {
+        if !may_run {
+            // Whoever finishes a task of the job takes it.
+            return;
+        }
+        if queue.idle >= queue.waiting.iter().filter(|(task, _)| queue.may_run(task)).count() {
             drop(queue);
             self.shared.more.notify_one();
             return;
@@ -202,7 +210,7 @@ impl TaskPool {
     /// Stops a task; nothing is reported of it.
     pub fn stop(&self, run: RunId) {
         let mut queue = self.shared.lock();
-        if let Some(stop) = queue.running.remove(&run) {
+        if let Some(stop) = queue.known.remove(&run) {
             stop.stop(StopReason::Fenced);
         }
         queue.waiting.retain(|(task, _)| task.run != run);
@@ -214,7 +222,7 @@ impl TaskPool {
             let mut queue = self.shared.lock();
             queue.ending = true;
             queue.waiting.clear();
-            for stop in queue.running.values() {
+            for stop in queue.known.values() {
                 stop.stop(StopReason::Shutdown);
             }
             std::mem::take(&mut queue.threads)
@@ -226,18 +234,36 @@ impl TaskPool {
     }
 }
 
+impl Queue {
+    fn may_run(&self, task: &StartTask) -> bool {
+        self.busy.get(&task.key.lease.job).copied().unwrap_or(0) < task.job_slots.max(1)
+    }
+
+    fn take_next(&mut self) -> Option<(StartTask, StopHandle)> {
+        let at = self.waiting.iter().position(|(task, _)| self.may_run(task))?;
+        let next = self.waiting.remove(at)?;
+        *self.busy.entry(next.0.key.lease.job).or_default() += 1;
+        Some(next)
+    }
+}
+
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn next(&self) -> Option<(StartTask, StopHandle)> {
+    /// The next task that may run, after the end of one of `finished`'s.
+    fn next(&self, finished: Option<JobId>) -> Option<(StartTask, StopHandle)> {
         let mut queue = self.lock();
+        if let Some(busy) = finished.and_then(|job| queue.busy.get_mut(&job)) {
+            *busy -= 1;
+        }
+        queue.busy.retain(|_, busy| *busy > 0);
         loop {
             if queue.ending {
                 return None;
             }
-            if let Some(next) = queue.waiting.pop_front() {
+            if let Some(next) = queue.take_next() {
                 return Some(next);
             }
             queue.idle += 1;
@@ -248,7 +274,9 @@ impl Shared {
 
     fn work(&self, number: u32) {
         let mut slot = None;
-        while let Some((task, stop)) = self.next() {
+        let mut finished = None;
+        while let Some((task, stop)) = self.next(finished) {
+            finished = Some(task.key.lease.job);
             if slot.is_none() {
                 match self.host.work.slot(number) {
                     Ok(made) => slot = Some(made),
@@ -268,7 +296,7 @@ impl Shared {
 
     /// Reports a task's end, unless it was stopped.
     fn finish(&self, id: RunId, input: Input) {
-        if self.lock().running.remove(&id).is_some() {
+        if self.lock().known.remove(&id).is_some() {
             self.host.engine.input(input);
         }
     }

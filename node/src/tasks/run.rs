@@ -118,11 +118,17 @@ fn attempt(host: &TaskHost, slot: &mut Slot, task: &StartTask, stop: &StopHandle
 }
 
 /// Stores what a successful task left; a failed one leaves nothing.
-fn finish(host: &TaskHost, task: &StartTask, outcome: TaskOutcome, gather_ms: u32, left: &[(String, &Path)]) -> Attempted {
+fn finish(
+    host: &TaskHost,
+    task: &StartTask,
+    outcome: TaskOutcome,
+    gather_ms: u32,
+    left: &[(String, &Path)],
+) -> Attempted {
     let usage = usage_fact(outcome.usage, gather_ms);
-    let result = outcome.result.and_then(|_| {
-        if left.is_empty() { Ok(Vec::new()) } else { store(host, task.key.lease.job, left) }
-    });
+    let result = outcome
+        .result
+        .and_then(|_| if left.is_empty() { Ok(Vec::new()) } else { store(host, task.key.lease.job, left) });
     match result {
         Ok(outputs) => Ok((outputs, usage)),
         Err(failure) => Err((failure, usage)),
@@ -136,7 +142,11 @@ fn reduce_inputs(host: &TaskHost, task: &StartTask, sources: &[Located]) -> Resu
     });
     let ranges: Vec<_> = host.runtime.block_on(fetches.buffered(FETCHES).try_collect())?;
     let inputs = ranges.into_iter().flatten().map(|(chunk, source, at, len)| Input {
-        name: format!("the output of map task {chunk} (blob {}, made by node {})", source.blob.hash, source.node.short()),
+        name: format!(
+            "the output of map task {chunk} (blob {}, made by node {})",
+            source.blob.hash,
+            source.node.short()
+        ),
         reader: Box::new(BlobRange::new(host, source.blob, at, len)),
     });
     Ok(inputs.collect())
@@ -197,4 +207,3 @@ fn failure_fact(failure: Failure) -> fact::Failure {
         retryable: failure.retryable,
     }
 }
-

@@ -7,7 +7,7 @@ use sinew_node::local_mesh::LocalNode;
 use crate::support::{REAWARD_MAX_MS, Round, World, events};
 
 /// Long enough that faults hit in the middle, short enough for a test.
-const ROUND: Round = Round { chunks: 18, map_s: 0.4, reduce_s: 0.1, partitions: 4 };
+const ROUND: Round = Round { chunks: 24, map_s: 0.4, reduce_s: 0.1, partitions: 4 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_killed_with_running_chunks_loses_no_time_and_no_result() {
@@ -30,7 +30,10 @@ async fn a_worker_killed_with_running_chunks_loses_no_time_and_no_result() {
     let restarted = world.journal().into_iter().filter(|l| l.started && l.phase == "map" && running.contains(&l.task));
     let restarted = restarted.filter(|l| l.pid != pid && l.at_ms > killed).map(|l| l.at_ms - killed).min();
     let restarted = restarted.expect("a chunk ran again");
-    eprintln!("worker killed: award revoked after {} ms, its chunk running again after {restarted} ms", revoked - killed);
+    eprintln!(
+        "worker killed: award revoked after {} ms, its chunk running again after {restarted} ms",
+        revoked - killed
+    );
     assert!(restarted < REAWARD_MAX_MS, "{restarted} ms");
     world.converged().await;
 }
@@ -62,6 +65,9 @@ async fn a_brain_killed_after_a_third_is_succeeded_and_finished_chunks_stay_fini
     }
     let again: Vec<&u32> = starts.iter().filter(|(_, n)| **n > 1).map(|(t, _)| t).collect();
     eprintln!("finished before: {before:?} and {ended:?}; run twice: {again:?}");
+    // The old brain comes back, and learns how it ended.
+    world.mesh.nodes[0].start().await.expect("restart");
+    world.check(0, &job, &ROUND).await;
     world.converged().await;
 }
 
@@ -72,7 +78,10 @@ async fn a_brain_killed_during_the_reduce_is_succeeded() {
     let job = world.submit(0, &round).await;
     crate::support::until("a reducer runs", async || (!world.starts("reduce").is_empty()).then_some(())).await;
     let killed = world.kill(0);
-    assert!(world.journal().iter().filter(|l| l.phase == "reduce" && !l.started).count() < 8, "killed during the reduce");
+    assert!(
+        world.journal().iter().filter(|l| l.phase == "reduce" && !l.started).count() < 8,
+        "killed during the reduce"
+    );
     takeover(&world, &job, killed).await;
     world.check(1, &job, &round).await;
     assert!(world.starts("map").values().all(|n| *n == 1), "no chunk was mapped again: {:?}", world.starts("map"));

@@ -166,8 +166,11 @@ impl World {
     pub(crate) fn draft(&self, round: &Round) -> JobDraft {
         let inputs = self.inputs(round);
         let program = |text: &str| program_from_text(text).expect("program");
-        let mut draft =
-            JobDraft::map_reduce(vec![inputs.to_string_lossy().into_owned()], program("sh map.sh"), program("sh reduce.sh"));
+        let mut draft = JobDraft::map_reduce(
+            vec![inputs.to_string_lossy().into_owned()],
+            program("sh map.sh"),
+            program("sh reduce.sh"),
+        );
         let DraftWork::MapReduce(work) = &mut draft.work else { panic!("a round") };
         work.split = Split::Files;
         work.partitions = round.partitions;

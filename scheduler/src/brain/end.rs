@@ -32,8 +32,9 @@ impl Brain {
         let finish = *finish;
         self.stage = Stage::Sealing { until: ctx.now.at + RECEIPTS_WAIT };
         let Some(live) = ctx.ledger.live(&self.job) else { return };
+        let ids = self.accept_ids.iter().chain([&finish]);
         let facts: Vec<_> =
-            [ctx.submit_of(&self.job), live.facts.get(&finish).cloned()].into_iter().flatten().collect();
+            ctx.submit_of(&self.job).into_iter().chain(ids.filter_map(|id| live.facts.get(id).cloned())).collect();
         let mut concerned: BTreeSet<NodeId> = self.participants(ctx);
         concerned.extend(self.seats.values().map(|s| s.node));
         concerned.insert(self.spec.submitter);

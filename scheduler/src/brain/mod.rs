@@ -97,6 +97,8 @@ pub(crate) struct Brain {
     reports: Vec<(NodeId, FactId)>,
     /// Accept facts on their way to a majority, with the reports they settle.
     accepts: BTreeMap<FactId, Vec<(NodeId, FactId)>>,
+    /// The first accept facts of this term: all of them for a small job, which then go along with the verdict.
+    accept_ids: Vec<FactId>,
     accepted_at: Time,
     placement: Option<Placement>,
     place_at: Time,
@@ -143,6 +145,7 @@ impl Brain {
             ready: Vec::new(),
             reports: Vec::new(),
             accepts: BTreeMap::new(),
+            accept_ids: Vec::new(),
             accepted_at: now,
             placement: None,
             place_at: now,
@@ -342,6 +345,7 @@ impl Brain {
             let lease = Lease { job: self.job, fence };
             ctx.note(Note::Lost { lease, node: seat.node, silent_ms: (now - seat.heard).as_ms() });
             ctx.state(self.job, Fact::Revoke { fence, lost: true });
+            ctx.peers.gave_up(seat.node);
             self.requeue(&seat);
             // Outputs that only the lost node has are as good as gone.
             let gone: Vec<u32> =

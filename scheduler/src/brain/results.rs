@@ -17,6 +17,8 @@ use crate::wire::{Lease, Located, Message};
 
 /// Bytes of items under one accept fact.
 const ACCEPT_BYTES_MAX: usize = 128 * 1024;
+/// Accept facts sent along with the verdict: enough for the small jobs that come by the thousand. Who lacks more asks.
+const ACCEPTS_ALONG: usize = 4;
 /// Longest wait between attempts of one task.
 const RETRY_DELAY_MAX_MS: u64 = 60_000;
 
@@ -250,6 +252,7 @@ impl Brain {
         if let Some(last) = ids.last() {
             self.accepts.insert(*last, settle);
         }
+        self.accept_ids.extend(ids.iter().take(ACCEPTS_ALONG - self.accept_ids.len()));
         self.quorum.add(ctx, &ids);
     }
 }

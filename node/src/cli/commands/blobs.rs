@@ -43,7 +43,7 @@ pub(crate) async fn list(app: &App) -> Result<(), CliError> {
     let all = blobs(app, &Request::BlobList).await?;
     let objects: Vec<_> =
         all.iter().map(|(hash, size, tags)| json!({ "hash": hash, "size": size, "tags": tags })).collect();
-    app.ui.show(&json!({ "blobs": objects }), || render::blobs(&all))
+    app.ui.show(&json!({ "blobs": objects }), || render::blobs(&all, app.ui.verbose > 0))
 }
 
 pub(crate) async fn tag(app: &App, name: &str, hash: Hash) -> Result<(), CliError> {

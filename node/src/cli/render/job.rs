@@ -131,9 +131,8 @@ fn failures(view: &JobView, most: usize) -> String {
 }
 
 fn one_failure(phase: &str, task: u32, node: NodeId, failure: &Failure) -> String {
-    let exit = failure.exit.map(|code| format!(" (exit {code})")).unwrap_or_default();
     let task = FailedTask { phase: phase.to_owned(), task, node: Some(node), failure: failure.clone() };
-    let mut out = format!("  {} {} on {}{exit}\n", failure.code, clean(&task.who()), node.short());
+    let mut out = format!("  {} {} on {}\n", failure.code, clean(&task.who()), node.short());
     out += &format!("{}\n", cut(&format!("    {}", clean(&failure.message)), WIDTH));
     let tail = clean_lines(failure.stderr_tail.trim_end());
     let lines: Vec<&str> = tail.lines().collect();
@@ -213,7 +212,7 @@ mod tests {
         assert_eq!(
             text,
             "\
-job       bees6cijbeesbeijbeesbeijbeesbeijbeesbeijbeesbeijbees
+job       beeqscijbeeqscijbeeqscijbeeqscijbeeqscijbeeqscijbeeq
 name      wordcount (map-reduce)
 state     running
 submitted 2026-07-31 11:59:29 UTC, 32s ago, by aeaqcaibae
@@ -228,7 +227,7 @@ NODE        MAP  REDUCE  SHARE  SLOTS
 aibaeaqcai  310       0    50%      4
 ambqgaydam  310       0    50%      4
 
-TASK  OUTPUT  SIZE    BLOB        ON          COPY
+TASK  OUTPUT    SIZE  BLOB        ON          COPY
    0  reduce  1.5KiB  aqcaibaeaq  aibaeaqcai  ambqgaydam
 
 UTC           FACT    BY          WHAT IT SAYS
@@ -246,7 +245,7 @@ UTC           FACT    BY          WHAT IT SAYS
         let timeline: Vec<Event> = (0..50).map(|i| event(i, "report", &"detail ".repeat(20))).collect();
         let text = job(&failed, &timeline, SUBMITTED_MS, false);
         assert_narrow(&text);
-        assert!(text.contains("\n  E_EXIT map chunk 17 on aibaeaqcai (exit 3)\n    long long"), "{text}");
+        assert!(text.contains("\n  E_EXIT map chunk 17 on aibaeaqcai\n    long long"), "{text}");
         assert!(text.contains("| line 39 ") && text.contains("| line 30 ") && !text.contains("| line 29 "), "{text}");
         assert!(!text.contains('\x1b') && text.ends_with("30 earlier ones: -v\n"), "{text}");
         assert!(!job(&failed, &timeline, SUBMITTED_MS, true).contains("earlier ones"));

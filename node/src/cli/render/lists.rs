@@ -14,8 +14,8 @@ pub(crate) fn peers(peers: &[PeerView], verbose: bool) -> String {
         Column::Left("NODE"),
         Column::Left("STATE"),
         Column::Left("ROLES"),
-        Column::Right("CPU FREE"),
-        Column::Right("MEM FREE"),
+        Column::Right("CPU"),
+        Column::Right("MEM"),
         Column::Right("RTT"),
         Column::Cut("AT"),
     ]);
@@ -41,7 +41,7 @@ pub(crate) fn peers(peers: &[PeerView], verbose: bool) -> String {
             out += &format!("{}\n", cut(&clean(&more), WIDTH));
         }
     }
-    out + "* this node. Roles: r run, s submit, a admin.\n"
+    out + "* this node. CPU and MEM: free/all. Roles: r run, s submit, a admin.\n"
 }
 
 fn dash() -> String {
@@ -61,14 +61,14 @@ fn address(peer: &PeerView) -> String {
     let Some(address) = &peer.address else {
         return if peer.connected { dash() } else { "not connected".to_owned() };
     };
+    // The daemon says it as `MULTIADDR (TRANSPORT)`.
+    let (address, how) = match address.split_once(" (") {
+        Some((address, how)) => (address, how.trim_end_matches(')')),
+        None => (address.as_str(), if address.contains("p2p-circuit") { "relay" } else { "" }),
+    };
     let parts: Vec<&str> = address.split('/').collect();
     let host = parts.iter().position(|p| p.starts_with("ip") || p.starts_with("dns")).and_then(|i| parts.get(i + 1));
     let port = parts.iter().position(|p| matches!(*p, "tcp" | "udp")).and_then(|i| parts.get(i + 1));
-    let how = match address {
-        a if a.contains("p2p-circuit") => "relay",
-        a if a.contains("quic") => "quic",
-        _ => "tcp",
-    };
     match (host, port) {
         // An IPv6 address has colons of its own.
         (Some(host), Some(port)) if host.contains(':') => clean(&format!("[{host}]:{port} {how}")),
@@ -108,16 +108,19 @@ pub(crate) fn jobs(jobs: &[JobLine], now_ms: u64) -> String {
     table.render(WIDTH)
 }
 
-/// The blobs on this node. A hash is never cut: it is what the other commands ask for.
-pub(crate) fn blobs(blobs: &[(Hash, u64, Vec<String>)]) -> String {
-    if blobs.is_empty() {
-        return "no blobs\n".to_owned();
-    }
+/// The blobs on this node: those with names, and with `verbose` all. A hash is never cut: it is what other commands ask for.
+pub(crate) fn blobs(blobs: &[(Hash, u64, Vec<String>)], verbose: bool) -> String {
     let mut table = Table::new([Column::Left("HASH"), Column::Right("SIZE"), Column::Cut("NAMES")]);
-    for (hash, bytes, tags) in blobs {
+    let (shown, others): (Vec<_>, Vec<_>) = blobs.iter().partition(|(_, _, tags)| verbose || !tags.is_empty());
+    for (hash, bytes, tags) in &shown {
         table.row([hash.to_string(), size(*bytes), clean(&tags.join(" "))]);
     }
-    table.render(WIDTH)
+    let mut out = if shown.is_empty() { String::new() } else { table.render(WIDTH) };
+    if !others.is_empty() {
+        let bytes = others.iter().map(|(_, size, _)| size).sum();
+        out += &format!("{} without a name, {}: -v\n", others.len(), size(bytes));
+    }
+    if blobs.is_empty() { "no blobs\n".to_owned() } else { out }
 }
 
 /// Files that were written, in one sentence.
@@ -134,8 +137,8 @@ mod tests {
     #[test]
     fn peers_fit_and_show_how_they_are_reached() {
         let mut all = vec![peer(1, true), peer(2, false), peer(3, false), peer(4, false)];
-        all[1].address = Some("/ip4/192.168.1.104/udp/9000/quic-v1".into());
-        all[2].address = Some("/ip6/fe80::1234:5678:9abc:def0/tcp/49152".into());
+        all[1].address = Some("/ip4/192.168.1.104/udp/9000/quic-v1 (quic)".into());
+        all[2].address = Some("/ip6/fe80::1234:5678:9abc:def0/tcp/49152 (tcp)".into());
         all[3] = PeerView {
             state: "lost".into(),
             connected: false,
@@ -149,12 +152,12 @@ mod tests {
         assert_eq!(
             text,
             "\
-NODE         STATE    ROLES  CPU FREE     MEM FREE    RTT  AT
-aeaqcaibae*  healthy  rsa       3.5/4  1.5GiB/8GiB      -  -
-aibaeaqcai   healthy  rs        3.5/4  1.5GiB/8GiB  1.2ms  192.168.1.104:9000 quic
-ambqgaydam   healthy  rs        3.5/4  1.5GiB/8GiB  1.2ms  [fe80::1234:5678:9ab…
-aqcaibaeaq   lost     rs            -  1.5GiB/8GiB      -  not connected
-* this node. Roles: r run, s submit, a admin.
+NODE         STATE    ROLES    CPU          MEM    RTT  AT
+aeaqcaibae*  healthy  rsa    3.5/4  1.5GiB/8GiB      -  -
+aibaeaqcai   healthy  rs     3.5/4  1.5GiB/8GiB  1.2ms  192.168.1.104:9000 quic
+ambqgaydam   healthy  rs     3.5/4  1.5GiB/8GiB  1.2ms  [fe80::1234:5678:9abc:d…
+aqcaibaeaq   lost     rs         -  1.5GiB/8GiB      -  not connected
+* this node. CPU and MEM: free/all. Roles: r run, s submit, a admin.
 "
         );
     }
@@ -180,9 +183,9 @@ aqcaibaeaq   lost     rs            -  1.5GiB/8GiB      -  not connected
         assert_eq!(
             text,
             "\
-JOB         NAME      KIND        STATE          TASKS  DONE  AGE  BY
-aeaqcaibae  count     batch       running           10   40%  34s  a4dqobyha4
-aibaeaqcai  a name …  map-reduce  completed  100000000   99%  34s  a4dqobyha4
+JOB         NAME         KIND        STATE          TASKS  DONE  AGE  BY
+aeaqcaibae  count        batch       running           10   40%  34s  a4dqobyha4
+aibaeaqcai  a name of …  map-reduce  completed  100000000   99%  34s  a4dqobyha4
 "
         );
         assert_eq!(jobs(&[], 0), "no jobs\n");
@@ -191,9 +194,13 @@ aibaeaqcai  a name …  map-reduce  completed  100000000   99%  34s  a4dqobyha4
     #[test]
     fn blobs_keep_their_hashes_whole() {
         let hash = Hash([9; 32]);
-        let text = blobs(&[(hash, 3 << 20, vec!["model".into(), "a-name-that-takes-its-room".into()])]);
+        let named = (hash, 3 << 20, vec!["model".into(), "a-name-that-takes-its-room".into()]);
+        let all = [named, (Hash([8; 32]), 1_024, Vec::new())];
+        let text = blobs(&all, false);
         assert_narrow(&text);
-        assert!(text.contains(&hash.to_string()), "{text}");
+        assert!(text.contains(&hash.to_string()) && text.ends_with("\n1 without a name, 1KiB: -v\n"), "{text}");
+        assert!(blobs(&all, true).contains(&Hash([8; 32]).to_string()));
+        assert_eq!(blobs(&[], false), "no blobs\n");
         assert_eq!(files(&[("a".into(), 1 << 20)], "out"), "1 file, 1MiB in out");
     }
 }
