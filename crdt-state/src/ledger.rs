@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::certificate::Roles;
 use crate::envelope::{Envelope, EnvelopeError, Opened, VerifiedRoots};
-use crate::fact::{Fact, Outcome, Statement};
+use crate::fact::{FACT_LEN_MAX, Fact, Outcome, Statement};
 use crate::ids::{FactId, JobId, MeshId, NodeId};
 use crate::reconcile::{Digest, Index};
 use crate::rules::{self, RuleError};
@@ -202,6 +202,9 @@ impl Ledger {
             return Some(Admitted::Late(envelope.fact_id()));
         }
         let live = self.live.get(&envelope.entry)?;
+        if envelope.payload.len() > FACT_LEN_MAX {
+            return None;
+        }
         let id = envelope.fact_id();
         live.facts.contains_key(&id).then_some(Admitted::Known(id))
     }

@@ -12,22 +12,39 @@ pub const BEAT_EVERY: Span = Span::ms(200);
 pub const FENCE_AFTER: Span = Span::ms(1_000);
 /// A brain that heard nothing from a worker for this long awards its tasks anew.
 pub const LEASE: Span = Span::ms(1_500);
-/// A worker whose brain is silent for this long asks the stewards too: three tries before it must fence itself.
+/// A worker whose brain is silent for this long asks the whole brain set: three tries before it must fence itself.
 pub const ASK_STEWARDS_AFTER: Span = Span::ms(400);
 /// How long after the sending of its last answered set beat a brain may renew leases and decide: [`LEASE`] less
 /// [`FENCE_AFTER`], so that workers it renewed last are fenced before a successor re-awards.
 pub const IN_CHARGE_FOR: Span = Span::ms(500);
+/// A member of the brain set keeps a worker's lease alive only once it has not heard the brain for this long. Not shorter than
+/// [`IN_CHARGE_FOR`]: a brain that still decides on the strength of this member's last answer does so before, and every
+/// later answer tells it which leases were kept.
+pub const KEEP_AFTER: Span = IN_CHARGE_FOR;
 /// A steward that heard no set beat for this long stands for brain.
 pub const TAKEOVER_AFTER: Span = Span::ms(1_500);
 /// Each further steward waits this much longer, so that the first usually wins unopposed.
 pub const TAKEOVER_STAGGER: Span = Span::ms(250);
 /// A member that heard the brain within this time refuses to elect another: a candidate with a bad link must not depose
-/// a brain that works.
-pub const STICKY_FOR: Span = Span::ms(1_000);
+/// a brain that works. And long enough that leases which that brain renewed last have run out when the next one awards anew:
+/// [`IN_CHARGE_FOR`] and [`FENCE_AFTER`], less [`ADOPT_WAIT_GONE`]. Members count their silence from the same beat, so it must
+/// stay below [`TAKEOVER_AFTER`] by more than beats differ in arrival.
+pub const STICKY_FOR: Span = Span::ms(1_400);
 /// Votes are asked for again after this.
 pub const CAMPAIGN_EVERY: Span = Span::ms(400);
-/// A new brain waits this long for workers to say what they hold; their answers usually take a round trip.
+/// Looks for silent brains: this often.
+pub const CHECK_EVERY: Span = Span::ms(100);
+/// A brain that is heard of, but not of a certain job for this long, is asked whether it still leads that job: it may have lost
+/// its disk, or given the job up.
+pub const QUIET_AFTER: Span = Span::ms(2_000);
+/// A new brain waits this long for connected workers to say what they hold; their answers usually take a round trip.
 pub const ADOPT_WAIT: Span = Span::ms(400);
+/// ... and this long for those that are not connected: until their leases have run out.
+pub const ADOPT_WAIT_GONE: Span = Span::ms(200);
+/// ... and this long for those whose lease was renewed just before: [`FENCE_AFTER`] and a margin.
+pub const ADOPT_WAIT_ALIVE: Span = Span::ms(1_200);
+/// Workers that have not answered are asked again this often.
+pub const ADOPT_AGAIN: Span = Span::ms(150);
 
 /// Candidates asked for a job of one task: the power of two choices.
 pub const OFFERS: usize = 2;
@@ -48,6 +65,8 @@ pub const REPORT_EVERY: Span = Span::ms(20);
 pub const REPORT_ITEMS: usize = 1_024;
 /// Facts and copies that were not acknowledged are sent again after this.
 pub const RESEND_EVERY: Span = Span::ms(1_000);
+/// A request for a copy that was not answered is repeated this often: it, or its answer, may be lost.
+pub const COPY_AGAIN: Span = Span::ms(2_000);
 /// A copy that took this long goes to somebody else.
 pub const COPY_TIMEOUT: Span = Span::ms(60_000);
 /// Work queued at a worker: about this much time, so that it never idles for a round trip.

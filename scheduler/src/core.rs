@@ -11,7 +11,7 @@ use sinew_crdt_state::envelope::{Envelope, Opened};
 use sinew_crdt_state::fact::{Fact, Statement};
 use sinew_crdt_state::ids::{FactId, JobId, MeshId, NodeId};
 use sinew_crdt_state::ledger::{Ledger, OwnerMark, SealedEntry};
-use sinew_crdt_state::spec::{BlobRef, JobSpec, Resources, SignedSpec, Source};
+use sinew_crdt_state::spec::{BlobRef, JobSpec, Phase, Resources, SignedSpec, Source};
 
 use crate::brain::Brain;
 use crate::brains::Brains;
@@ -47,6 +47,21 @@ pub struct Stored {
     pub blobs: Vec<BlobRef>,
 }
 
+/// A copy that a brain asked this node to hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct CopyFor {
+    brain: NodeId,
+    job: JobId,
+    phase: Phase,
+    task: u32,
+}
+
+impl CopyFor {
+    const fn answer(self, ok: bool) -> Message {
+        Message::Copied { job: self.job, phase: self.phase, task: self.task, ok }
+    }
+}
+
 /// A node's decisions.
 #[derive(Debug)]
 pub struct Core {
@@ -56,7 +71,7 @@ pub struct Core {
     stewards: Stewards,
     sync: Sync,
     membership: Membership,
-    copies: std::collections::BTreeMap<FetchId, (NodeId, JobId, Vec<BlobRef>)>,
+    copies: std::collections::BTreeMap<FetchId, (CopyFor, Vec<BlobRef>)>,
     load_at: Time,
     load_count: u32,
     compact_at: Time,
@@ -288,8 +303,9 @@ impl Core {
         }
         match &statement.fact {
             Fact::Submit(_) => self.stewards.watch(&self.ctx, job),
-            Fact::Lead { .. } => self.stewards.on_lead(&self.ctx, job),
-            Fact::Finish { .. } => {
+            Fact::Lead { term, .. } => self.stewards.on_lead(&self.ctx, job, *term),
+            // A verdict that a later brain did not repeat is none.
+            Fact::Finish { .. } if self.ctx.ledger.live(&job).is_some_and(|l| l.state.outcome().is_some()) => {
                 self.worker.on_job_end(&mut self.ctx, job);
                 self.ctx.effect(Effect::Changed(job));
             }
@@ -355,10 +371,17 @@ impl Core {
             Message::Settled { job, reports } => self.worker.on_settled(job, &reports),
             Message::Stop { lease, phase, tasks } => self.worker.on_stop(ctx, from, lease, phase, &tasks),
             Message::Release { lease } => self.worker.on_release(ctx, from, lease),
-            Message::Copy { job, from: source, blobs } => self.on_copy(from, job, source, blobs),
-            Message::Copied { job, blobs, ok } => {
+            Message::Copy { job, phase, task, from: source, blobs } => {
+                self.on_copy(CopyFor { brain: from, job, phase, task }, source, blobs);
+            }
+            Message::WantSources { lease } => {
+                if let Some(brain) = self.brains.touch(&lease.job) {
+                    brain.on_want_sources(ctx, from, lease.fence);
+                }
+            }
+            Message::Copied { job, phase, task, ok } => {
                 if let Some(brain) = self.brains.touch(&job) {
-                    brain.on_copied(ctx, from, &blobs, ok);
+                    brain.on_copied(ctx, from, phase, task, ok);
                 }
             }
             other => self.on_set_message(from, other),
@@ -380,25 +403,37 @@ impl Core {
             Message::Deposed { job, term } => {
                 if let Some(brain) = self.brains.touch(&job).filter(|b| b.term < term) {
                     brain.depose(ctx);
+                    self.stewards.on_deposed(ctx, job, term);
                     sync::start(ctx, from);
                 }
             }
             Message::Beat { seq, leases } => self.on_beat(from, seq, &leases),
-            Message::BeatAck { seq, renewed, void } => self.worker.on_beat_ack(ctx, from, seq, &renewed, &void),
-            Message::SetBeat { seq, incarnation } => self.stewards.on_set_beat(ctx, from, seq, incarnation),
-            Message::SetBeatAck { seq } => self.stewards.on_set_beat_ack(ctx, from, seq),
-            Message::VoteRequest { job, term, have } => self.stewards.on_vote_request(ctx, from, job, term, &have),
-            Message::Vote { job, term, facts, holders } => {
-                self.stewards.on_vote(ctx, &mut self.brains, from, job, term, &facts, &holders);
+            Message::BeatAck { seq, renewed, kept, void } => {
+                self.worker.on_beat_ack(ctx, from, seq, &renewed, &kept, &void);
             }
-            Message::VoteRefused { job, term, highest } => self.stewards.on_vote_refused(ctx, job, term, highest),
-            Message::Adopt { facts, old, new, term } => {
+            Message::SetBeat { seq } => self.stewards.on_set_beat(ctx, from, seq),
+            Message::SetBeatAck { seq, kept, moved } => {
+                self.stewards.on_set_beat_ack(ctx, &mut self.brains, from, seq, &kept, &moved);
+            }
+            Message::Led(jobs) => Stewards::on_led(ctx, &self.brains, from, jobs),
+            Message::NotLed(jobs) => self.stewards.on_not_led(ctx, from, &jobs),
+            Message::VoteRequest { job, term, trial, have } => {
+                self.stewards.on_vote_request(ctx, &self.brains, from, job, term, trial, &have);
+            }
+            Message::Willing { job, term } => self.stewards.on_willing(ctx, &mut self.brains, from, job, term),
+            Message::Vote { job, term, facts, lacks, holders } => {
+                self.stewards.on_vote(ctx, &mut self.brains, from, job, term, &facts, &lacks, &holders);
+            }
+            Message::VoteRefused { job, term, highest } => {
+                self.stewards.on_vote_refused(ctx, from, job, term, highest);
+            }
+            Message::Adopt { facts, job, award, term } => {
                 sync::on_facts(ctx, from, &facts);
-                self.worker.on_adopt(ctx, from, old, new, term);
+                self.worker.on_adopt(ctx, from, job, award, term);
             }
-            Message::Holding { old, tasks, reports } => {
-                if let Some(brain) = self.brains.touch(&old.job) {
-                    brain.on_holding(ctx, from, old, &tasks, &reports);
+            Message::Holding { job, term, slots, tasks, reports } => {
+                if let Some(brain) = self.brains.touch(&job) {
+                    brain.on_holding(ctx, from, term, slots, &tasks, &reports);
                 }
             }
             Message::Claims(claims) => sync::on_claims(ctx, from, &claims),
@@ -424,8 +459,7 @@ impl Core {
     /// A report for a job that this node does not lead: the worker may forget it once the job is over; otherwise it is
     /// told nothing, and finds the right brain by its next beat or the adoption.
     fn on_orphan_report(&mut self, from: NodeId, lease: Lease, facts: &[Envelope]) {
-        let over = self.ctx.ledger.sealed(&lease.job).is_some()
-            || self.ctx.ledger.live(&lease.job).is_some_and(|l| l.state.outcome().is_some());
+        let over = self.is_over(&lease.job);
         for envelope in facts {
             let _ = self.ctx.admit(from, envelope);
         }
@@ -437,50 +471,53 @@ impl Core {
     }
 
     fn on_beat(&mut self, from: NodeId, seq: u64, leases: &[(Lease, u32)]) {
-        let (mut renewed, mut void) = (Vec::new(), Vec::new());
+        let (mut renewed, mut kept, mut void) = (Vec::new(), Vec::new(), Vec::new());
         for (lease, open) in leases {
-            let verdict = match self.brains.peek_mut(&lease.job) {
-                Some(brain) => brain.on_lease(&mut self.ctx, from, lease.fence, *open),
-                None => self.lease_without_brain(from, *lease),
-            };
-            match verdict {
-                Some(true) => renewed.push(*lease),
-                Some(false) => void.push(*lease),
+            let over = self.is_over(&lease.job);
+            match self.brains.peek_mut(&lease.job) {
+                Some(brain) => match brain.on_lease(&mut self.ctx, from, lease.fence, *open) {
+                    Some(true) => renewed.push(*lease),
+                    Some(false) => void.push(*lease),
+                    None => {}
+                },
+                None if over => void.push(*lease),
+                None if self.stewards.on_lease(&self.ctx, from, *lease) => kept.push(*lease),
                 None => {}
             }
         }
-        self.ctx.send(from, Message::BeatAck { seq, renewed, void });
+        self.ctx.send(from, Message::BeatAck { seq, renewed, kept, void });
     }
 
-    fn lease_without_brain(&mut self, from: NodeId, lease: Lease) -> Option<bool> {
-        let over = self.ctx.ledger.sealed(&lease.job).is_some()
-            || self.ctx.ledger.live(&lease.job).is_some_and(|l| l.state.outcome().is_some());
-        if over {
-            return Some(false);
-        }
-        self.stewards.on_lease(&self.ctx, from, lease).then_some(true)
+    /// Whether the job has ended, as far as this node knows.
+    fn is_over(&self, job: &JobId) -> bool {
+        let ledger = &self.ctx.ledger;
+        ledger.sealed(job).is_some() || ledger.live(job).is_some_and(|l| l.state.outcome().is_some())
     }
 
-    fn on_copy(&mut self, from: NodeId, job: JobId, source: NodeId, blobs: Vec<BlobRef>) {
-        let known = self.ctx.ledger.live(&job).is_some_and(|l| l.state.spec.brain_set.contains(&from));
+    fn on_copy(&mut self, copy: CopyFor, source: NodeId, blobs: Vec<BlobRef>) {
+        let CopyFor { brain, job, .. } = copy;
+        let known = self.ctx.ledger.live(&job).is_some_and(|l| l.state.spec.brain_set.contains(&brain));
         if !known {
-            return self.ctx.send(from, Message::Copied { job, blobs, ok: false });
+            return self.ctx.send(brain, copy.answer(false));
+        }
+        if self.copies.values().any(|(under_way, _)| *under_way == copy) {
+            return;
         }
         let missing = missing_blobs(&blobs, &self.worker.blobs);
         if missing.is_empty() {
-            return self.ctx.send(from, Message::Copied { job, blobs, ok: true });
+            return self.ctx.send(brain, copy.answer(true));
         }
         let id = self.ctx.next_fetch();
-        self.copies.insert(id, (from, job, blobs));
+        self.copies.insert(id, (copy, blobs));
         self.ctx.effect(Effect::Fetch { id, job, blobs: missing, providers: vec![source] });
     }
 
     fn on_fetched(&mut self, id: FetchId, ok: bool) {
-        if let Some((to, job, blobs)) = self.copies.remove(&id) {
+        if let Some((copy, blobs)) = self.copies.remove(&id) {
             if ok {
                 self.worker.blobs.extend(blobs.iter().map(|b| b.hash));
             }
-            self.ctx.send(to, Message::Copied { job, blobs, ok });
+            self.ctx.send(copy.brain, copy.answer(ok));
         } else {
             self.stewards.on_fetched(&mut self.ctx, id, ok);
         }

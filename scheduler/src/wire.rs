@@ -139,10 +139,19 @@ pub enum Message {
         /// The award.
         lease: Lease,
     },
-    /// Brain to a node: fetch these from `from` and keep them for the job.
+    /// Worker to brain: tasks wait for sources that have not arrived; send them (again).
+    WantSources {
+        /// The award.
+        lease: Lease,
+    },
+    /// Brain to a node: fetch a task's outputs from `from` and keep them for the job.
     Copy {
         /// The job.
         job: JobId,
+        /// The task's phase.
+        phase: Phase,
+        /// The task.
+        task: u32,
         /// Who has them.
         from: NodeId,
         /// What.
@@ -152,8 +161,10 @@ pub enum Message {
     Copied {
         /// The job.
         job: JobId,
-        /// What.
-        blobs: Vec<BlobRef>,
+        /// The task's phase.
+        phase: Phase,
+        /// The task.
+        task: u32,
         /// Whether they are here, on disk.
         ok: bool,
     },
@@ -195,31 +206,49 @@ pub enum Message {
     BeatAck {
         /// The beat's number.
         seq: u64,
-        /// Leases that go on.
+        /// Leases that go on: the sender leads their jobs.
         renewed: Vec<Lease>,
+        /// Leases that the sender, a member of the brain set, has nothing against while their brain is silent.
+        kept: Vec<Lease>,
         /// Leases that are over.
         void: Vec<Lease>,
     },
-    /// Brain to steward: I am here, for all jobs that I lead. `incarnation` changes with every start.
+    /// Brain to steward: I am here, for all jobs that I lead.
     SetBeat {
         /// Counts the sender's beats.
         seq: u64,
-        /// The sender's incarnation.
-        incarnation: u64,
     },
     /// The answer to [`Self::SetBeat`].
     SetBeatAck {
         /// The beat's number.
         seq: u64,
+        /// Leases of the sender's jobs that this member kept alive in its silence, with their holders.
+        kept: Vec<(NodeId, Lease)>,
+        /// Jobs for which this member has promised a term of another brain.
+        moved: Vec<(JobId, u32)>,
     },
+    /// Steward to brain: I have not heard of these jobs for a while; do you lead them?
+    Led(Vec<JobId>),
+    /// In answer: not these.
+    NotLed(Vec<JobId>),
     /// Candidate to the brain set: promise to follow me in `term`.
     VoteRequest {
         /// The job.
         job: JobId,
         /// The term.
         term: u32,
-        /// Facts that the candidate has.
+        /// Whether this only asks what the answer would be: a candidate with a bad link should find out before anyone
+        /// promises anything.
+        trial: bool,
+        /// Facts that the candidate has; none in a trial.
         have: Vec<ShortId>,
+    },
+    /// Member to candidate, after a trial: I would vote for you.
+    Willing {
+        /// The job.
+        job: JobId,
+        /// The term.
+        term: u32,
     },
     /// Member to candidate: promised, on disk. With every fact that the candidate lacks.
     Vote {
@@ -229,7 +258,9 @@ pub enum Message {
         term: u32,
         /// The facts, the vote itself among them.
         facts: Vec<Envelope>,
-        /// Leases that this member renewed in the brain's silence.
+        /// Facts that the candidate has and this member lacks.
+        lacks: Vec<ShortId>,
+        /// Leases that this member kept alive in the brain's silence.
         holders: Vec<(NodeId, Fence)>,
     },
     /// Member to candidate: not now; the brain is alive, or a higher term is promised.
@@ -241,22 +272,26 @@ pub enum Message {
         /// The highest term known here.
         highest: u32,
     },
-    /// New brain to worker: I lead; your award goes on under `award`; what do you hold?
+    /// New brain to worker: I lead; what you hold under earlier terms goes on under one new award; what is it?
     Adopt {
-        /// Lead facts and the new award.
+        /// The spec, the lead facts and the new award.
         facts: Vec<Envelope>,
-        /// The award as the worker knows it.
-        old: Lease,
-        /// Its new fence; `None` asks only for what is held.
-        new: Option<Fence>,
+        /// The job.
+        job: JobId,
+        /// The new award; `None` asks only for reports.
+        award: Option<Fence>,
         /// The leader's term.
         term: u32,
     },
     /// Worker to new brain, in answer.
     Holding {
-        /// The award as the worker knew it.
-        old: Lease,
-        /// Tasks queued or running, by phase; empty when the award is gone.
+        /// The job.
+        job: JobId,
+        /// The term of the brain that asked.
+        term: u32,
+        /// Slots held for the job.
+        slots: u32,
+        /// Tasks queued or running, by phase.
         tasks: Vec<(Phase, Run)>,
         /// Reports not yet settled.
         reports: Vec<Envelope>,
@@ -287,6 +322,8 @@ pub struct Assign {
     pub phase: Phase,
     /// The tasks.
     pub runs: Vec<Run>,
+    /// Those of them that failed before, with how often.
+    pub attempts: BTreeMap<u32, u32>,
 }
 
 /// What a node is and has in total.

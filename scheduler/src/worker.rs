@@ -12,6 +12,7 @@ use sinew_crdt_state::fact::{Executed, Fact, Fence, ReportItem, Run, Statement, 
 use sinew_crdt_state::ids::{FactId, Hash, JobId, NodeId};
 use sinew_crdt_state::rules::brain_of;
 use sinew_crdt_state::spec::{BlobRef, JobSpec, Phase, Resources};
+use sinew_crdt_state::state::JobState;
 
 use crate::config::{ASK_STEWARDS_AFTER, BEAT_EVERY, FENCE_AFTER, REPORT_EVERY, REPORT_ITEMS, RESEND_EVERY};
 use crate::ctx::Ctx;
@@ -44,6 +45,8 @@ struct Held {
     /// When the last answered beat was sent.
     renewed: Time,
     stewards_renewed: BTreeMap<NodeId, Time>,
+    /// How often tasks failed before they were assigned here.
+    attempts: BTreeMap<(Phase, u32), u32>,
     sources: Sources,
     providers: Arc<Vec<NodeId>>,
 }
@@ -53,6 +56,8 @@ struct Sources {
     items: Vec<Option<Located>>,
     missing: usize,
     whole: Option<Arc<Vec<Located>>>,
+    /// When they were asked for, or first missed.
+    asked: Option<Time>,
 }
 
 /// What this node did for a job, over all its awards.
@@ -63,7 +68,8 @@ struct Done {
     outputs: BTreeMap<(Phase, u32), Vec<Hash>>,
     reports: u32,
     /// Reports of awards that ended before they were final: offered to a new brain.
-    orphans: Vec<FactId>,
+    orphans: Vec<(FactId, Fence)>,
+    orphans_sent: Time,
 }
 
 #[derive(Debug)]
@@ -79,6 +85,8 @@ pub(crate) struct Worker {
     /// Blobs this node holds, for locality in bids.
     pub(crate) blobs: std::collections::BTreeSet<Hash>,
     load_changed: bool,
+    /// When leases and unsettled reports are looked at next.
+    look_at: Time,
 }
 
 impl Worker {
@@ -94,6 +102,7 @@ impl Worker {
             beats: VecDeque::new(),
             blobs: std::collections::BTreeSet::new(),
             load_changed: true,
+            look_at: Time::default(),
         }
     }
 
@@ -214,10 +223,12 @@ impl Worker {
             unsettled_sent: ctx.now.at,
             renewed: ctx.now.at,
             stewards_renewed: BTreeMap::new(),
+            attempts: BTreeMap::new(),
             sources: Sources::default(),
             providers: Arc::new(providers),
         };
         self.held.insert(lease, held);
+        self.look_at = ctx.now.at;
         let (_, claim) = ctx.state(lease.job, Fact::Claim { fence: lease.fence, slots });
         ctx.send(brain, Message::Facts(vec![claim]));
         true
@@ -231,6 +242,7 @@ impl Worker {
             return;
         }
         held.seq = assign.seq;
+        held.attempts.extend(assign.attempts.iter().map(|(task, n)| ((assign.phase, *task), *n)));
         let total = held.spec.phases().get(usize::from(assign.phase)).copied().unwrap_or(0);
         let fine = |run: &Run| run.len > 0 && run.start.checked_add(run.len).is_some_and(|end| end <= total);
         for run in assign.runs.iter().filter(|run| fine(run)) {
@@ -260,7 +272,7 @@ impl Worker {
         }
         let sources = &mut held.sources;
         if sources.items.len() != total as usize {
-            *sources = Sources { items: vec![None; total as usize], missing: total as usize, whole: None };
+            *sources = Sources { items: vec![None; total as usize], missing: total as usize, ..Sources::default() };
         }
         for (i, item) in items.into_iter().enumerate() {
             let slot = &mut sources.items[start as usize + i];
@@ -335,7 +347,9 @@ impl Worker {
         }
         self.pool.release(held.spec.resources, held.slots);
         self.load_changed = true;
-        self.done.entry(lease.job).or_default().orphans.extend(held.unsettled);
+        let orphans = held.unsettled.into_iter().map(|id| (id, lease.fence));
+        self.done.entry(lease.job).or_default().orphans.extend(orphans);
+        self.look_at = ctx.now.at;
     }
 
     /// The job ended: everything for it stops, and this node signs what it did.
@@ -382,11 +396,11 @@ impl Worker {
             let run = RunId(self.run_last);
             held.running.insert((phase, task), run);
             self.runs.insert(run, (lease, phase, task));
-            let attempt = ctx.ledger.live(&lease.job).map_or(0, |l| l.state.failures(phase, task).count());
+            let attempt = held.attempts.remove(&(phase, task)).unwrap_or(0);
             ctx.effect(Effect::Start(StartTask {
                 run,
                 key: TaskKey { lease, phase, task },
-                attempt: u32::try_from(attempt).unwrap_or(u32::MAX),
+                attempt,
                 job_slots,
                 spec: Arc::clone(&held.spec),
                 providers: Arc::clone(&held.providers),
@@ -407,41 +421,75 @@ impl Worker {
             }
         }
         if let Some(done) = self.done.get_mut(&job) {
-            done.orphans.retain(|id| !reports.contains(id));
+            done.orphans.retain(|(id, _)| !reports.contains(id));
         }
     }
 
-    pub(crate) fn on_adopt(&mut self, ctx: &mut Ctx, from: NodeId, old: Lease, new: Option<Fence>, term: u32) {
-        let job = old.job;
-        let leads =
-            ctx.ledger.live(&job).is_some_and(|l| brain_of(&l.state.spec, term) == Some(from) && l.state.term <= term);
-        if !leads {
+    /// A new brain leads: what is held under earlier terms goes on under its one award, or, without one, ends.
+    pub(crate) fn on_adopt(&mut self, ctx: &mut Ctx, from: NodeId, job: JobId, award: Option<Fence>, term: u32) {
+        let leads = |state: &JobState| brain_of(&state.spec, term) == Some(from) && state.term <= term;
+        if !ctx.ledger.live(&job).is_some_and(|live| leads(&live.state)) {
             return;
         }
-        self.report(ctx, old);
-        let mut tasks = Vec::new();
-        let mut reports: Vec<FactId> = self.done.get(&job).map(|d| d.orphans.clone()).unwrap_or_default();
-        if let Some(mut held) = self.held.remove(&old) {
-            reports.extend(held.unsettled.iter().copied());
+        let old: Vec<Lease> = self.leases_of(job).into_iter().filter(|l| l.fence.term < term).collect();
+        for lease in &old {
+            self.report(ctx, *lease);
+        }
+        match award {
+            Some(fence) => self.renew_as(ctx, from, Lease { job, fence }, &old),
+            None => old.into_iter().for_each(|lease| self.drop_held(ctx, lease)),
+        }
+        let held = award.and_then(|fence| self.held.get(&Lease { job, fence }));
+        let mut tasks: Vec<(Phase, Run)> = Vec::new();
+        if let Some(held) = held {
             tasks.extend(held.running.keys().map(|(p, t)| (*p, Run { start: *t, len: 1 })));
             tasks.extend(held.queue.iter().copied());
-            let lease = Lease { job, fence: new.unwrap_or(old.fence) };
-            held.brain = from;
-            held.renewed = ctx.now.at;
-            held.stewards_renewed.clear();
-            if new.is_some() {
-                held.seq = 0;
-                for run in held.running.values() {
-                    if let Some(entry) = self.runs.get_mut(run) {
-                        entry.0 = lease;
-                    }
-                }
-                ctx.state(job, Fact::Claim { fence: lease.fence, slots: held.slots });
-            }
-            self.held.insert(lease, held);
         }
+        let slots = held.map_or(0, |h| h.slots);
+        let orphans = self.done.get(&job).into_iter().flat_map(|d| d.orphans.iter().map(|(id, _)| *id));
+        let reports: Vec<FactId> =
+            orphans.chain(held.into_iter().flat_map(|h| h.unsettled.iter().copied())).collect();
         let reports = envelopes(ctx, job, &reports);
-        ctx.send(from, Message::Holding { old, tasks, reports });
+        ctx.send(from, Message::Holding { job, term, slots, tasks, reports });
+        // The sooner the new brain hears a beat, the sooner it renews.
+        self.beat_at = ctx.now.at;
+    }
+
+    /// Puts everything held under `old` under `lease`. That renews nothing: only an answered beat does.
+    fn renew_as(&mut self, ctx: &mut Ctx, brain: NodeId, lease: Lease, old: &[Lease]) {
+        let mut all = [lease].iter().chain(old).filter_map(|l| self.held.remove(l)).collect::<Vec<_>>().into_iter();
+        let Some(mut whole) = all.next() else { return };
+        let mut renewed = whole.answered();
+        for held in all {
+            renewed = renewed.min(held.answered());
+            whole.slots += held.slots;
+            whole.queue.extend(held.queue);
+            whole.unsettled.extend(held.unsettled);
+            whole.attempts.extend(held.attempts);
+            for (task, run) in held.running {
+                if let Some(twin) = whole.running.insert(task, run) {
+                    self.runs.remove(&twin);
+                    ctx.effect(Effect::Stop(twin));
+                }
+            }
+            if whole.sources.whole.is_none() {
+                whole.sources = held.sources;
+            }
+        }
+        whole.brain = brain;
+        whole.renewed = renewed;
+        whole.stewards_renewed.clear();
+        if !old.is_empty() {
+            whole.seq = 0;
+            ctx.state(lease.job, Fact::Claim { fence: lease.fence, slots: whole.slots });
+        }
+        for run in whole.running.values() {
+            if let Some(entry) = self.runs.get_mut(run) {
+                entry.0 = lease;
+            }
+        }
+        self.held.insert(lease, whole);
+        self.look_at = ctx.now.at;
     }
 
     /// Sends what is finished: at once when nothing else is left to do, otherwise in batches.
@@ -483,6 +531,9 @@ impl Worker {
             self.beat_at = now + BEAT_EVERY;
             self.beat(ctx);
         }
+        if now < self.look_at {
+            return;
+        }
         let silent: Vec<Lease> =
             self.held.iter().filter(|(_, h)| now - h.answered() >= FENCE_AFTER).map(|(l, _)| *l).collect();
         for lease in silent {
@@ -490,12 +541,14 @@ impl Worker {
             self.drop_held(ctx, lease);
         }
         for (lease, held) in &mut self.held {
-            if !held.unsettled.is_empty() && now - held.unsettled_sent >= RESEND_EVERY {
-                held.unsettled_sent = now;
-                let facts = envelopes(ctx, lease.job, &held.unsettled);
-                ctx.send(held.brain, Message::Report { lease: *lease, facts });
-            }
+            held.ask_again(ctx, *lease);
         }
+        for (job, done) in self.done.iter_mut().filter(|(_, d)| !d.orphans.is_empty()) {
+            done.offer_orphans(ctx, *job);
+        }
+        // A renewal in between moves a lease's end on; that only makes the next look an early one.
+        let fences = self.held.values().map(|h| h.answered() + FENCE_AFTER);
+        self.look_at = fences.fold(now + RESEND_EVERY, Time::min);
     }
 
     fn beat(&mut self, ctx: &mut Ctx) {
@@ -509,6 +562,7 @@ impl Worker {
             let open = (*lease, held.open());
             by_node.entry(held.brain).or_default().push(open);
             if ctx.now.at - held.renewed >= ASK_STEWARDS_AFTER {
+                // A brain that restarted is only a member, until it is elected again.
                 for steward in held.spec.brain_set.iter().filter(|n| **n != held.brain) {
                     by_node.entry(*steward).or_default().push(open);
                 }
@@ -519,13 +573,23 @@ impl Worker {
         }
     }
 
-    pub(crate) fn on_beat_ack(&mut self, ctx: &mut Ctx, from: NodeId, seq: u64, renewed: &[Lease], void: &[Lease]) {
+    pub(crate) fn on_beat_ack(
+        &mut self,
+        ctx: &mut Ctx,
+        from: NodeId,
+        seq: u64,
+        renewed: &[Lease],
+        kept: &[Lease],
+        void: &[Lease],
+    ) {
         let Some((_, sent)) = self.beats.iter().find(|(s, _)| *s == seq).copied() else { return };
         for lease in renewed {
-            let Some(held) = self.held.get_mut(lease) else { continue };
-            if held.brain == from {
+            if let Some(held) = self.held.get_mut(lease).filter(|h| h.brain == from) {
                 held.renewed = held.renewed.max(sent);
-            } else if held.spec.brain_set.contains(&from) {
+            }
+        }
+        for lease in kept {
+            if let Some(held) = self.held.get_mut(lease).filter(|h| h.spec.brain_set.contains(&from)) {
                 held.stewards_renewed.insert(from, sent);
             }
         }
@@ -540,14 +604,47 @@ impl Worker {
     pub(crate) fn timeout(&self) -> Option<Time> {
         let reports = self.held.values().filter(|h| h.buffered > 0).map(|h| h.buffer_since + REPORT_EVERY).min();
         let beat = (!self.held.is_empty()).then_some(self.beat_at);
-        reports.into_iter().chain(beat).min()
+        let look = (!self.held.is_empty() || self.done.values().any(|d| !d.orphans.is_empty())).then_some(self.look_at);
+        reports.into_iter().chain(beat).chain(look).min()
+    }
+}
+
+impl Done {
+    /// Offers reports of ended awards to whoever leads now: they will not count, but their blobs need not be kept for them.
+    fn offer_orphans(&mut self, ctx: &mut Ctx, job: JobId) {
+        let brain = ctx.ledger.live(&job).and_then(|l| brain_of(&l.state.spec, l.state.term));
+        let Some(brain) = brain.filter(|_| ctx.now.at - self.orphans_sent >= RESEND_EVERY) else { return };
+        self.orphans_sent = ctx.now.at;
+        let mut by_fence: BTreeMap<Fence, Vec<FactId>> = BTreeMap::new();
+        for (id, fence) in &self.orphans {
+            by_fence.entry(*fence).or_default().push(*id);
+        }
+        for (fence, ids) in by_fence {
+            let facts = envelopes(ctx, job, &ids);
+            ctx.send(brain, Message::Report { lease: Lease { job, fence }, facts });
+        }
     }
 }
 
 impl Held {
+    /// Repeats what was not answered: reports, and the wish for sources.
+    fn ask_again(&mut self, ctx: &mut Ctx, lease: Lease) {
+        let now = ctx.now.at;
+        if !self.unsettled.is_empty() && now - self.unsettled_sent >= RESEND_EVERY {
+            self.unsettled_sent = now;
+            let facts = envelopes(ctx, lease.job, &self.unsettled);
+            ctx.send(self.brain, Message::Report { lease, facts });
+        }
+        let waits = self.queue.front().is_some_and(|(phase, _)| *phase > 0) && self.sources.whole.is_none();
+        if waits && now - *self.sources.asked.get_or_insert(now) >= RESEND_EVERY {
+            self.sources.asked = Some(now);
+            ctx.send(self.brain, Message::WantSources { lease });
+        }
+    }
+
     /// When the last beat was sent that someone with the say answered: the brain, or else a majority of its set.
     fn answered(&self) -> Time {
-        let mut times: Vec<Time> = self.stewards_renewed.values().copied().chain([self.renewed]).collect();
+        let mut times: Vec<Time> = self.stewards_renewed.values().copied().collect();
         times.sort_unstable_by(|a, b| b.cmp(a));
         let by_majority = times.get(self.spec.majority() - 1).copied().unwrap_or_default();
         self.renewed.max(by_majority)

@@ -182,11 +182,7 @@ impl World {
             Fact::Submit(signed) => signed.open().ok(),
             _ => None,
         })?;
-        let mut state = JobState::new(spec);
-        for (id, author, statement) in &opened {
-            state.apply(*id, *author, statement);
-        }
-        Some(state)
+        Some(JobState::fold(spec, &opened))
     }
 
     fn check_results(&self, job: &JobId, outcome: &Outcome, results: &Results) -> Vec<Violation> {

@@ -1,69 +1,122 @@
-//! Taking over: a newly elected brain reads the entry, asks workers what they hold, keeps claims that still run, and never
-//! has finished work done again (step 7 of the protocol).
+//! Taking over: a newly elected brain reads the entry, says what it found decided, asks workers what they hold, keeps claims
+//! that still run, and never has finished work done again (step 7 of the protocol).
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use sinew_crdt_state::cbor;
 use sinew_crdt_state::envelope::Envelope;
-use sinew_crdt_state::fact::{Fact, Fence, Outcome, ReportItem, Run, Statement};
+use sinew_crdt_state::fact::{Fact, Fence, ITEMS_MAX, Outcome, ReportItem, Run, Statement};
 use sinew_crdt_state::ids::{FactId, JobId, NodeId};
 use sinew_crdt_state::spec::Phase;
 
 use super::{Brain, Seat, Stage};
-use crate::config::{ADOPT_WAIT, LEASE};
+use crate::config::{ADOPT_AGAIN, ADOPT_WAIT, ADOPT_WAIT_ALIVE, ADOPT_WAIT_GONE, LEASE};
 use crate::ctx::Ctx;
 use crate::io::{Effect, Note};
-use crate::wire::{Lease, Message};
+use crate::time::{Span, Time};
+use crate::wire::{Lease, Message, ShortId, short_id};
 
-/// Stands for "you hold no award that I know of": asks only for reports.
-const NO_AWARD: Fence = Fence { term: 0, epoch: 0 };
+/// What an election gives a brain to begin with.
+#[derive(Debug)]
+pub(crate) struct Mandate {
+    pub(crate) term: u32,
+    pub(crate) voters: Vec<NodeId>,
+    /// Leases that members kept alive in the old brain's silence.
+    pub(crate) holders: BTreeSet<(NodeId, Fence)>,
+    /// Facts that a voter has too, so that a majority has them.
+    pub(crate) shared: BTreeSet<ShortId>,
+    /// Whether the brain before was this same node, which may have renewed leases an instant ago.
+    pub(crate) own_return: bool,
+}
+
+/// A node that may hold work of the job.
+#[derive(Debug)]
+struct Asked {
+    /// The award it gets for what it holds; `None` when it can only have reports.
+    award: Option<(Fence, FactId)>,
+    /// Whether its lease may have been renewed just before the election.
+    alive: bool,
+}
+
+/// The time between election and the first decision.
+#[derive(Debug)]
+pub(super) struct Adoption {
+    since: Time,
+    again: Time,
+    nodes: BTreeMap<NodeId, Asked>,
+    lead: Vec<FactId>,
+}
+
+impl Adoption {
+    /// How long to wait for those that have not answered.
+    fn until(&self, ctx: &Ctx) -> Time {
+        let wait = |(node, asked): (&NodeId, &Asked)| match (asked.award.is_some(), asked.alive) {
+            (true, true) => ADOPT_WAIT_ALIVE,
+            _ if ctx.peers.is_connected(*node) => ADOPT_WAIT,
+            (true, false) => ADOPT_WAIT_GONE,
+            (false, _) => Span(0),
+        };
+        self.since + self.nodes.iter().map(wait).max().unwrap_or_default()
+    }
+
+    pub(super) fn timeout(&self, ctx: &Ctx) -> Time {
+        self.until(ctx).min(self.again)
+    }
+}
 
 impl Brain {
-    /// The brain of `term`, elected by `voters`; `holders` are leases that members renewed in the old brain's silence.
-    pub(crate) fn elected(
-        ctx: &mut Ctx,
-        job: JobId,
-        term: u32,
-        voters: Vec<NodeId>,
-        holders: &BTreeSet<(NodeId, Fence)>,
-    ) -> Option<Self> {
-        let state = &ctx.ledger.live(&job)?.state;
+    /// The brain that the members of `mandate.voters` elected.
+    pub(crate) fn elected(ctx: &mut Ctx, job: JobId, mandate: Mandate) -> Option<Self> {
+        let live = ctx.ledger.live(&job)?;
+        let state = &live.state;
         let spec = Arc::new(state.spec.clone());
-        let ended = state.outcome().cloned();
-        let mut old: BTreeMap<Fence, (NodeId, u32)> = state
-            .awards
-            .iter()
-            .filter(|(_, a)| a.revoked.is_none() && ctx.peers.is_connected(a.node))
-            .map(|(fence, a)| (*fence, (a.node, a.slots)))
+        let term = mandate.term;
+        // A verdict of completion whose results are not all known was never final.
+        let verdict = state.finish.as_ref().map(|(_, _, outcome)| outcome.clone());
+        let verdict = verdict.filter(|outcome| *outcome != Outcome::Completed || state.phase().is_none());
+        let base: Vec<FactId> = live
+            .statements()
+            .filter(|(id, _, s)| matches!(s.fact, Fact::Accept { term, .. } if state.counts(*id, term)))
+            .map(|(id, ..)| id)
             .collect();
-        for (node, fence) in holders {
-            let slots = state.awards.get(fence).map_or(1, |a| a.slots);
-            old.entry(*fence).or_insert((*node, slots));
-        }
-        let reporters: BTreeSet<NodeId> =
-            state.awards.values().map(|a| a.node).filter(|n| ctx.peers.is_connected(*n)).collect();
-        let with_award: BTreeSet<NodeId> = old.values().map(|(n, _)| *n).collect();
-        let asked: BTreeSet<(NodeId, Fence)> = old
-            .iter()
-            .map(|(fence, (node, _))| (*node, *fence))
-            .chain(reporters.difference(&with_award).map(|n| (*n, NO_AWARD)))
-            .collect();
-        let stage = Stage::Adopting { until: ctx.now.at + ADOPT_WAIT, asked: asked.clone() };
-        let mut brain = Self::new(ctx, job, spec, term, stage);
-        let (lead, lead_envelope) = ctx.state(job, Fact::Lead { term, voters });
-        brain.quorum.add(ctx, &[lead]);
+        let mut brain = Self::new(ctx, job, spec, term, Stage::Running);
+        let lead = brain.take_office(ctx, mandate.voters, &base, &mandate.shared);
         ctx.note(Note::Took { job, term });
-        if let Some(outcome) = ended {
-            // The verdict was known to a voter: say it again under this term, and go on from there.
-            brain.load_reports(ctx);
+        brain.load_progress(ctx);
+        if let Some(outcome) = verdict {
+            // It was known to a voter: say it again under this term, and go on from there.
             brain.finish(ctx, outcome);
             return Some(brain);
         }
-        brain.load_progress(ctx);
-        brain.ask(ctx, &old, &asked, &lead_envelope);
+        brain.begin_adoption(ctx, &mandate.holders, mandate.own_return, lead);
         ctx.effect(Effect::Changed(job));
         Some(brain)
+    }
+
+    /// States who leads and on what grounds. Nothing is decided on these grounds until a majority has all of them.
+    fn take_office(
+        &mut self,
+        ctx: &mut Ctx,
+        voters: Vec<NodeId>,
+        base: &[FactId],
+        shared: &BTreeSet<ShortId>,
+    ) -> Vec<FactId> {
+        let mut parts: Vec<Vec<ShortId>> =
+            base.chunks(ITEMS_MAX).map(|part| part.iter().map(short_id).collect()).collect();
+        if parts.is_empty() {
+            parts.push(Vec::new());
+        }
+        let mut grounds: Vec<FactId> = base.iter().filter(|id| !shared.contains(&short_id(id))).copied().collect();
+        let mut lead = Vec::new();
+        for base in parts {
+            let (id, _) = ctx.state(self.job, Fact::Lead { term: self.term, voters: voters.clone(), base });
+            grounds.push(id);
+            lead.push(id);
+        }
+        self.accepts.extend(grounds.iter().map(|id| (*id, Vec::new())));
+        self.quorum.add(ctx, &grounds);
+        lead
     }
 
     /// What the entry says is done, and which attempts failed.
@@ -83,43 +136,71 @@ impl Brain {
             let attempts = u32::try_from(state.failures(p, task).count()).unwrap_or(u32::MAX);
             self.attempts.insert(task, attempts);
         }
-        self.load_reports(ctx);
+        for (id, author, statement) in live.statements() {
+            if matches!(statement.fact, Fact::Report { .. }) {
+                self.reports_by.entry(author).or_default().insert(id);
+            }
+        }
         self.pending.clear();
     }
 
-    fn load_reports(&mut self, ctx: &Ctx) {
-        let Some(live) = ctx.ledger.live(&self.job) else { return };
-        for (id, author, statement) in live.statements() {
-            if matches!(statement.fact, Fact::Report { .. }) {
-                self.reports_by.entry(author).or_default().push(id);
-            }
-        }
-    }
-
-    fn ask(
+    fn begin_adoption(
         &mut self,
         ctx: &mut Ctx,
-        old: &BTreeMap<Fence, (NodeId, u32)>,
-        asked: &BTreeSet<(NodeId, Fence)>,
-        lead: &Envelope,
+        holders: &BTreeSet<(NodeId, Fence)>,
+        own_return: bool,
+        lead: Vec<FactId>,
     ) {
-        let submit = ctx.submit_of(&self.job);
-        for (fence, (node, slots)) in old {
-            self.epoch_last += 1;
-            let new = Fence { term: self.term, epoch: self.epoch_last };
-            let lease_ms = u32::try_from(LEASE.as_ms()).unwrap_or(u32::MAX);
-            let (_, award) = ctx.state(self.job, Fact::Award { fence: new, node: *node, slots: *slots, lease_ms });
-            let mut seat = Seat::new(*node, *slots, ctx.now.at);
-            seat.adopted_from = Some(*fence);
-            self.seats.insert(new, seat);
-            let facts = submit.iter().cloned().chain([lead.clone(), award]).collect();
-            let old = Lease { job: self.job, fence: *fence };
-            ctx.send(*node, Message::Adopt { facts, old, new: Some(new), term: self.term });
+        let Some(live) = ctx.ledger.live(&self.job) else { return };
+        let kept: BTreeSet<NodeId> = holders.iter().map(|(node, _)| *node).collect();
+        // Slots of each node; none for those whose awards are all over.
+        let mut slots: BTreeMap<NodeId, u32> = kept.iter().map(|node| (*node, 0)).collect();
+        for award in live.state.awards.values() {
+            let sum = slots.entry(award.node).or_default();
+            *sum = (*sum).max(if award.revoked.is_none() { award.slots } else { 0 });
         }
-        for (node, _) in asked.iter().filter(|(_, fence)| *fence == NO_AWARD) {
-            let facts = submit.iter().cloned().chain([lead.clone()]).collect();
-            let old = Lease { job: self.job, fence: NO_AWARD };
-            ctx.send(*node, Message::Adopt { facts, old, new: None, term: self.term });
+        let mut nodes = BTreeMap::new();
+        for (node, slots) in slots {
+            let may_hold = slots > 0 || kept.contains(&node);
+            let award = may_hold.then(|| self.seat_for(ctx, node, slots.max(1)));
+            nodes.insert(node, Asked { award, alive: own_return || kept.contains(&node) });
+        }
+        let now = ctx.now.at;
+        self.stage = Stage::Adopting;
+        self.adoption = Some(Adoption { since: now, again: now, nodes, lead });
+        self.step_adopting(ctx);
+    }
+
+    fn seat_for(&mut self, ctx: &mut Ctx, node: NodeId, slots: u32) -> (Fence, FactId) {
+        self.epoch_last += 1;
+        let fence = Fence { term: self.term, epoch: self.epoch_last };
+        let lease_ms = u32::try_from(LEASE.as_ms()).unwrap_or(u32::MAX);
+        let (award, _) = ctx.state(self.job, Fact::Award { fence, node, slots, lease_ms });
+        self.seats.insert(fence, Seat { answered: false, ..Seat::new(node, slots, ctx.now.at) });
+        (fence, award)
+    }
+
+    /// Asks whoever can be reached and has not answered; goes to work when nobody is left to wait for.
+    pub(super) fn step_adopting(&mut self, ctx: &mut Ctx) {
+        let Some(adoption) = &mut self.adoption else { return };
+        let now = ctx.now.at;
+        if now >= adoption.again {
+            adoption.again = now + ADOPT_AGAIN;
+            let Some(live) = ctx.ledger.live(&self.job) else { return };
+            let submit = live.submit;
+            let mut messages = Vec::new();
+            for (node, asked) in adoption.nodes.iter().filter(|(node, _)| ctx.peers.is_connected(**node)) {
+                let ids = [submit].into_iter().chain(adoption.lead.iter().copied()).chain(asked.award.map(|(_, id)| id));
+                let facts = ids.filter_map(|id| live.facts.get(&id).cloned()).collect();
+                let award = asked.award.map(|(fence, _)| fence);
+                messages.push((*node, Message::Adopt { facts, job: self.job, award, term: self.term }));
+            }
+            for (node, message) in messages {
+                ctx.send(node, message);
+            }
+        }
+        if now >= adoption.until(ctx) {
+            self.adopted(ctx);
         }
     }
 
@@ -128,37 +209,53 @@ impl Brain {
         &mut self,
         ctx: &mut Ctx,
         from: NodeId,
-        old: Lease,
+        term: u32,
+        slots: u32,
         tasks: &[(Phase, Run)],
         reports: &[Envelope],
     ) {
-        let Stage::Adopting { asked, .. } = &mut self.stage else { return };
-        if !asked.remove(&(from, old.fence)) {
+        if term != self.term {
             return;
         }
-        let all_answered = asked.is_empty();
+        let Some(asked) = self.adoption.as_mut().and_then(|a| a.nodes.remove(&from)) else {
+            return self.refuse_holding(ctx, from, reports);
+        };
         for envelope in reports {
             if envelope.entry == self.job && envelope.author == from && ctx.admit(from, envelope).is_ok() {
                 self.take_old_report(ctx, from, envelope);
             }
         }
-        let seat = self.seats.iter_mut().find(|(_, s)| s.node == from && s.adopted_from == Some(old.fence));
-        if let Some((fence, seat)) = seat {
-            seat.heard = ctx.now.at;
-            seat.adopted_from = None;
-            let fence = *fence;
-            let current = tasks.iter().filter(|(p, r)| *p == self.phase && r.start < self.total).map(|(_, r)| *r);
-            for run in current {
-                let run = Run { start: run.start, len: run.len.min(self.total - run.start) };
-                seat.open.insert(run, &ctx.now.at, |_| false);
-            }
-            if seat.open.is_empty() {
-                self.seats.remove(&fence);
-                ctx.send(from, Message::Release { lease: Lease { job: self.job, fence } });
-            }
+        if let Some((fence, _)) = asked.award {
+            self.fill_seat(ctx, from, fence, slots, tasks);
         }
-        if all_answered {
+        if self.adoption.as_ref().is_some_and(|a| a.nodes.is_empty()) {
             self.adopted(ctx);
+        }
+    }
+
+    /// The answer came too late, or twice: what it says has been given to others. Its seat, if it has one, stays.
+    fn refuse_holding(&mut self, ctx: &mut Ctx, from: NodeId, reports: &[Envelope]) {
+        if self.seats.values().any(|s| s.node == from) || reports.is_empty() {
+            return;
+        }
+        let reports = reports.iter().map(Envelope::fact_id).collect();
+        ctx.send(from, Message::Settled { job: self.job, reports });
+    }
+
+    fn fill_seat(&mut self, ctx: &mut Ctx, node: NodeId, fence: Fence, slots: u32, tasks: &[(Phase, Run)]) {
+        let (phase, total) = (self.phase, self.total);
+        let Some(seat) = self.seats.get_mut(&fence) else { return };
+        seat.heard = ctx.now.at;
+        seat.slots = slots;
+        seat.answered = true;
+        for (_, run) in tasks.iter().filter(|(p, run)| *p == phase && run.start < total) {
+            let run = Run { start: run.start, len: run.len.min(total - run.start) };
+            seat.open.insert(run, &ctx.now.at, |_| false);
+        }
+        if seat.open.is_empty() || slots == 0 {
+            self.seats.remove(&fence);
+            ctx.state(self.job, Fact::Revoke { fence, lost: false });
+            ctx.send(node, Message::Release { lease: Lease { job: self.job, fence } });
         }
     }
 
@@ -172,17 +269,13 @@ impl Brain {
         if phase != self.phase || !backed {
             return;
         }
-        let id: FactId = envelope.fact_id();
-        let known = self.reports_by.entry(from).or_default();
-        if !known.contains(&id) {
-            known.push(id);
-        }
-        self.reports.push((from, id));
+        let id = envelope.fact_id();
+        self.open_report(from, id);
         for item in items {
             match item {
-                ReportItem::Plain { run, .. } => self.succeeded(ctx, from, fence, run, &[]),
+                ReportItem::Plain { run, .. } => self.succeeded(ctx, from, fence, Some(id), run, &[]),
                 ReportItem::Outputs { task, outputs, .. } => {
-                    self.succeeded(ctx, from, fence, Run { start: task, len: 1 }, &outputs);
+                    self.succeeded(ctx, from, fence, Some(id), Run { start: task, len: 1 }, &outputs);
                 }
                 // The task is neither done nor held, so it is tried again; the ledger has counted the attempt.
                 ReportItem::Failed { task, failure, .. } => {
@@ -193,13 +286,17 @@ impl Brain {
                 }
             }
         }
+        self.settle_report(ctx, id);
     }
 
-    /// Everyone who could answer has: what nobody finished or holds is to be done.
-    pub(super) fn adopted(&mut self, ctx: &mut Ctx) {
+    /// Everyone who could answer has, or has no lease any more: what nobody finished or holds is to be done.
+    fn adopted(&mut self, ctx: &mut Ctx) {
+        let Some(adoption) = self.adoption.take() else { return };
         self.stage = Stage::Running;
-        // Whoever has not answered is stopped by its next beat, and its tasks are awarded anew.
-        self.seats.retain(|_, seat| seat.adopted_from.is_none());
+        for (fence, _) in adoption.nodes.into_values().filter_map(|asked| asked.award) {
+            self.seats.remove(&fence);
+            ctx.state(self.job, Fact::Revoke { fence, lost: true });
+        }
         let mut taken = self.done.clone();
         for seat in self.seats.values() {
             for (run, _) in seat.open.iter() {

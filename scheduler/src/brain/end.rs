@@ -23,13 +23,12 @@ impl Brain {
         }
         let (finish, _) = ctx.state(self.job, Fact::Finish { term: self.term, outcome });
         self.quorum.add(ctx, &[finish]);
-        self.stage = Stage::Ending { finish };
+        self.stage = Stage::Ending { finish, is_final: false };
     }
 
     /// The verdict is final: tell everyone concerned and ask for receipts.
     pub(super) fn finished(&mut self, ctx: &mut Ctx) {
-        let Stage::Ending { finish } = &self.stage else { return };
-        let finish = *finish;
+        let Stage::Ending { finish, .. } = self.stage else { return };
         self.stage = Stage::Sealing { until: ctx.now.at + RECEIPTS_WAIT };
         let Some(live) = ctx.ledger.live(&self.job) else { return };
         let ids = self.accept_ids.iter().chain([&finish]);
@@ -63,7 +62,7 @@ impl Brain {
             .into_iter()
             .filter_map(|node| {
                 let summary = summaries.and_then(|s| s.get(&node)).map(|(id, _)| *id);
-                let only = self.reports_by.get(&node).filter(|r| r.len() == 1).map(|r| r[0]);
+                let only = self.reports_by.get(&node).filter(|r| r.len() == 1).and_then(|r| r.first().copied());
                 Some((node, summary.or(only)?))
             })
             .collect()

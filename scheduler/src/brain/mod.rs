@@ -1,73 +1,56 @@
 //! The brain of one job: it decides, and makes every decision durable on a majority of its brain set before anything
 //! irrevocable depends on it.
 //!
-//! Here: the stages of a job and the quorum. Placement is in [`place`], results in [`results`], the end in [`end`], taking
-//! over from another brain in [`adopt`].
+//! Here: the stages of a job and the quorum. Placement is in [`place`], awards under way in [`seats`], results in
+//! [`results`] and [`copies`], the end in [`end`], taking over from another brain in [`adopt`].
 
 mod adopt;
+mod copies;
 mod end;
 mod place;
 mod quorum;
 mod results;
+mod seats;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use sinew_crdt_state::fact::{Accepted, Fact, Fence, Outcome, Run, Statement};
+use sinew_crdt_state::fact::{Fact, Fence, Outcome, Run, Statement};
 use sinew_crdt_state::ids::{FactId, JobId, NodeId};
 use sinew_crdt_state::intervals::IntervalMap;
 use sinew_crdt_state::spec::{JobSpec, PHASE_MAP, Phase};
 
+pub(crate) use self::adopt::Mandate;
+use self::adopt::Adoption;
+use self::copies::Copying;
 use self::place::Placement;
 use self::quorum::Quorum;
-use crate::config::{FENCE_AFTER, LEASE, SPECULATE_AFTER, SUBMIT_TIMEOUT};
+use self::results::Ready;
+use self::seats::Seat;
+use crate::config::{BEAT_EVERY, CHECK_EVERY, IN_CHARGE_FOR, PROGRESS_EVERY, SUBMIT_TIMEOUT};
 use crate::ctx::Ctx;
-use crate::io::{Effect, Note, RequestId, Response, SubmitError};
+use crate::io::{Effect, RequestId, Response, SubmitError};
 use crate::time::{Span, Time};
-use crate::wire::{Assign, Lease, Message};
+use crate::wire::Message;
+
+/// Shortest time to the next step that no message asks for: whatever is overdue and cannot be done is not tried harder.
+const STEP_MIN: Span = Span::ms(1);
 
 /// Where a job is in its brain's hands.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     /// The spec is on its way to a majority.
     Storing,
     /// Just elected: workers are asked what they hold.
-    Adopting { until: Time, asked: BTreeSet<(NodeId, Fence)> },
+    Adopting,
     /// Tasks run.
     Running,
-    /// The verdict is on its way to a majority.
-    Ending { finish: FactId },
+    /// The verdict is on its way to a majority; it may be there before the results that it stands for.
+    Ending { finish: FactId, is_final: bool },
     /// Decided; executors' receipts are awaited.
     Sealing { until: Time },
     /// Nothing left to do.
     Over,
-}
-
-/// An award as its brain sees it.
-#[derive(Debug)]
-struct Seat {
-    node: NodeId,
-    slots: u32,
-    /// Tasks assigned and not reported, with the time of assignment.
-    open: IntervalMap<Time>,
-    heard: Time,
-    seq: u32,
-    /// Beats in a row whose count of open tasks was lower than ours.
-    mismatches: u32,
-    /// Tasks per second, smoothed.
-    rate: f64,
-    reported: Time,
-    sources_sent: bool,
-    /// The fence under which its worker knew it, until the worker has answered the new brain.
-    adopted_from: Option<Fence>,
-}
-
-/// A finished task whose outputs are being copied to a second node.
-#[derive(Debug)]
-struct Copying {
-    accepted: Accepted,
-    target: NodeId,
-    since: Time,
 }
 
 /// The brain of one job.
@@ -79,6 +62,7 @@ pub(crate) struct Brain {
     /// When this term began here.
     since: Time,
     stage: Stage,
+    adoption: Option<Adoption>,
     answer: Option<(RequestId, Time)>,
     quorum: Quorum,
     phase: Phase,
@@ -92,21 +76,22 @@ pub(crate) struct Brain {
     done: IntervalMap<()>,
     done_count: u32,
     copying: BTreeMap<u32, Copying>,
-    ready: Vec<Accepted>,
-    /// Reports to settle with the next accept.
-    reports: Vec<(NodeId, FactId)>,
-    /// Accept facts on their way to a majority, with the reports they settle.
-    accepts: BTreeMap<FactId, Vec<(NodeId, FactId)>>,
+    ready: Vec<Ready>,
+    /// Reports that are not final yet: from whom, and how many of their results are still to become so.
+    reports: BTreeMap<FactId, (NodeId, u32)>,
+    /// Facts on their way to a majority that others wait for, each with the reports whose results it accepts.
+    accepts: BTreeMap<FactId, Vec<FactId>>,
     /// The first accept facts of this term: all of them for a small job, which then go along with the verdict.
     accept_ids: Vec<FactId>,
     accepted_at: Time,
     placement: Option<Placement>,
     place_at: Time,
     advert_at: Time,
-    /// Nodes that declined or did not bid since the last news.
+    /// When leases, copies and stragglers are looked at next.
+    watch_at: Time,
     verdict: Option<Outcome>,
     /// Report facts per executor: with one only, it is the receipt.
-    reports_by: BTreeMap<NodeId, Vec<FactId>>,
+    reports_by: BTreeMap<NodeId, BTreeSet<FactId>>,
     /// For the mean task time of the phase: tasks and microseconds.
     mean: (u64, u64),
     speculated: BTreeSet<u32>,
@@ -130,6 +115,7 @@ impl Brain {
             term,
             since: now,
             stage,
+            adoption: None,
             answer: None,
             quorum: Quorum::new(job, term, spec.brain_set.clone()),
             phase: 0,
@@ -143,13 +129,14 @@ impl Brain {
             done_count: 0,
             copying: BTreeMap::new(),
             ready: Vec::new(),
-            reports: Vec::new(),
+            reports: BTreeMap::new(),
             accepts: BTreeMap::new(),
             accept_ids: Vec::new(),
             accepted_at: now,
             placement: None,
             place_at: now,
             advert_at: now,
+            watch_at: now,
             verdict: None,
             reports_by: BTreeMap::new(),
             mean: (0, 0),
@@ -207,9 +194,10 @@ impl Brain {
         self.stage == Stage::Over
     }
 
-    /// Whether this brain may decide and renew leases: a majority of its set answered lately, or it has just begun.
+    /// Whether this brain may decide and renew leases: a majority of its set answered, lately, a beat that it sent in this
+    /// term. The first brain needs no answers for a moment: nobody else can have been elected yet.
     fn in_charge(&self, ctx: &Ctx) -> bool {
-        ctx.now.at - self.since <= crate::config::IN_CHARGE_FOR || self.quorum.reachable(ctx)
+        self.term == 1 && ctx.now.at - self.since <= IN_CHARGE_FOR || self.quorum.reachable(ctx, self.since)
     }
 
     /// Takes note of a fact about the job, own or foreign.
@@ -242,16 +230,11 @@ impl Brain {
     /// A fact of this term became final.
     fn on_final(&mut self, ctx: &mut Ctx, id: FactId) {
         if let Some(reports) = self.accepts.remove(&id) {
-            let mut by_node: BTreeMap<NodeId, Vec<FactId>> = BTreeMap::new();
-            for (node, report) in reports {
-                by_node.entry(node).or_default().push(report);
+            for report in reports {
+                self.close_part(ctx, report);
             }
-            for (node, reports) in by_node {
-                ctx.send(node, Message::Settled { job: self.job, reports });
-            }
-            return;
         }
-        match &self.stage {
+        match &mut self.stage {
             Stage::Storing => {
                 self.stage = Stage::Running;
                 if let Some((request, _)) = self.answer.take() {
@@ -259,7 +242,13 @@ impl Brain {
                 }
                 ctx.effect(Effect::Changed(self.job));
             }
-            Stage::Ending { finish } if *finish == id => self.finished(ctx),
+            Stage::Ending { finish, is_final } => {
+                *is_final |= *finish == id;
+                // A verdict without the results that it stands for could not be restated by the next brain.
+                if *is_final && self.accepts.is_empty() {
+                    self.finished(ctx);
+                }
+            }
             _ => {}
         }
     }
@@ -267,13 +256,9 @@ impl Brain {
     /// Does whatever is due. Called whenever something about the job changed or a timer ran out.
     pub(crate) fn step(&mut self, ctx: &mut Ctx) {
         self.quorum.resend(ctx);
-        match self.stage.clone() {
+        match self.stage {
             Stage::Storing => self.step_storing(ctx),
-            Stage::Adopting { until, asked } => {
-                if ctx.now.at >= until || asked.iter().all(|(n, _)| !ctx.peers.is_connected(*n)) {
-                    self.adopted(ctx);
-                }
-            }
+            Stage::Adopting => self.step_adopting(ctx),
             Stage::Running => self.step_running(ctx),
             Stage::Sealing { until } => self.step_sealing(ctx, until),
             Stage::Ending { .. } | Stage::Over => {}
@@ -295,8 +280,12 @@ impl Brain {
         if !self.in_charge(ctx) {
             return;
         }
-        self.drop_lost_seats(ctx);
-        self.drop_slow_copies(ctx);
+        let look = ctx.now.at >= self.watch_at;
+        if look {
+            self.watch_at = ctx.now.at + CHECK_EVERY;
+            self.drop_lost_seats(ctx);
+            self.watch_copies(ctx);
+        }
         let canceled = ctx.ledger.live(&self.job).is_some_and(|l| l.state.cancel.is_some());
         if canceled && self.verdict.is_none() {
             self.verdict = Some(Outcome::Cancelled);
@@ -311,7 +300,9 @@ impl Brain {
             return;
         }
         self.top_up(ctx);
-        self.speculate(ctx);
+        if look {
+            self.speculate(ctx);
+        }
         self.place(ctx);
     }
 
@@ -336,182 +327,12 @@ impl Brain {
         false
     }
 
-    fn drop_lost_seats(&mut self, ctx: &mut Ctx) {
-        let now = ctx.now.at;
-        let lost: Vec<Fence> =
-            self.seats.iter().filter(|(_, s)| now - s.heard >= LEASE).map(|(fence, _)| *fence).collect();
-        for fence in lost {
-            let Some(seat) = self.seats.remove(&fence) else { continue };
-            let lease = Lease { job: self.job, fence };
-            ctx.note(Note::Lost { lease, node: seat.node, silent_ms: (now - seat.heard).as_ms() });
-            ctx.state(self.job, Fact::Revoke { fence, lost: true });
-            ctx.peers.gave_up(seat.node);
-            self.requeue(&seat);
-            // Outputs that only the lost node has are as good as gone.
-            let gone: Vec<u32> =
-                self.copying.iter().filter(|(_, c)| c.accepted.node == seat.node).map(|(task, _)| *task).collect();
-            for task in gone {
-                self.copying.remove(&task);
-                self.pending.push_front(Run { start: task, len: 1 });
-            }
-            ctx.effect(Effect::Changed(self.job));
-        }
-    }
-
-    /// Puts a seat's open tasks back, but for those that someone else finished or runs too.
-    fn requeue(&mut self, seat: &Seat) {
-        for (run, _) in seat.open.iter() {
-            for gap in self.done.gaps_in(run) {
-                for task in gap.start..gap.end() {
-                    let elsewhere = self.seats.values().any(|s| s.open.get(task).is_some());
-                    if !elsewhere && !self.copying.contains_key(&task) {
-                        self.push_pending(task);
-                    }
-                }
-            }
-        }
-    }
-
-    fn push_pending(&mut self, task: u32) {
-        match self.pending.back_mut() {
-            Some(run) if run.end() == task => run.len += 1,
-            _ => self.pending.push_back(Run { start: task, len: 1 }),
-        }
-    }
-
-    fn pending_count(&self) -> u64 {
-        self.pending.iter().map(|r| u64::from(r.len)).sum()
-    }
-
-    /// Fills the queues of all seats.
-    fn top_up(&mut self, ctx: &mut Ctx) {
-        let fences: Vec<Fence> = self.seats.keys().copied().collect();
-        for fence in fences {
-            self.top_up_seat(ctx, fence);
-        }
-        let last = usize::from(self.phase) + 1 == self.spec.phases().len();
-        if last && self.pending.is_empty() && self.later.is_empty() {
-            self.release_idle(ctx);
-        }
-    }
-
-    fn top_up_seat(&mut self, ctx: &mut Ctx, fence: Fence) {
-        if self.pending.is_empty() {
-            return;
-        }
-        self.send_sources(ctx, fence);
-        let window = self.window(fence);
-        let runs = self.take_pending(window);
-        let Some(seat) = self.seats.get_mut(&fence) else { return };
-        if let Some(assign) = seat.assign(self.job, fence, self.phase, runs, ctx.now.at, false) {
-            ctx.send(seat.node, Message::Assign(assign));
-        }
-    }
-
-    /// How many more tasks the seat should get: about [`crate::config::QUEUE_AHEAD`] of work, at least two per slot, and
-    /// towards the end of a phase no more than a fair share of what is left.
-    fn window(&self, fence: Fence) -> u32 {
-        let Some(seat) = self.seats.get(&fence) else { return 0 };
-        let slots: u64 = self.seats.values().map(|s| u64::from(s.slots)).sum();
-        let share =
-            (self.pending_count() * u64::from(seat.slots)).div_ceil(2 * slots.max(1)).max(u64::from(seat.slots));
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to the range first")]
-        let ahead = (seat.rate * 0.2).clamp(0.0, f64::from(crate::config::WINDOW_MAX)) as u64;
-        let want = ahead.max(u64::from(seat.slots) * 2).min(share);
-        u32::try_from(want.saturating_sub(seat.open.count())).unwrap_or(u32::MAX)
-    }
-
-    fn take_pending(&mut self, mut wanted: u32) -> Vec<Run> {
-        let mut runs = Vec::new();
-        while wanted > 0 {
-            let Some(run) = self.pending.front_mut() else { break };
-            let len = run.len.min(wanted);
-            runs.push(Run { start: run.start, len });
-            run.start += len;
-            run.len -= len;
-            wanted -= len;
-            if run.len == 0 {
-                self.pending.pop_front();
-            }
-        }
-        runs
-    }
-
-    fn release_idle(&mut self, ctx: &mut Ctx) {
-        let idle: Vec<Fence> = self.seats.iter().filter(|(_, s)| s.open.is_empty()).map(|(f, _)| *f).collect();
-        let keep_one = idle.len() == self.seats.len();
-        for fence in idle.into_iter().skip(usize::from(keep_one)) {
-            if let Some(seat) = self.seats.remove(&fence) {
-                ctx.send(seat.node, Message::Release { lease: Lease { job: self.job, fence } });
-            }
-        }
-    }
-
-    /// Starts the slowest tasks a second time where a slot is idle (B1: stragglers are speculated).
-    fn speculate(&mut self, ctx: &mut Ctx) {
-        if !self.pending.is_empty() || self.mean.0 == 0 {
-            return;
-        }
-        let slow = Span(2 * self.mean.1 / self.mean.0).max(SPECULATE_AFTER);
-        let straggler = self
-            .seats
-            .values()
-            .flat_map(|s| s.open.iter().map(move |(r, at)| (s.node, r, *at)))
-            .find(|(_, run, at)| run.len == 1 && ctx.now.at - *at >= slow && !self.speculated.contains(&run.start));
-        let Some((node, run, _)) = straggler else { return };
-        let idle = self.seats.iter().find(|(_, s)| s.node != node && s.open.count() < u64::from(s.slots));
-        if let Some((fence, _)) = idle {
-            let fence = *fence;
-            self.speculated.insert(run.start);
-            self.send_sources(ctx, fence);
-            let Some(seat) = self.seats.get_mut(&fence) else { return };
-            if let Some(assign) = seat.assign(self.job, fence, self.phase, vec![run], ctx.now.at, false) {
-                ctx.send(seat.node, Message::Assign(assign));
-            }
-        }
-    }
-
-    /// A beat's question about one lease: does it go on? `None` when this brain cannot say.
-    pub(crate) fn on_lease(&mut self, ctx: &mut Ctx, from: NodeId, fence: Fence, open: u32) -> Option<bool> {
-        if self.is_over() || !self.in_charge(ctx) || matches!(self.stage, Stage::Adopting { .. }) {
-            return None;
-        }
-        let job = self.job;
-        let phase = self.phase;
-        let Some(seat) = self.seats.get_mut(&fence).filter(|s| s.node == from) else { return Some(false) };
-        seat.heard = ctx.now.at;
-        // Tasks may be under way in either direction; fewer than expected for a whole fencing time means some got lost.
-        if u64::from(open) < seat.open.count() {
-            seat.mismatches += 1;
-            if u64::from(seat.mismatches) * crate::config::BEAT_EVERY.0 >= FENCE_AFTER.0 {
-                seat.mismatches = 0;
-                let runs: Vec<Run> = seat.open.iter().map(|(r, _)| r).collect();
-                seat.sources_sent = false;
-                let again = seat.assign(job, fence, phase, runs, ctx.now.at, true);
-                self.send_sources(ctx, fence);
-                ctx.send(from, Message::Assign(again?));
-            }
-        } else {
-            seat.mismatches = 0;
-        }
-        Some(true)
-    }
-
-    pub(crate) fn on_decline(&mut self, ctx: &mut Ctx, from: NodeId, fence: Fence) {
-        if self.seats.get(&fence).is_none_or(|s| s.node != from) {
-            return;
-        }
-        if let Some(seat) = self.seats.remove(&fence) {
-            ctx.state(self.job, Fact::Revoke { fence, lost: false });
-            self.requeue(&seat);
-        }
-    }
-
     /// When [`Self::step`] should be called next, whatever happens.
     pub(crate) fn timeout(&self, ctx: &Ctx) -> Option<Time> {
         let stage = match &self.stage {
             Stage::Storing => self.answer.map(|(_, deadline)| deadline),
-            Stage::Adopting { until, .. } | Stage::Sealing { until } => Some(*until),
+            Stage::Adopting => self.adoption.as_ref().map(|adoption| adoption.timeout(ctx)),
+            Stage::Sealing { until } => Some(*until),
             Stage::Running => Some(self.running_timeout(ctx)),
             Stage::Ending { .. } | Stage::Over => None,
         };
@@ -519,52 +340,21 @@ impl Brain {
     }
 
     fn running_timeout(&self, ctx: &Ctx) -> Time {
-        // Leases, stragglers and loss of contact are looked at once a beat.
-        let mut at = ctx.now.at + crate::config::BEAT_EVERY;
+        // Leases, stragglers and loss of contact are looked at once a beat. So is everything that is due while this brain
+        // may not decide: it can do nothing about it before it is in touch again, and must not spin meanwhile.
+        let mut at = ctx.now.at + BEAT_EVERY;
+        if !self.in_charge(ctx) {
+            return at;
+        }
         at = at.min(self.later.keys().next().copied().unwrap_or(at));
         if !self.ready.is_empty() {
-            at = at.min(self.accepted_at + crate::config::PROGRESS_EVERY);
+            at = at.min(self.accepted_at + PROGRESS_EVERY);
         }
-        at.min(self.placement_timeout().unwrap_or(at))
-    }
-}
-
-impl Seat {
-    fn new(node: NodeId, slots: u32, now: Time) -> Self {
-        Self {
-            node,
-            slots,
-            open: IntervalMap::default(),
-            heard: now,
-            seq: 0,
-            mismatches: 0,
-            rate: 0.0,
-            reported: now,
-            sources_sent: false,
-            adopted_from: None,
-        }
+        at.min(self.placement_timeout().unwrap_or(at)).max(ctx.now.at + STEP_MIN)
     }
 
-    /// Notes the tasks as open and makes the message; `None` when there are none.
-    fn assign(
-        &mut self,
-        job: JobId,
-        fence: Fence,
-        phase: Phase,
-        runs: Vec<Run>,
-        now: Time,
-        again: bool,
-    ) -> Option<Assign> {
-        if runs.is_empty() {
-            return None;
-        }
-        self.seq += 1;
-        if self.open.is_empty() {
-            self.reported = now;
-        }
-        for run in &runs {
-            self.open.insert(*run, &now, |_| false);
-        }
-        Some(Assign { lease: Lease { job, fence }, seq: self.seq, again, phase, runs })
+    /// Tells an executor that reports of it are final.
+    fn settled(&self, ctx: &mut Ctx, node: NodeId, report: FactId) {
+        ctx.send(node, Message::Settled { job: self.job, reports: vec![report] });
     }
 }

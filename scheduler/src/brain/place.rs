@@ -61,7 +61,7 @@ impl Brain {
 
     /// Slots beyond those held that waiting tasks could use.
     fn wanted_slots(&self) -> u32 {
-        let held: u64 = self.seats.values().map(|s| u64::from(s.slots)).sum();
+        let held = self.slots_held();
         let open: u64 = self.seats.values().map(|s| s.open.count()).sum();
         let wanted = (self.pending_count() + open).saturating_sub(held);
         if self.pending.is_empty() { 0 } else { u32::try_from(wanted).unwrap_or(u32::MAX) }
@@ -141,10 +141,9 @@ impl Brain {
         let (_, award) = ctx.state(self.job, Fact::Award { fence, node, slots, lease_ms });
         ctx.peers.promise(node, &self.spec, slots);
         self.seats.insert(fence, Seat::new(node, slots, ctx.now.at));
-        let window = self.window(fence).max(1);
+        let window = self.window(fence, self.slots_held()).max(1);
         let runs = self.take_pending(window);
-        let Some(seat) = self.seats.get_mut(&fence) else { return };
-        let Some(assign) = seat.assign(self.job, fence, self.phase, runs, ctx.now.at, false) else { return };
+        let Some(assign) = self.assign(fence, runs, ctx.now.at, false) else { return };
         ctx.send(node, Message::Award { award: Box::new(award), assign });
         self.send_sources(ctx, fence);
         ctx.effect(Effect::Changed(self.job));

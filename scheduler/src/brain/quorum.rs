@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use sinew_crdt_state::envelope::Envelope;
 use sinew_crdt_state::ids::{FactId, JobId, NodeId};
 
-use crate::config::{IN_CHARGE_FOR, RESEND_EVERY};
+use crate::config::{FACTS_BYTES_MAX, IN_CHARGE_FOR, RESEND_EVERY};
 use crate::ctx::{After, Ctx};
 use crate::time::Time;
 use crate::wire::Message;
@@ -75,14 +76,11 @@ impl Quorum {
         finals
     }
 
-    /// Whether a majority, this node included, answered a set beat that was sent lately.
-    pub(super) fn reachable(&self, ctx: &Ctx) -> bool {
-        let near = self
-            .members
-            .iter()
-            .filter(|n| **n == ctx.own || ctx.peers.set_contact(**n).is_some_and(|t| ctx.now.at - t <= IN_CHARGE_FOR))
-            .count();
-        near >= self.majority()
+    /// Whether a majority, this node included, answered a set beat that was sent lately, and after `since`.
+    pub(super) fn reachable(&self, ctx: &Ctx, since: Time) -> bool {
+        let near = |t: Time| t >= since && ctx.now.at - t <= IN_CHARGE_FOR;
+        let near = |n: &NodeId| *n == ctx.own || ctx.peers.set_contact(*n).is_some_and(near);
+        self.members.iter().filter(|n| near(n)).count() >= self.majority()
     }
 
     /// Sends what is new, with whatever rides along.
@@ -110,12 +108,24 @@ impl Quorum {
         self.sent = ctx.now.at;
         let Some(live) = ctx.ledger.live(&self.job) else { return };
         // The submit comes first: without it a receiver can make nothing of the rest.
-        let mut facts: Vec<_> = ids.iter().filter_map(|id| live.facts.get(id).cloned()).collect();
-        let submitter = live.state.spec.submitter;
-        facts.sort_by_key(|e| e.author != submitter);
+        let submit = ids.iter().filter(|id| **id == live.submit);
+        let ids = submit.chain(ids.iter().filter(|id| **id != live.submit));
+        let mut pages: Vec<Vec<Envelope>> = vec![Vec::new()];
+        let mut bytes = 0;
+        for envelope in ids.filter_map(|id| live.facts.get(id)) {
+            if bytes > FACTS_BYTES_MAX {
+                pages.push(Vec::new());
+                bytes = 0;
+            }
+            bytes += envelope.payload.len();
+            if let Some(page) = pages.last_mut() {
+                page.push(envelope.clone());
+            }
+        }
         for to in self.others(ctx) {
-            let message = Message::Replicate { job: self.job, term: self.term, facts: facts.clone() };
-            ctx.send(to, message);
+            for facts in &pages {
+                ctx.send(to, Message::Replicate { job: self.job, term: self.term, facts: facts.clone() });
+            }
         }
     }
 

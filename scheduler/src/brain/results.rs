@@ -1,15 +1,12 @@
 //! Results: reports checked against awards, outputs copied to a second node, and what counts written down.
 
-use std::collections::BTreeSet;
-
 use sinew_crdt_state::cbor;
 use sinew_crdt_state::envelope::Envelope;
 use sinew_crdt_state::fact::{Accepted, Fact, Failure, Fence, ITEMS_MAX, Outcome, Output, ReportItem, Run, Statement};
 use sinew_crdt_state::ids::{FactId, JobId, NodeId};
-use sinew_crdt_state::spec::BlobRef;
 
-use super::{Brain, Copying, Stage};
-use crate::config::{COPY_TIMEOUT, PROGRESS_EVERY};
+use super::{Brain, Stage};
+use crate::config::PROGRESS_EVERY;
 use crate::ctx::Ctx;
 use crate::io::{Effect, Note};
 use crate::time::Span;
@@ -21,6 +18,13 @@ const ACCEPT_BYTES_MAX: usize = 128 * 1024;
 const ACCEPTS_ALONG: usize = 4;
 /// Longest wait between attempts of one task.
 const RETRY_DELAY_MAX_MS: u64 = 60_000;
+
+/// A result that counts but is not written down yet, and the reports that brought it, one for each part.
+#[derive(Debug)]
+pub(super) struct Ready {
+    pub(super) accepted: Accepted,
+    pub(super) reports: Vec<FactId>,
+}
 
 /// Where the accepted map outputs of a job are, in order of chunks.
 pub(super) fn located(ctx: &Ctx, job: JobId) -> Vec<Located> {
@@ -51,14 +55,14 @@ impl Brain {
                 && self.seats.get(&fence).is_some_and(|s| s.node == from);
             if current {
                 self.take_report(ctx, from, fence, id, &items);
-            } else if !matches!(self.stage, Stage::Adopting { .. }) {
+            } else if self.stage != Stage::Adopting && !self.reports.contains_key(&id) {
                 stale.push(id);
             }
         }
         if !stale.is_empty() {
             // Settled or not, the worker need not keep it: this brain will not accept it.
-            let known = self.reports.iter().chain(self.accepts.values().flatten()).any(|(_, r)| stale.contains(r));
-            if !known {
+            let taken = self.reports_by.get(&from).is_some_and(|known| stale.iter().all(|id| known.contains(id)));
+            if !taken {
                 ctx.note(Note::Stale { lease, from });
             }
             ctx.send(from, Message::Settled { job: self.job, reports: stale });
@@ -66,22 +70,24 @@ impl Brain {
     }
 
     fn take_report(&mut self, ctx: &mut Ctx, from: NodeId, fence: Fence, id: FactId, items: &[ReportItem]) {
-        let known = self.reports_by.entry(from).or_default();
-        if known.contains(&id) {
+        if self.reports_by.get(&from).is_some_and(|known| known.contains(&id)) {
+            // Sent again: because it is not final yet, or because the word that it is got lost.
+            if !self.reports.contains_key(&id) {
+                self.settled(ctx, from, id);
+            }
             return;
         }
-        known.push(id);
-        self.reports.push((from, id));
+        self.open_report(from, id);
         let (mut done, mut failed) = (0u32, 0u32);
         for item in items {
             match item {
                 ReportItem::Plain { run, .. } => {
                     done = done.saturating_add(run.len);
-                    self.succeeded(ctx, from, fence, *run, &[]);
+                    self.succeeded(ctx, from, fence, Some(id), *run, &[]);
                 }
                 ReportItem::Outputs { task, outputs, .. } => {
                     done = done.saturating_add(1);
-                    self.succeeded(ctx, from, fence, Run { start: *task, len: 1 }, outputs);
+                    self.succeeded(ctx, from, fence, Some(id), Run { start: *task, len: 1 }, outputs);
                 }
                 ReportItem::Failed { task, failure, .. } => {
                     failed = failed.saturating_add(1);
@@ -89,6 +95,7 @@ impl Brain {
                 }
             }
         }
+        self.settle_report(ctx, id);
         ctx.peers.count_results(from, done, failed);
         if let Some(seat) = self.seats.get_mut(&fence) {
             let span = (ctx.now.at - seat.reported).0.max(1);
@@ -101,7 +108,15 @@ impl Brain {
     }
 
     /// Notes a success under `fence`, once per task.
-    pub(super) fn succeeded(&mut self, ctx: &mut Ctx, from: NodeId, fence: Fence, run: Run, outputs: &[Output]) {
+    pub(super) fn succeeded(
+        &mut self,
+        ctx: &mut Ctx,
+        from: NodeId,
+        fence: Fence,
+        report: Option<FactId>,
+        run: Run,
+        outputs: &[Output],
+    ) {
         if let Some(seat) = self.seats.get_mut(&fence) {
             for (part, at) in seat.open.take(run) {
                 self.mean.0 += u64::from(part.len);
@@ -114,10 +129,10 @@ impl Brain {
             }
             self.stop_elsewhere(ctx, fence, part);
             let accepted = Accepted { run: part, node: from, fence, outputs: outputs.to_vec(), copy: None };
-            match self.copy_target(ctx, from).filter(|_| !outputs.is_empty() && self.spec.copies > 1) {
-                Some(target) => self.start_copy(ctx, accepted, target),
-                None => self.accept(accepted),
+            if let Some((_, open)) = report.and_then(|id| self.reports.get_mut(&id)) {
+                *open += 1;
             }
+            self.secure(ctx, accepted, report);
         }
     }
 
@@ -137,81 +152,42 @@ impl Brain {
         }
     }
 
-    fn accept(&mut self, accepted: Accepted) {
+    pub(super) fn accept(&mut self, accepted: Accepted, report: Option<FactId>) {
         self.done.insert(accepted.run, &(), |()| false);
         self.done_count += accepted.run.len;
         match self.ready.last_mut() {
-            Some(last)
+            Some(Ready { accepted: last, reports })
                 if last.outputs.is_empty()
                     && accepted.outputs.is_empty()
                     && (last.node, last.fence) == (accepted.node, accepted.fence)
                     && last.run.end() == accepted.run.start =>
             {
                 last.run.len += accepted.run.len;
+                reports.extend(report);
             }
-            _ => self.ready.push(accepted),
+            _ => self.ready.push(Ready { accepted, reports: report.into_iter().collect() }),
         }
     }
 
-    /// A node for the second copy of what `from` made: members of the brain set and nodes with seats, in turn.
-    fn copy_target(&mut self, ctx: &Ctx, from: NodeId) -> Option<NodeId> {
-        let nodes: BTreeSet<NodeId> = self
-            .spec
-            .brain_set
-            .iter()
-            .copied()
-            .chain(self.seats.values().map(|s| s.node))
-            .filter(|n| *n != from && ctx.peers.is_heard(*n, ctx.now.at))
-            .collect();
-        self.rotate = self.rotate.wrapping_add(1);
-        nodes.into_iter().nth(self.rotate % self.copy_choices(ctx, from).max(1))
+    /// Notes a report whose results are about to be taken.
+    pub(super) fn open_report(&mut self, from: NodeId, id: FactId) {
+        self.reports_by.entry(from).or_default().insert(id);
+        self.reports.entry(id).or_insert((from, 0));
     }
 
-    fn copy_choices(&self, ctx: &Ctx, from: NodeId) -> usize {
-        let all = self.spec.brain_set.iter().copied().chain(self.seats.values().map(|s| s.node));
-        all.filter(|n| *n != from && ctx.peers.is_heard(*n, ctx.now.at)).collect::<BTreeSet<_>>().len()
-    }
-
-    fn start_copy(&mut self, ctx: &mut Ctx, accepted: Accepted, target: NodeId) {
-        let blobs: Vec<BlobRef> = accepted.outputs.iter().map(|o| o.blob).collect();
-        ctx.send(target, Message::Copy { job: self.job, from: accepted.node, blobs });
-        self.copying.insert(accepted.run.start, Copying { accepted, target, since: ctx.now.at });
-    }
-
-    pub(crate) fn on_copied(&mut self, ctx: &mut Ctx, from: NodeId, blobs: &[BlobRef], ok: bool) {
-        let matches = |c: &Copying| {
-            c.target == from
-                && c.accepted.outputs.len() == blobs.len()
-                && c.accepted.outputs.iter().zip(blobs).all(|(o, b)| o.blob == *b)
-        };
-        let tasks: Vec<u32> = self.copying.iter().filter(|(_, c)| matches(c)).map(|(t, _)| *t).collect();
-        for task in tasks {
-            let Some(copying) = self.copying.remove(&task) else { continue };
-            if ok {
-                self.accept(Accepted { copy: Some(from), ..copying.accepted });
-            } else {
-                self.copy_again(ctx, copying);
-            }
+    /// One result of a report became final, or will never count.
+    pub(super) fn close_part(&mut self, ctx: &mut Ctx, report: FactId) {
+        if let Some((_, open)) = self.reports.get_mut(&report) {
+            *open = open.saturating_sub(1);
         }
+        self.settle_report(ctx, report);
     }
 
-    fn copy_again(&mut self, ctx: &mut Ctx, copying: Copying) {
-        match self.copy_target(ctx, copying.accepted.node) {
-            Some(target) => self.start_copy(ctx, copying.accepted, target),
-            // Nobody else is left to hold it: one copy is all there can be.
-            None => self.accept(copying.accepted),
-        }
-    }
-
-    /// Gives copies whose target went away or silent, or takes too long, to somebody else.
-    pub(super) fn drop_slow_copies(&mut self, ctx: &mut Ctx) {
-        let now = ctx.now.at;
-        let stuck = |c: &Copying| now - c.since >= COPY_TIMEOUT || !ctx.peers.is_heard(c.target, now);
-        let tasks: Vec<u32> = self.copying.iter().filter(|(_, c)| stuck(c)).map(|(t, _)| *t).collect();
-        for task in tasks {
-            if let Some(copying) = self.copying.remove(&task) {
-                self.copy_again(ctx, copying);
-            }
+    /// Lets the executor forget a report of which nothing is left to become final.
+    pub(super) fn settle_report(&mut self, ctx: &mut Ctx, report: FactId) {
+        if let Some((node, 0)) = self.reports.get(&report).copied() {
+            self.reports.remove(&report);
+            self.settled(ctx, node, report);
         }
     }
 
@@ -242,34 +218,33 @@ impl Brain {
             return;
         }
         self.accepted_at = ctx.now.at;
-        let settle = if self.copying.is_empty() { std::mem::take(&mut self.reports) } else { Vec::new() };
         let mut ids = Vec::new();
-        for items in cut_accepts(std::mem::take(&mut self.ready)) {
+        for (items, reports) in cut_accepts(std::mem::take(&mut self.ready)) {
             let (id, _) = ctx.state(self.job, Fact::Accept { term: self.term, phase: self.phase, items });
-            self.accepts.insert(id, Vec::new());
+            self.accepts.insert(id, reports);
             ids.push(id);
-        }
-        if let Some(last) = ids.last() {
-            self.accepts.insert(*last, settle);
         }
         self.accept_ids.extend(ids.iter().take(ACCEPTS_ALONG - self.accept_ids.len()));
         self.quorum.add(ctx, &ids);
     }
 }
 
-fn cut_accepts(items: Vec<Accepted>) -> Vec<Vec<Accepted>> {
-    let mut cuts: Vec<Vec<Accepted>> = Vec::new();
+/// Cuts results into facts of bounded size, each with the reports that it settles parts of.
+fn cut_accepts(ready: Vec<Ready>) -> Vec<(Vec<Accepted>, Vec<FactId>)> {
+    let mut cuts: Vec<(Vec<Accepted>, Vec<FactId>)> = Vec::new();
     let mut bytes = usize::MAX;
-    for item in items {
-        let size = 128 + item.outputs.iter().map(|o| o.name.len() + 64).sum::<usize>();
-        let full = cuts.last().is_none_or(|c| c.len() >= ITEMS_MAX) || bytes.saturating_add(size) > ACCEPT_BYTES_MAX;
+    for Ready { accepted, reports } in ready {
+        let size = 128 + accepted.outputs.iter().map(|o| o.name.len() + 64).sum::<usize>();
+        let full =
+            cuts.last().is_none_or(|(c, _)| c.len() >= ITEMS_MAX) || bytes.saturating_add(size) > ACCEPT_BYTES_MAX;
         if full {
-            cuts.push(Vec::new());
+            cuts.push((Vec::new(), Vec::new()));
             bytes = 0;
         }
         bytes += size;
-        if let Some(cut) = cuts.last_mut() {
-            cut.push(item);
+        if let Some((items, of)) = cuts.last_mut() {
+            items.push(accepted);
+            of.extend(reports);
         }
     }
     cuts

@@ -1,50 +1,42 @@
-//! The steward's side: storing for brains, noticing their silence, and electing the next (step 7 of the protocol).
+//! The steward's side: storing for brains, noticing their silence, and keeping leases alive until another brain leads
+//! (step 7 of the protocol). Elections are in [`election`].
 //!
-//! A promise not to follow lower terms is a vote fact, on disk before it is answered, so it survives a crash.
+//! What a member says about a lease counts only while the brain is silent to it, and the next time it hears the brain it
+//! says so: a brain that decides always knows of every lease that a majority of its set has kept.
+
+mod election;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use sinew_crdt_state::envelope::Envelope;
-use sinew_crdt_state::fact::{Fact, Fence};
-use sinew_crdt_state::ids::{FactId, JobId, NodeId};
+use sinew_crdt_state::fact::Fence;
+use sinew_crdt_state::ids::{FactId, Hash, JobId, NodeId};
 use sinew_crdt_state::ledger::Admitted;
-use sinew_crdt_state::rules::{brain_of, next_term_of};
-use sinew_crdt_state::spec::JobSpec;
+use sinew_crdt_state::rules::brain_of;
 
-use crate::brain::Brain;
+use self::election::Campaign;
 use crate::brains::Brains;
-use crate::config::{BEAT_EVERY, CAMPAIGN_EVERY, LEASE, STICKY_FOR, TAKEOVER_AFTER, TAKEOVER_STAGGER};
+use crate::config::{BEAT_EVERY, CHECK_EVERY, KEEP_AFTER, LEASE, QUIET_AFTER, WANT_MAX};
 use crate::ctx::{After, Ctx};
 use crate::io::{Effect, FetchId};
 use crate::time::Time;
-use crate::wire::{Lease, Message, ShortId, short_id};
+use crate::wire::{Lease, Message};
 use crate::worker::missing_blobs;
 
 /// A job that this node could lead.
 #[derive(Debug)]
 struct Watched {
-    /// Since when this node has reason to expect beats: it learned of the job or of the term.
+    /// Since when this node has reason to expect beats: it learned of the job, or promised or saw a new term.
     since: Time,
-    /// Leases renewed in the brain's silence.
-    holders: BTreeMap<(NodeId, Fence), Time>,
+    /// When the brain last spoke of this very job, or was asked about it.
+    quiet_since: Time,
+    /// The brain said that it does not lead the job.
+    disowned: bool,
+    /// The highest term that others spoke of.
+    heard_term: u32,
     campaign: Option<Campaign>,
-    /// No campaign before this, after a refusal.
+    /// No campaign before this, after a refusal or a promise.
     not_before: Time,
-}
-
-#[derive(Debug)]
-struct Campaign {
-    term: u32,
-    voters: BTreeSet<NodeId>,
-    holders: BTreeSet<(NodeId, Fence)>,
-    asked: Time,
-}
-
-/// What is known of a brain.
-#[derive(Debug, Clone, Copy)]
-struct Heard {
-    at: Time,
-    incarnation: u64,
 }
 
 /// Acknowledgements that wait for input blobs.
@@ -59,7 +51,12 @@ struct AwaitingBlobs {
 #[derive(Debug, Default)]
 pub(crate) struct Stewards {
     watched: BTreeMap<JobId, Watched>,
-    heard: BTreeMap<NodeId, Heard>,
+    /// When each brain last gave a sign of life.
+    heard: BTreeMap<NodeId, Time>,
+    /// Leases kept alive here, and when last.
+    kept: BTreeMap<(JobId, NodeId, Fence), Time>,
+    /// Jobs for which this node promised a later term, with that term's brain.
+    moved: BTreeMap<JobId, (u32, NodeId)>,
     awaiting: BTreeMap<FetchId, AwaitingBlobs>,
     blobs_ready: BTreeSet<JobId>,
     beat_at: Time,
@@ -79,26 +76,54 @@ impl Stewards {
         if !state.spec.brain_set.contains(&ctx.own) || state.seal.is_some() {
             return;
         }
-        let since = ctx.now.at;
-        self.watched.entry(job).or_insert_with(|| Watched {
-            since,
-            holders: BTreeMap::new(),
+        let now = ctx.now.at;
+        self.watched.entry(job).or_insert(Watched {
+            since: now,
+            quiet_since: now,
+            disowned: false,
+            heard_term: 0,
             campaign: None,
             not_before: Time::default(),
         });
+        self.note_promise(ctx, job);
+    }
+
+    /// Remembers for whom this node must deny others.
+    fn note_promise(&mut self, ctx: &Ctx, job: JobId) {
+        let term = promised(ctx, job);
+        let brain = ctx.ledger.live(&job).and_then(|live| brain_of(&live.state.spec, term));
+        if let Some(brain) = brain.filter(|_| term > 1) {
+            self.moved.insert(job, (term, brain));
+        }
     }
 
     pub(crate) fn forget(&mut self, job: &JobId) {
         self.watched.remove(job);
+        self.moved.remove(job);
         self.blobs_ready.remove(job);
     }
 
-    /// A new term or brain: expect beats from now on.
-    pub(crate) fn on_lead(&mut self, ctx: &Ctx, job: JobId) {
+    /// A brain took office: expect its beats from now on.
+    pub(crate) fn on_lead(&mut self, ctx: &Ctx, job: JobId, term: u32) {
+        if term < promised(ctx, job) {
+            return;
+        }
+        self.note_promise(ctx, job);
         if let Some(watched) = self.watched.get_mut(&job) {
             watched.since = ctx.now.at;
-            watched.campaign = None;
-            watched.holders.clear();
+            watched.quiet_since = ctx.now.at;
+            watched.disowned = false;
+            if watched.campaign.as_ref().is_some_and(|c| c.term <= term) {
+                watched.campaign = None;
+            }
+        }
+    }
+
+    /// A brain of this node was told that `term` has begun elsewhere.
+    pub(crate) fn on_deposed(&mut self, ctx: &Ctx, job: JobId, term: u32) {
+        if let Some(watched) = self.watched.get_mut(&job) {
+            watched.heard_term = watched.heard_term.max(term);
+            watched.since = ctx.now.at;
         }
     }
 
@@ -110,7 +135,7 @@ impl Stewards {
     pub(crate) fn on_replicate(
         &mut self,
         ctx: &mut Ctx,
-        held: &BTreeSet<sinew_crdt_state::ids::Hash>,
+        held: &BTreeSet<Hash>,
         from: NodeId,
         job: JobId,
         term: u32,
@@ -143,7 +168,11 @@ impl Stewards {
             return ctx.send(from, Message::Deposed { job, term: highest });
         }
         self.watch(ctx, job);
-        self.note_heard(ctx, from);
+        self.heard.insert(from, ctx.now.at);
+        if let Some(watched) = self.watched.get_mut(&job) {
+            watched.quiet_since = ctx.now.at;
+            watched.disowned = false;
+        }
         let missing = missing_blobs(&spec.input_blobs(), held);
         if missing.is_empty() || self.blobs_ready.contains(&job) {
             ctx.after_persist(After::Send { to: from, message: Message::Stored { job, term, ids } });
@@ -174,50 +203,80 @@ impl Stewards {
         true
     }
 
-    pub(crate) fn on_set_beat(&mut self, ctx: &mut Ctx, from: NodeId, seq: u64, incarnation: u64) {
-        let heard = self.heard.entry(from).or_insert(Heard { at: ctx.now.at, incarnation });
-        heard.at = ctx.now.at;
-        heard.incarnation = incarnation;
-        ctx.send(from, Message::SetBeatAck { seq });
+    pub(crate) fn on_set_beat(&mut self, ctx: &mut Ctx, from: NodeId, seq: u64) {
+        let now = ctx.now.at;
+        self.heard.insert(from, now);
+        let member = |job: &JobId| ctx.ledger.live(job).is_some_and(|l| l.state.spec.brain_set.contains(&from));
+        let kept = self.kept.iter().filter(|((job, ..), at)| now - **at <= LEASE && member(job));
+        let kept = kept.map(|((job, node, fence), _)| (*node, Lease { job: *job, fence: *fence })).collect();
+        let moved = self.moved.iter().filter(|(job, (_, brain))| *brain != from && member(job));
+        let moved = moved.map(|(job, (term, _))| (*job, *term)).collect();
+        ctx.send(from, Message::SetBeatAck { seq, kept, moved });
     }
 
-    pub(crate) fn on_set_beat_ack(&self, ctx: &mut Ctx, from: NodeId, seq: u64) {
+    /// A member of some set answered: it may count as in touch with the brains here, but for what it says first.
+    pub(crate) fn on_set_beat_ack(
+        &mut self,
+        ctx: &mut Ctx,
+        brains: &mut Brains,
+        from: NodeId,
+        seq: u64,
+        kept: &[(NodeId, Lease)],
+        moved: &[(JobId, u32)],
+    ) {
+        for (job, term) in moved {
+            let led = brains.touch(job).filter(|b| b.term < *term && b.members().any(|n| n == from));
+            if let Some(brain) = led {
+                brain.depose(ctx);
+                self.on_deposed(ctx, *job, *term);
+            }
+        }
+        for (node, lease) in kept {
+            if let Some(brain) = brains.peek_mut(&lease.job).filter(|b| b.members().any(|n| n == from)) {
+                brain.on_kept(ctx, *node, lease.fence);
+            }
+        }
         if let Some((_, sent)) = self.beats.iter().find(|(s, _)| *s == seq) {
             ctx.peers.touch_contact(from, *sent);
-        }
-    }
-
-    fn note_heard(&mut self, ctx: &Ctx, from: NodeId) {
-        if let Some(heard) = self.heard.get_mut(&from) {
-            heard.at = ctx.now.at;
         }
     }
 
     /// The last sign of life of the job's brain that counts for this job.
     fn brain_heard(&self, job: JobId, brain: NodeId) -> Time {
         let since = self.watched.get(&job).map_or(Time::default(), |w| w.since);
-        self.heard.get(&brain).map_or(since, |h| h.at.max(since))
+        self.heard.get(&brain).map_or(since, |heard| since.max(*heard))
     }
 
-    /// A worker asks this steward to renew a lease. `Some` when it may: the brain is silent, and no other is promised.
+    /// The highest term that may have a brain, as far as this node knows.
+    fn leader_term(&self, ctx: &Ctx, job: JobId) -> u32 {
+        promised(ctx, job).max(self.watched.get(&job).map_or(0, |w| w.heard_term))
+    }
+
+    /// Whether this node has nothing against a lease going on: the brain is silent, and no later one is promised.
     pub(crate) fn on_lease(&mut self, ctx: &Ctx, from: NodeId, lease: Lease) -> bool {
-        let Some(live) = ctx.ledger.live(&lease.job) else { return false };
-        let fits = lease.fence.term >= promised(ctx, lease.job) && live.state.outcome().is_none();
-        let Some(watched) = self.watched.get_mut(&lease.job) else { return false };
+        let job = lease.job;
+        let Some(live) = ctx.ledger.live(&job).filter(|_| self.watched.contains_key(&job)) else { return false };
+        let term = self.leader_term(ctx, job);
+        let silent = match brain_of(&live.state.spec, term) {
+            Some(brain) => ctx.now.at - self.brain_heard(job, brain) >= KEEP_AFTER,
+            None => false,
+        };
+        let fits = silent && lease.fence.term >= term && live.state.outcome().is_none();
         if fits {
-            watched.holders.insert((from, lease.fence), ctx.now.at);
+            self.kept.insert((job, from, lease.fence), ctx.now.at);
         }
         fits
     }
 
     pub(crate) fn tick(&mut self, ctx: &mut Ctx, brains: &mut Brains) {
+        if ctx.now.at >= self.check_at {
+            self.check_at = ctx.now.at + CHECK_EVERY;
+            self.kept.retain(|_, at| ctx.now.at - *at <= LEASE);
+            self.check(ctx, brains);
+        }
         if ctx.now.at >= self.beat_at {
             self.beat_at = ctx.now.at + BEAT_EVERY;
             self.beat(ctx, brains);
-        }
-        if ctx.now.at >= self.check_at {
-            self.check_at = ctx.now.at + BEAT_EVERY;
-            self.check(ctx, brains);
         }
     }
 
@@ -236,169 +295,66 @@ impl Stewards {
             self.beats.pop_front();
         }
         for node in to {
-            ctx.send(node, Message::SetBeat { seq: self.beat_seq, incarnation: ctx.incarnation });
+            ctx.send(node, Message::SetBeat { seq: self.beat_seq });
         }
     }
 
-    /// Stands for every job whose brain is silent for too long; asks again where votes are missing.
+    /// Looks after every watched job: stands where its brain is silent, asks where it is only quiet.
     fn check(&mut self, ctx: &mut Ctx, brains: &mut Brains) {
         let jobs: Vec<JobId> = self.watched.keys().copied().collect();
+        let mut quiet: BTreeMap<NodeId, Vec<JobId>> = BTreeMap::new();
         for job in jobs {
             if brains.get(&job).is_some() {
                 continue;
             }
-            let Some(live) = ctx.ledger.live(&job) else {
-                self.forget(&job);
-                continue;
-            };
-            let state = &live.state;
-            if state.seal.is_some() {
+            if ctx.ledger.live(&job).is_none_or(|live| live.state.seal.is_some()) {
                 self.forget(&job);
                 continue;
             }
-            let Some(brain) = brain_of(&state.spec, state.term) else { continue };
-            let silent = ctx.now.at - self.brain_heard(job, brain);
-            // The brain itself, restarted, need not wait for its own silence.
-            let patience = if brain == ctx.own { BEAT_EVERY } else { TAKEOVER_AFTER + stagger(&state.spec, ctx.own) };
-            let Some(watched) = self.watched.get_mut(&job) else { continue };
-            if silent < patience || ctx.now.at < watched.not_before {
-                continue;
-            }
-            let spec = state.spec.clone();
-            match &mut watched.campaign {
-                Some(campaign) if ctx.now.at - campaign.asked >= CAMPAIGN_EVERY => {
-                    campaign.asked = ctx.now.at;
-                    let term = campaign.term;
-                    ask_votes(ctx, job, &spec, term);
+            if let Some(brain) = self.watch_over(ctx, brains, job) {
+                let asked = quiet.entry(brain).or_default();
+                if asked.len() < WANT_MAX {
+                    asked.push(job);
                 }
-                Some(_) => {}
-                None => self.stand(ctx, job, &spec),
             }
-            self.count(ctx, brains, job);
+        }
+        for (brain, jobs) in quiet {
+            for job in &jobs {
+                if let Some(watched) = self.watched.get_mut(job) {
+                    watched.quiet_since = ctx.now.at;
+                }
+            }
+            ctx.send(brain, Message::Led(jobs));
         }
     }
 
-    fn stand(&mut self, ctx: &mut Ctx, job: JobId, spec: &JobSpec) {
-        let Some(term) = next_term_of(spec, ctx.own, promised(ctx, job)) else { return };
-        let Some(watched) = self.watched.get_mut(&job) else { return };
-        watched.campaign =
-            Some(Campaign { term, voters: BTreeSet::new(), holders: BTreeSet::new(), asked: ctx.now.at });
-        let (vote, _) = ctx.state(job, Fact::Vote { term });
-        // The own vote counts once it is on disk.
-        ctx.after_persist(After::Own { job, ids: vec![vote] });
-        ask_votes(ctx, job, spec, term);
+    /// Whether the job's brain, alive, has not spoken of it for long: then it should be asked.
+    fn is_quiet(&self, ctx: &Ctx, job: JobId) -> bool {
+        let watched = self.watched.get(&job);
+        watched.is_some_and(|w| !w.disowned && ctx.now.at - w.quiet_since.max(w.since) >= QUIET_AFTER)
     }
 
-    /// The own vote is on disk.
-    pub(crate) fn on_own_stored(&mut self, ctx: &mut Ctx, brains: &mut Brains, job: JobId, ids: &[FactId]) {
-        let Some(campaign) = self.watched.get_mut(&job).and_then(|w| w.campaign.as_mut()) else { return };
-        let voted = ctx.ledger.live(&job).is_some_and(|live| {
-            live.state.votes.get(&campaign.term).is_some_and(|v| v.contains(&ctx.own))
-                && ids.iter().any(|id| live.facts.contains_key(id))
-        });
-        if voted {
-            campaign.voters.insert(ctx.own);
-            self.count(ctx, brains, job);
+    /// A steward asks which of these jobs are still led here.
+    pub(crate) fn on_led(ctx: &mut Ctx, brains: &Brains, from: NodeId, jobs: Vec<JobId>) {
+        let mut not = Vec::new();
+        for job in jobs.into_iter().take(WANT_MAX).filter(|job| brains.get(job).is_none()) {
+            if ctx.ledger.sealed(&job).is_some() {
+                ctx.effect(Effect::Load { job, to: from });
+            } else {
+                not.push(job);
+            }
+        }
+        if !not.is_empty() {
+            ctx.send(from, Message::NotLed(not));
         }
     }
 
-    pub(crate) fn on_vote_request(&mut self, ctx: &mut Ctx, from: NodeId, job: JobId, term: u32, have: &[ShortId]) {
-        let Some(live) = ctx.ledger.live(&job) else { return };
-        let spec = live.state.spec.clone();
-        let current = live.state.term;
-        if brain_of(&spec, term) != Some(from) || !spec.brain_set.contains(&ctx.own) {
-            return ctx.offence(from, "asks for votes that it cannot have".to_owned());
-        }
-        let highest = promised(ctx, job);
-        let mine = live.state.votes.get(&term).is_some_and(|v| v.contains(&ctx.own));
-        let brain = brain_of(&spec, current);
-        let alive =
-            brain.is_some_and(|b| b != from && (b == ctx.own || ctx.now.at - self.brain_heard(job, b) < STICKY_FOR));
-        if !mine
-            && (term <= highest
-                || (alive && brain != Some(ctx.own))
-                || (brain == Some(ctx.own) && self.leading(ctx, job)))
-        {
-            return ctx.send(from, Message::VoteRefused { job, term, highest });
-        }
-        if !mine {
-            ctx.state(job, Fact::Vote { term });
-        }
-        let Some(watched) = self.watched.get_mut(&job) else { return };
-        watched.campaign = None;
-        watched.not_before = ctx.now.at + TAKEOVER_AFTER;
-        let now = ctx.now.at;
-        let holders = watched.holders.iter().filter(|(_, t)| now - **t <= LEASE).map(|(h, _)| *h).collect();
-        let facts = ctx.ledger.live(&job).map(|live| {
-            let lacks = live.facts.iter().filter(|(id, _)| !have.contains(&short_id(id)));
-            lacks.map(|(_, e)| e.clone()).collect()
-        });
-        let message = Message::Vote { job, term, facts: facts.unwrap_or_default(), holders };
-        ctx.after_persist(After::Send { to: from, message });
-    }
-
-    /// Whether this node leads the job and is in touch with a majority: then it will not be voted out.
-    fn leading(&self, ctx: &Ctx, job: JobId) -> bool {
-        let Some(live) = ctx.ledger.live(&job) else { return false };
-        let spec = &live.state.spec;
-        let near = spec
-            .brain_set
-            .iter()
-            .filter(|n| **n == ctx.own || ctx.peers.set_contact(**n).is_some_and(|t| ctx.now.at - t <= STICKY_FOR))
-            .count();
-        near >= spec.majority()
-    }
-
-    pub(crate) fn on_vote(
-        &mut self,
-        ctx: &mut Ctx,
-        brains: &mut Brains,
-        from: NodeId,
-        job: JobId,
-        term: u32,
-        facts: &[Envelope],
-        holders: &[(NodeId, Fence)],
-    ) {
-        for envelope in facts.iter().filter(|e| e.entry == job) {
-            let _ = ctx.admit(from, envelope);
-        }
-        let voted = ctx.ledger.live(&job).is_some_and(|l| l.state.votes.get(&term).is_some_and(|v| v.contains(&from)));
-        let Some(watched) = self.watched.get_mut(&job) else { return };
-        let Some(campaign) = watched.campaign.as_mut().filter(|c| c.term == term) else { return };
-        if voted {
-            campaign.voters.insert(from);
-            campaign.holders.extend(holders.iter().copied());
-            self.count(ctx, brains, job);
-        }
-    }
-
-    pub(crate) fn on_vote_refused(&mut self, ctx: &Ctx, job: JobId, term: u32, highest: u32) {
-        use rand::RngExt;
-        let Some(watched) = self.watched.get_mut(&job) else { return };
-        if watched.campaign.as_ref().is_some_and(|c| c.term == term && highest >= term) {
-            // Someone is ahead: stand again later, with a higher term, unless a brain shows up first.
-            watched.campaign = None;
-        }
-        let mut rng = ctx.rng.clone();
-        watched.not_before = ctx.now.at + CAMPAIGN_EVERY + crate::time::Span(rng.random_range(0..CAMPAIGN_EVERY.0));
-    }
-
-    /// Takes office when a majority has voted.
-    fn count(&mut self, ctx: &mut Ctx, brains: &mut Brains, job: JobId) {
-        let Some(live) = ctx.ledger.live(&job) else { return };
-        let majority = live.state.spec.majority();
-        let Some(watched) = self.watched.get_mut(&job) else { return };
-        let won = watched.campaign.as_ref().is_some_and(|c| c.voters.len() >= majority && c.voters.contains(&ctx.own));
-        if !won {
-            return;
-        }
-        let Some(campaign) = watched.campaign.take() else { return };
-        let now = ctx.now.at;
-        let own = watched.holders.iter().filter(|(_, t)| now - **t <= LEASE).map(|(h, _)| *h);
-        let holders: BTreeSet<(NodeId, Fence)> = campaign.holders.iter().copied().chain(own).collect();
-        let voters = campaign.voters.iter().copied().collect();
-        if let Some(brain) = Brain::elected(ctx, job, campaign.term, voters, &holders) {
-            brains.insert(job, brain);
+    pub(crate) fn on_not_led(&mut self, ctx: &Ctx, from: NodeId, jobs: &[JobId]) {
+        for job in jobs {
+            let brain = ctx.ledger.live(job).and_then(|l| brain_of(&l.state.spec, self.leader_term(ctx, *job)));
+            if let Some(watched) = self.watched.get_mut(job).filter(|_| brain == Some(from)) {
+                watched.disowned = true;
+            }
         }
     }
 
@@ -414,25 +370,4 @@ pub(crate) fn promised(ctx: &Ctx, job: JobId) -> u32 {
     let Some(live) = ctx.ledger.live(&job) else { return 0 };
     let voted = live.state.votes.iter().rev().find(|(_, v)| v.contains(&ctx.own)).map_or(0, |(t, _)| *t);
     voted.max(live.state.term)
-}
-
-fn stagger(spec: &JobSpec, own: NodeId) -> crate::time::Span {
-    let rank = spec.brain_set.iter().position(|n| *n == own).unwrap_or(0).saturating_sub(1);
-    crate::time::Span(TAKEOVER_STAGGER.0 * rank as u64)
-}
-
-fn ask_votes(ctx: &mut Ctx, job: JobId, spec: &JobSpec, term: u32) {
-    let have: Vec<ShortId> = ctx.ledger.live(&job).map(|l| l.facts.keys().map(short_id).collect()).unwrap_or_default();
-    let own = ctx.own;
-    for member in spec.brain_set.iter().copied().filter(|n| *n != own) {
-        ctx.send(member, Message::VoteRequest { job, term, have: have.clone() });
-    }
-}
-
-impl std::ops::Add for crate::time::Span {
-    type Output = Self;
-
-    fn add(self, other: Self) -> Self {
-        Self(self.0.saturating_add(other.0))
-    }
 }

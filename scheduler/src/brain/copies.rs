@@ -1,0 +1,108 @@
+//! Second copies: outputs are on two nodes' disks before a result counts, where the job asks for it.
+
+use std::collections::BTreeSet;
+
+use sinew_crdt_state::fact::{Accepted, Run};
+use sinew_crdt_state::ids::{FactId, NodeId};
+use sinew_crdt_state::spec::{BlobRef, Phase};
+
+use super::Brain;
+use crate::config::{COPY_AGAIN, COPY_TIMEOUT};
+use crate::ctx::Ctx;
+use crate::time::Time;
+use crate::wire::Message;
+
+/// A finished task whose outputs are being copied to a second node.
+#[derive(Debug)]
+pub(super) struct Copying {
+    pub(super) accepted: Accepted,
+    pub(super) report: Option<FactId>,
+    pub(super) target: NodeId,
+    since: Time,
+    asked: Time,
+}
+
+impl Brain {
+    /// Counts a result once its outputs are safe.
+    pub(super) fn secure(&mut self, ctx: &mut Ctx, accepted: Accepted, report: Option<FactId>) {
+        let wants = !accepted.outputs.is_empty() && self.spec.copies > 1;
+        let target = if wants { self.copy_target(ctx, accepted.node) } else { None };
+        // Without a second node to hold it, one copy is all there can be.
+        let Some(target) = target else { return self.accept(accepted, report) };
+        let now = ctx.now.at;
+        let copying = Copying { accepted, report, target, since: now, asked: now };
+        self.ask_copy(ctx, &copying);
+        self.copying.insert(copying.accepted.run.start, copying);
+    }
+
+    fn ask_copy(&self, ctx: &mut Ctx, copying: &Copying) {
+        let blobs: Vec<BlobRef> = copying.accepted.outputs.iter().map(|o| o.blob).collect();
+        let (phase, task, from) = (self.phase, copying.accepted.run.start, copying.accepted.node);
+        ctx.send(copying.target, Message::Copy { job: self.job, phase, task, from, blobs });
+    }
+
+    /// A node for the second copy of what `from` made: members of the brain set and nodes with seats, in turn.
+    fn copy_target(&mut self, ctx: &Ctx, from: NodeId) -> Option<NodeId> {
+        let nodes: BTreeSet<NodeId> = self
+            .spec
+            .brain_set
+            .iter()
+            .copied()
+            .chain(self.seats.values().map(|s| s.node))
+            .filter(|n| *n != from && ctx.peers.is_heard(*n, ctx.now.at))
+            .collect();
+        self.rotate = self.rotate.wrapping_add(1);
+        let turn = self.rotate % nodes.len().max(1);
+        nodes.into_iter().nth(turn)
+    }
+
+    pub(crate) fn on_copied(&mut self, ctx: &mut Ctx, from: NodeId, phase: Phase, task: u32, ok: bool) {
+        if phase != self.phase || self.copying.get(&task).is_none_or(|c| c.target != from) {
+            return;
+        }
+        let Some(copying) = self.copying.remove(&task) else { return };
+        if ok {
+            self.accept(Accepted { copy: Some(from), ..copying.accepted }, copying.report);
+        } else {
+            self.secure(ctx, copying.accepted, copying.report);
+        }
+    }
+
+    /// Gives copies whose target went away or silent, or takes too long, to somebody else; asks again where no answer came.
+    pub(super) fn watch_copies(&mut self, ctx: &mut Ctx) {
+        let now = ctx.now.at;
+        let stuck = |c: &Copying| now - c.since >= COPY_TIMEOUT || !ctx.peers.is_heard(c.target, now);
+        let (mut move_on, mut again) = (Vec::new(), Vec::new());
+        for (task, copying) in &self.copying {
+            if stuck(copying) {
+                move_on.push(*task);
+            } else if now - copying.asked >= COPY_AGAIN {
+                again.push(*task);
+            }
+        }
+        for task in move_on {
+            if let Some(copying) = self.copying.remove(&task) {
+                self.secure(ctx, copying.accepted, copying.report);
+            }
+        }
+        for task in again {
+            if let Some(mut copying) = self.copying.remove(&task) {
+                copying.asked = now;
+                self.ask_copy(ctx, &copying);
+                self.copying.insert(task, copying);
+            }
+        }
+    }
+
+    /// Outputs that only a lost node has are as good as gone.
+    pub(super) fn drop_copies_from(&mut self, ctx: &mut Ctx, node: NodeId) {
+        let gone: Vec<u32> =
+            self.copying.iter().filter(|(_, c)| c.accepted.node == node).map(|(task, _)| *task).collect();
+        for task in gone {
+            if let Some(report) = self.copying.remove(&task).and_then(|c| c.report) {
+                self.close_part(ctx, report);
+            }
+            self.pending.push_front(Run { start: task, len: 1 });
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! Awards under way: filling their queues, renewing or giving up their leases, and starting stragglers a second time.
+
+use std::collections::BTreeMap;
+
+use sinew_crdt_state::fact::{Fact, Fence, Run};
+use sinew_crdt_state::ids::NodeId;
+use sinew_crdt_state::intervals::IntervalMap;
+
+use super::{Brain, Stage};
+use crate::config::{BEAT_EVERY, FENCE_AFTER, LEASE, QUEUE_AHEAD, SPECULATE_AFTER, WINDOW_MAX};
+use crate::ctx::Ctx;
+use crate::io::{Effect, Note};
+use crate::time::{Span, Time};
+use crate::wire::{Assign, Lease, Message};
+
+/// An award as its brain sees it.
+#[derive(Debug)]
+pub(super) struct Seat {
+    pub(super) node: NodeId,
+    pub(super) slots: u32,
+    /// Tasks assigned and not reported, with the time of assignment.
+    pub(super) open: IntervalMap<Time>,
+    pub(super) heard: Time,
+    pub(super) seq: u32,
+    /// Beats in a row whose count of open tasks was lower than ours.
+    pub(super) mismatches: u32,
+    /// Tasks per second, smoothed.
+    pub(super) rate: f64,
+    pub(super) reported: Time,
+    pub(super) sources_sent: bool,
+    /// Whether its worker knows it: one that worked for an earlier brain may not yet.
+    pub(super) answered: bool,
+}
+
+impl Seat {
+    pub(super) fn new(node: NodeId, slots: u32, now: Time) -> Self {
+        Self {
+            node,
+            slots,
+            open: IntervalMap::default(),
+            heard: now,
+            seq: 0,
+            mismatches: 0,
+            rate: 0.0,
+            reported: now,
+            sources_sent: false,
+            answered: true,
+        }
+    }
+}
+
+impl Brain {
+    /// Opens tasks at a seat and makes the message; `None` when there are none.
+    pub(super) fn assign(&mut self, fence: Fence, runs: Vec<Run>, now: Time, again: bool) -> Option<Assign> {
+        let (job, phase) = (self.job, self.phase);
+        let attempts: BTreeMap<u32, u32> = if self.attempts.is_empty() {
+            BTreeMap::new()
+        } else {
+            let of_run = |run: &Run| self.attempts.range(run.start..run.end()).map(|(t, n)| (*t, *n));
+            runs.iter().flat_map(of_run).collect()
+        };
+        let seat = self.seats.get_mut(&fence)?;
+        if runs.is_empty() {
+            return None;
+        }
+        seat.seq += 1;
+        if seat.open.is_empty() {
+            seat.reported = now;
+        }
+        for run in &runs {
+            seat.open.insert(*run, &now, |_| false);
+        }
+        Some(Assign { lease: Lease { job, fence }, seq: seat.seq, again, phase, runs, attempts })
+    }
+
+    fn send_assign(&mut self, ctx: &mut Ctx, fence: Fence, runs: Vec<Run>, again: bool) {
+        if runs.is_empty() {
+            return;
+        }
+        self.send_sources(ctx, fence);
+        let node = self.seats.get(&fence).map(|s| s.node);
+        if let (Some(assign), Some(node)) = (self.assign(fence, runs, ctx.now.at, again), node) {
+            ctx.send(node, Message::Assign(assign));
+        }
+    }
+
+    pub(super) fn drop_lost_seats(&mut self, ctx: &mut Ctx) {
+        let now = ctx.now.at;
+        let lost: Vec<Fence> =
+            self.seats.iter().filter(|(_, s)| now - s.heard >= LEASE).map(|(fence, _)| *fence).collect();
+        for fence in lost {
+            let Some(seat) = self.seats.remove(&fence) else { continue };
+            let lease = Lease { job: self.job, fence };
+            ctx.note(Note::Lost { lease, node: seat.node, silent_ms: (now - seat.heard).as_ms() });
+            ctx.state(self.job, Fact::Revoke { fence, lost: true });
+            ctx.peers.gave_up(seat.node);
+            self.requeue(&seat);
+            self.drop_copies_from(ctx, seat.node);
+            ctx.effect(Effect::Changed(self.job));
+        }
+    }
+
+    /// Puts a seat's open tasks back, but for those that someone else finished or runs too.
+    fn requeue(&mut self, seat: &Seat) {
+        for (run, _) in seat.open.iter() {
+            for gap in self.done.gaps_in(run) {
+                for task in gap.start..gap.end() {
+                    let elsewhere = self.seats.values().any(|s| s.open.get(task).is_some());
+                    if !elsewhere && !self.copying.contains_key(&task) {
+                        self.push_pending(task);
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn push_pending(&mut self, task: u32) {
+        match self.pending.back_mut() {
+            Some(run) if run.end() == task => run.len += 1,
+            _ => self.pending.push_back(Run { start: task, len: 1 }),
+        }
+    }
+
+    pub(super) fn pending_count(&self) -> u64 {
+        self.pending.iter().map(|r| u64::from(r.len)).sum()
+    }
+
+    /// Fills the queues of all seats.
+    pub(super) fn top_up(&mut self, ctx: &mut Ctx) {
+        if !self.pending.is_empty() {
+            let slots = self.slots_held();
+            let fences: Vec<Fence> = self.seats.keys().copied().collect();
+            for fence in fences {
+                let window = self.window(fence, slots);
+                let runs = self.take_pending(window);
+                self.send_assign(ctx, fence, runs, false);
+            }
+        }
+        let last = usize::from(self.phase) + 1 == self.spec.phases().len();
+        if last && self.pending.is_empty() && self.later.is_empty() {
+            self.release_idle(ctx);
+        }
+    }
+
+    pub(super) fn slots_held(&self) -> u64 {
+        self.seats.values().map(|s| u64::from(s.slots)).sum()
+    }
+
+    /// How many more tasks the seat should get: about [`QUEUE_AHEAD`] of work, at least two per slot, and towards the end of
+    /// a phase no more than a fair share of what is left. `slots` are those of all seats.
+    pub(super) fn window(&self, fence: Fence, slots: u64) -> u32 {
+        let Some(seat) = self.seats.get(&fence) else { return 0 };
+        let share =
+            (self.pending_count() * u64::from(seat.slots)).div_ceil(2 * slots.max(1)).max(u64::from(seat.slots));
+        #[expect(clippy::cast_precision_loss, reason = "a fraction of a second")]
+        let seconds = QUEUE_AHEAD.as_ms() as f64 / 1e3;
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to the range first")]
+        let ahead = (seat.rate * seconds).clamp(0.0, f64::from(WINDOW_MAX)) as u64;
+        let want = ahead.max(u64::from(seat.slots) * 2).min(share);
+        u32::try_from(want.saturating_sub(seat.open.count())).unwrap_or(u32::MAX)
+    }
+
+    pub(super) fn take_pending(&mut self, mut wanted: u32) -> Vec<Run> {
+        let mut runs = Vec::new();
+        while wanted > 0 {
+            let Some(run) = self.pending.front_mut() else { break };
+            let len = run.len.min(wanted);
+            runs.push(Run { start: run.start, len });
+            run.start += len;
+            run.len -= len;
+            wanted -= len;
+            if run.len == 0 {
+                self.pending.pop_front();
+            }
+        }
+        runs
+    }
+
+    fn release_idle(&mut self, ctx: &mut Ctx) {
+        let idle: Vec<Fence> = self.seats.iter().filter(|(_, s)| s.open.is_empty()).map(|(f, _)| *f).collect();
+        let keep_one = idle.len() == self.seats.len();
+        for fence in idle.into_iter().skip(usize::from(keep_one)) {
+            if let Some(seat) = self.seats.remove(&fence) {
+                ctx.state(self.job, Fact::Revoke { fence, lost: false });
+                ctx.send(seat.node, Message::Release { lease: Lease { job: self.job, fence } });
+            }
+        }
+    }
+
+    /// Starts the slowest tasks a second time where a slot is idle (B1: stragglers are speculated).
+    pub(super) fn speculate(&mut self, ctx: &mut Ctx) {
+        if !self.pending.is_empty() || self.mean.0 == 0 {
+            return;
+        }
+        let slow = Span(2 * self.mean.1 / self.mean.0).max(SPECULATE_AFTER);
+        let straggler = self
+            .seats
+            .values()
+            .flat_map(|s| s.open.iter().map(move |(r, at)| (s.node, r, *at)))
+            .find(|(_, run, at)| run.len == 1 && ctx.now.at - *at >= slow && !self.speculated.contains(&run.start));
+        let Some((node, run, _)) = straggler else { return };
+        let idle = self.seats.iter().find(|(_, s)| s.node != node && s.open.count() < u64::from(s.slots));
+        if let Some((fence, _)) = idle {
+            let fence = *fence;
+            self.speculated.insert(run.start);
+            self.send_assign(ctx, fence, vec![run], false);
+        }
+    }
+
+    /// A beat's question about one lease: does it go on? `None` when this brain cannot say.
+    pub(crate) fn on_lease(&mut self, ctx: &mut Ctx, from: NodeId, fence: Fence, open: u32) -> Option<bool> {
+        if self.is_over() || !self.in_charge(ctx) {
+            return None;
+        }
+        let adopting = self.stage == Stage::Adopting;
+        let Some(seat) = self.seats.get_mut(&fence).filter(|s| s.node == from && s.answered) else {
+            // Who has not said yet what it holds must not take silence, nor a hasty word, for an answer.
+            return (!adopting && fence.term <= self.term).then_some(false);
+        };
+        let now = ctx.now.at;
+        seat.heard = now;
+        // Tasks may be under way in either direction; fewer than expected for a whole fencing time, without any report,
+        // means that some got lost.
+        if u64::from(open) >= seat.open.count() || now - seat.reported < FENCE_AFTER {
+            seat.mismatches = 0;
+        } else {
+            seat.mismatches += 1;
+        }
+        if u64::from(seat.mismatches) * BEAT_EVERY.0 >= FENCE_AFTER.0 {
+            seat.mismatches = 0;
+            let runs: Vec<Run> = seat.open.iter().map(|(r, _)| r).collect();
+            self.send_assign(ctx, fence, runs, true);
+        }
+        Some(true)
+    }
+
+    /// Members of the brain set kept a lease alive while they could not hear this brain.
+    pub(crate) fn on_kept(&mut self, ctx: &Ctx, node: NodeId, fence: Fence) {
+        if let Some(seat) = self.seats.get_mut(&fence).filter(|s| s.node == node) {
+            seat.heard = seat.heard.max(ctx.now.at);
+        }
+    }
+
+    pub(crate) fn on_decline(&mut self, ctx: &mut Ctx, from: NodeId, fence: Fence) {
+        if self.seats.get(&fence).is_none_or(|s| s.node != from) {
+            return;
+        }
+        if let Some(seat) = self.seats.remove(&fence) {
+            ctx.state(self.job, Fact::Revoke { fence, lost: false });
+            self.requeue(&seat);
+        }
+    }
+
+    /// A worker's reduce tasks wait for sources that did not arrive whole.
+    pub(crate) fn on_want_sources(&mut self, ctx: &mut Ctx, from: NodeId, fence: Fence) {
+        if let Some(seat) = self.seats.get_mut(&fence).filter(|s| s.node == from) {
+            seat.sources_sent = false;
+            self.send_sources(ctx, fence);
+        }
+    }
+}
