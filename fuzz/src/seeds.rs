@@ -78,7 +78,8 @@ fn frames() -> Vec<Vec<u8>> {
     let job = JobId([1; 32]);
     let lease = Lease { job, fence: Fence { term: 1, epoch: 2 } };
     let run = Run { start: 0, len: 4 };
-    let assign = Assign { lease, seq: 1, again: false, phase: 0, runs: vec![run] };
+    let attempts = BTreeMap::from([(2, 1)]);
+    let assign = Assign { lease, seq: 1, again: false, phase: 0, runs: vec![run], attempts };
     let messages = vec![
         Message::Facts(envelopes()),
         Message::Card(card()),
@@ -86,9 +87,9 @@ fn frames() -> Vec<Vec<u8>> {
         Message::Award { award: Box::new(facts()), assign: assign.clone() },
         Message::Assign(assign),
         Message::Beat { seq: 3, leases: vec![(lease, 2)] },
-        Message::BeatAck { seq: 3, renewed: vec![lease], void: Vec::new() },
-        Message::VoteRequest { job, term: 2, have: vec![1, 2] },
-        Message::Holding { old: lease, tasks: vec![(0, run)], reports: vec![facts()] },
+        Message::BeatAck { seq: 3, renewed: vec![lease], kept: vec![lease], void: Vec::new() },
+        Message::VoteRequest { job, term: 2, trial: false, have: vec![1, 2] },
+        Message::Report { lease, facts: vec![facts()] },
         Message::Claims(vec![Index::default().root()]),
         Message::Want(vec![(job, vec![7])]),
         Message::Swim(vec![1, 2, 3]),
@@ -132,7 +133,7 @@ fn statements() -> Vec<(u8, Statement)> {
         (1, Fact::Report { fence, phase: 0, items }),
         (0, Fact::Accept { term: 1, phase: 0, items: accept }),
         (2, Fact::Vote { term: 2 }),
-        (1, Fact::Lead { term: 2, voters: vec![who(2).id(), who(3).id()] }),
+        (1, Fact::Lead { term: 2, voters: vec![who(2).id(), who(3).id()], base: vec![7] }),
         (0, Fact::Revoke { fence, lost: true }),
         (0, Fact::Cancel { reason: "enough".to_owned() }),
         (1, Fact::Finish { term: 2, outcome: Outcome::Failed { phase: 0, task: 1, node: None, failure } }),
