@@ -171,10 +171,7 @@ async fn stored_job(shared: &Shared, id: JobId) -> Result<Option<(JobView, Vec<E
         _ => None,
     });
     let Some(spec) = spec else { return Ok(None) };
-    let mut state = JobState::new(spec);
-    for (fact, author, statement) in &statements {
-        state.apply(*fact, *author, statement);
-    }
+    let state = JobState::fold(spec, &statements);
     let events = timeline(statements.iter().map(|(i, a, s)| (*i, *a, s)));
     Ok(Some((from_state(id, &state), events)))
 }
