@@ -168,13 +168,8 @@ impl Credential {
     /// The founder's credential: every role, signed by the mesh key itself.
     #[must_use]
     pub fn found(mesh_key: &Identity, node: NodeId, now_ms: u64, expires_ms: u64) -> Self {
-        let body = CertificateBody {
-            mesh: MeshId(mesh_key.id().0),
-            node,
-            roles: Roles::ALL,
-            issued_ms: now_ms,
-            expires_ms,
-        };
+        let body =
+            CertificateBody { mesh: MeshId(mesh_key.id().0), node, roles: Roles::ALL, issued_ms: now_ms, expires_ms };
         Self { chain: vec![sign_body(mesh_key, body)] }
     }
 
@@ -365,7 +360,10 @@ mod tests {
         assert!(matches!(forged.verify(mesh_id, guest.id(), NOW), Err(CredentialError::Forged { .. })));
         let early = founder.issue(&admin, guest.id(), Roles::RUN, NOW + CLOCK_SKEW_MS + 1, NOW * 2);
         assert!(matches!(early.verify(mesh_id, guest.id(), NOW), Err(CredentialError::NotYet { .. })));
-        assert!(matches!(Credential { chain: vec![] }.verify(mesh_id, guest.id(), NOW), Err(CredentialError::Length(0))));
+        assert!(matches!(
+            Credential { chain: vec![] }.verify(mesh_id, guest.id(), NOW),
+            Err(CredentialError::Length(0))
+        ));
     }
 
     #[test]

@@ -134,7 +134,8 @@ pub fn facts_of(doc: &Automerge) -> Result<Vec<(NodeId, Vec<u8>)>, AutomergeErro
     for key in doc.keys(automerge::ROOT) {
         for (value, op) in doc.get_all(automerge::ROOT, key)? {
             let automerge::ObjId::Id(_, actor, _) = &op else { continue };
-            let (Value::Scalar(scalar), Some(author)) = (value, actor.to_bytes().first_chunk::<{ NodeId::LEN }>()) else {
+            let (Value::Scalar(scalar), Some(author)) = (value, actor.to_bytes().first_chunk::<{ NodeId::LEN }>())
+            else {
                 continue;
             };
             if let ScalarValue::Bytes(payload) = scalar.as_ref() {

@@ -144,7 +144,13 @@ impl Envelope {
 }
 
 impl VerifiedRoots {
-    fn check(&mut self, mesh: MeshId, author: NodeId, root: Digest, signature: &Signature) -> Result<(), EnvelopeError> {
+    fn check(
+        &mut self,
+        mesh: MeshId,
+        author: NodeId,
+        root: Digest,
+        signature: &Signature,
+    ) -> Result<(), EnvelopeError> {
         if self.recent.iter().any(|(a, r, s)| *a == author && *r == root && s == signature) {
             return Ok(());
         }
@@ -199,7 +205,7 @@ mod tests {
 
     fn votes(n: u32) -> Vec<(JobId, Statement)> {
         (0..n)
-            .map(|term| (JobId([term as u8; 32]), Statement { at_ms: 1, fact: Fact::Vote { term } }))
+            .map(|term| (JobId([term.to_le_bytes()[0]; 32]), Statement { at_ms: 1, fact: Fact::Vote { term } }))
             .collect()
     }
 

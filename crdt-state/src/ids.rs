@@ -35,9 +35,7 @@ pub fn encode_base32(bytes: &[u8]) -> String {
 /// # Errors
 /// [`ParseIdError::Alphabet`] when `text` is not base32.
 pub fn decode_base32(text: &str) -> Result<Vec<u8>, ParseIdError> {
-    BASE32_NOPAD
-        .decode(text.to_ascii_uppercase().as_bytes())
-        .map_err(|_| ParseIdError::Alphabet(text.to_owned()))
+    BASE32_NOPAD.decode(text.to_ascii_uppercase().as_bytes()).map_err(|_| ParseIdError::Alphabet(text.to_owned()))
 }
 
 macro_rules! id {

@@ -161,8 +161,8 @@ mod tests {
                     }
                 }
             }
-            for (task, want) in model.iter().enumerate() {
-                prop_assert_eq!(map.get(task as u32), want.as_ref());
+            for (task, want) in (0u32..).zip(&model) {
+                prop_assert_eq!(map.get(task), want.as_ref());
             }
             prop_assert_eq!(map.count(), model.iter().flatten().count() as u64);
             let gaps: u64 = map.gaps(80).iter().map(|r| u64::from(r.len)).sum();

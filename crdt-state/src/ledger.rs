@@ -180,12 +180,7 @@ impl Ledger {
     ///
     /// # Errors
     /// [`Refusal`], as for [`Self::admit`].
-    pub fn admit_own(
-        &mut self,
-        envelope: &Envelope,
-        opened: &Opened,
-        now_ms: u64,
-    ) -> Result<Admitted, Refusal> {
+    pub fn admit_own(&mut self, envelope: &Envelope, opened: &Opened, now_ms: u64) -> Result<Admitted, Refusal> {
         self.merge(envelope, opened, |_| Some(Roles::ALL), now_ms)
     }
 

@@ -92,7 +92,8 @@ pub fn check(spec: &JobSpec, author: NodeId, roles: Roles, fact: &Fact) -> Resul
             if base.len() > ITEMS_MAX {
                 return Err(RuleError::Bounds { fact: name, what: "its list of accepts" });
             }
-            let distinct = voters.iter().enumerate().all(|(i, v)| spec.brain_set.contains(v) && !voters[..i].contains(v));
+            let distinct =
+                voters.iter().enumerate().all(|(i, v)| spec.brain_set.contains(v) && !voters[..i].contains(v));
             let enough = distinct && voters.len() >= spec.majority();
             if enough { Ok(()) } else { Err(RuleError::Bounds { fact: name, what: "its list of voters" }) }
         }

@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::fact::{Accepted, Executed, Fact, Failure, Fence, Outcome, Output, ReportItem, Run, ShortId, Statement, short_id};
+use crate::fact::{
+    Accepted, Executed, Fact, Failure, Fence, Outcome, Output, ReportItem, Run, ShortId, Statement, short_id,
+};
 use crate::ids::{FactId, NodeId};
 use crate::intervals::IntervalMap;
 use crate::spec::{JobSpec, Phase};
@@ -89,6 +91,12 @@ pub struct BidState {
     pub held_bytes: u64,
 }
 
+/// Failed attempts of one task, by award, executor and report.
+type FailuresOfTask = BTreeMap<(Fence, NodeId, FactId), Failure>;
+
+/// A seal: its term, its fact, the outcome, and the executors' receipts.
+pub type Sealed = (u32, FactId, Outcome, Vec<(NodeId, FactId)>);
+
 /// Everything the facts of one job say.
 #[derive(Debug, Clone)]
 pub struct JobState {
@@ -107,7 +115,7 @@ pub struct JobState {
     /// Accepted results, phase by phase.
     pub accepted: Vec<IntervalMap<AcceptedResult>>,
     reported: Vec<IntervalMap<()>>,
-    failures: BTreeMap<(Phase, u32), BTreeMap<(Fence, NodeId, FactId), Failure>>,
+    failures: BTreeMap<(Phase, u32), FailuresOfTask>,
     /// Votes seen.
     pub votes: BTreeMap<u32, BTreeSet<NodeId>>,
     /// Who asked to cancel, and why.
@@ -117,7 +125,7 @@ pub struct JobState {
     /// Executors' receipts.
     pub receipts: BTreeMap<NodeId, (FactId, Executed)>,
     /// The seal, by the highest term.
-    pub seal: Option<(u32, FactId, Outcome, Vec<(NodeId, FactId)>)>,
+    pub seal: Option<Sealed>,
     /// Awards of one fence to several nodes: proof that a brain lied.
     pub equivocations: BTreeSet<Fence>,
 }

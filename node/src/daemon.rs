@@ -9,7 +9,10 @@ use sinew_blobs::{BlobStore, GcOptions, OpenError, ServeError, StoreOptions};
 use sinew_crdt_state::certificate::{Credential, Roles, Ticket, TicketBody};
 use sinew_crdt_state::identity::Identity;
 use sinew_crdt_state::ids::{JobId, NodeId};
-use sinew_mesh::{DropReason, GossipId, JoinRefusal, JoinReply, Mesh, MeshConfig, MeshEvent, MeshEvents, Multiaddr, StartError, Topic, Verdict};
+use sinew_mesh::{
+    DropReason, GossipId, JoinRefusal, JoinReply, Mesh, MeshConfig, MeshEvent, MeshEvents, Multiaddr, StartError,
+    Topic, Verdict,
+};
 use sinew_scheduler::Setup;
 use sinew_scheduler::config::CoreConfig;
 use sinew_scheduler::io::{Input, RequestId, Response};
@@ -269,7 +272,8 @@ impl Daemon {
         settings.check()?;
         let membership = data_dir.membership()?;
         let identity = data_dir.identity()?;
-        let roles = membership.credential.verify(membership.mesh, identity.id(), unix_ms()).map_err(DataDirError::from)?;
+        let roles =
+            membership.credential.verify(membership.mesh, identity.id(), unix_ms()).map_err(DataDirError::from)?;
         let lock = data_dir.lock()?;
         let tag = NodeTag::new(&data_dir.path().to_string_lossy());
         let guardian = start_guardian(&tag);
@@ -418,7 +422,8 @@ impl Daemon {
                     let (reader, writer) = tokio::io::split(stream);
                     if let Err(error) = store.serve(reader, writer).await {
                         tracing::debug!(node = %from.short(), %error, "a blob request failed");
-                        if matches!(error, ServeError::Garbage(_) | ServeError::TooLong { .. } | ServeError::Refused(_)) {
+                        if matches!(error, ServeError::Garbage(_) | ServeError::TooLong { .. } | ServeError::Refused(_))
+                        {
                             mesh.drop_peer(from, DropReason::Misbehaved);
                         }
                     }
@@ -604,9 +609,7 @@ fn random_seed() -> [u8; 32] {
 
 fn check_gossip(topic: Topic, payload: &[u8]) -> (wire::Topic, bool) {
     match topic {
-        Topic::Advert => {
-            (wire::Topic::Advert, sinew_crdt_state::cbor::from_slice::<wire::Advert>(payload).is_ok())
-        }
+        Topic::Advert => (wire::Topic::Advert, sinew_crdt_state::cbor::from_slice::<wire::Advert>(payload).is_ok()),
         Topic::Load => (wire::Topic::Load, sinew_crdt_state::cbor::from_slice::<wire::LoadNews>(payload).is_ok()),
     }
 }

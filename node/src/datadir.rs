@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
-use sinew_crdt_state::certificate::{Credential, CredentialError, Roles, Ticket, TicketError};
 use sinew_crdt_state::cbor;
+use sinew_crdt_state::certificate::{Credential, CredentialError, Roles, Ticket, TicketError};
 use sinew_crdt_state::identity::Identity;
 use sinew_crdt_state::ids::{MeshId, NodeId};
 use sinew_mesh::{JoinError, JoinRefusal};
@@ -138,7 +138,10 @@ impl DataDirError {
     #[must_use]
     pub const fn exit_code(&self) -> u8 {
         match self {
-            Self::AlreadyMember { .. } | Self::OtherMesh { .. } | Self::NoMembership(_) | Self::Ticket(TicketError::Prefix | TicketError::Damaged) => 2,
+            Self::AlreadyMember { .. }
+            | Self::OtherMesh { .. }
+            | Self::NoMembership(_)
+            | Self::Ticket(TicketError::Prefix | TicketError::Damaged) => 2,
             Self::Ticket(_) | Self::Credential(_) => 13,
             _ => 1,
         }
@@ -225,7 +228,11 @@ impl DataDir {
         if let Ok(member) = self.membership()
             && member.mesh != ticket.body.mesh
         {
-            return Err(DataDirError::OtherMesh { path: self.path.clone(), ticket: ticket.body.mesh, mesh: member.mesh });
+            return Err(DataDirError::OtherMesh {
+                path: self.path.clone(),
+                ticket: ticket.body.mesh,
+                mesh: member.mesh,
+            });
         }
         self.refuse_member()?;
         self.create()?;
@@ -298,8 +305,7 @@ impl DataDir {
         let path = self.path.join(name);
         let new = self.path.join(format!("{name}.new"));
         let write = || -> io::Result<()> {
-            let mut file =
-                OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
             file.write_all(content)?;
             file.sync_all()?;
             std::fs::rename(&new, &path)?;

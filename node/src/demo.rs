@@ -13,8 +13,8 @@ use sinew_crdt_state::spec::{Builtin, Program};
 use sinew_crdt_state::state::Event;
 use sinew_scheduler::view::{JobView, PlacementView};
 
-use crate::api::client::Client;
 use crate::api::Request;
+use crate::api::client::Client;
 use crate::cli::{show_watch, show_watch_of};
 use crate::local_mesh::{LocalMesh, LocalMeshOptions};
 
@@ -255,16 +255,49 @@ fn texts(scratch: &Path) -> anyhow::Result<Vec<PathBuf>> {
 fn is_text(path: &Path) -> bool {
     let mut beginning = [0; 4096];
     let read = File::open(path).and_then(|mut f| f.read(&mut beginning));
-    read.is_ok_and(|n| n > 0 && !beginning[..n].contains(&0) && std::str::from_utf8(&beginning[..n]).map_or_else(|e| e.error_len().is_none(), |_| true))
+    read.is_ok_and(|n| {
+        n > 0
+            && !beginning[..n].contains(&0)
+            && std::str::from_utf8(&beginning[..n]).map_or_else(|e| e.error_len().is_none(), |_| true)
+    })
 }
 
 /// A text of 4 MB from a few dozen words, the same every time.
 fn made_up(scratch: &Path) -> anyhow::Result<PathBuf> {
     use std::io::Write;
     const WORDS: [&str; 32] = [
-        "every", "node", "runs", "the", "same", "daemon", "and", "any", "of", "them", "can", "be", "brain", "a", "job",
-        "is", "advertised", "bid", "on", "claimed", "through", "ledger", "losing", "one", "loses", "nothing", "blob",
-        "moves", "by", "its", "hash", "steward",
+        "every",
+        "node",
+        "runs",
+        "the",
+        "same",
+        "daemon",
+        "and",
+        "any",
+        "of",
+        "them",
+        "can",
+        "be",
+        "brain",
+        "a",
+        "job",
+        "is",
+        "advertised",
+        "bid",
+        "on",
+        "claimed",
+        "through",
+        "ledger",
+        "losing",
+        "one",
+        "loses",
+        "nothing",
+        "blob",
+        "moves",
+        "by",
+        "its",
+        "hash",
+        "steward",
     ];
     let path = scratch.join("text");
     let mut out = std::io::BufWriter::new(File::create(&path)?);
@@ -277,4 +310,3 @@ fn made_up(scratch: &Path) -> anyhow::Result<PathBuf> {
     out.flush()?;
     Ok(path)
 }
-

@@ -147,7 +147,8 @@ impl Driver for Effects {
             Effect::Load { job, to } => self.load(job, to),
             Effect::Answer { id, response } => self.shared.answer(id, response),
             Effect::Learned(credential) => {
-                let valid = credential.node().filter(|n| credential.verify(self.shared.membership.mesh, *n, unix_ms()).is_ok());
+                let valid =
+                    credential.node().filter(|n| credential.verify(self.shared.membership.mesh, *n, unix_ms()).is_ok());
                 if let Some(node) = valid {
                     self.shared.link.mesh().add_member(node, credential);
                 }

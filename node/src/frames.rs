@@ -174,9 +174,16 @@ mod tests {
 
     use super::*;
 
+    /// A small message that can be told from others.
+    fn no_bid(number: u64) -> Message {
+        let mut job = [0; 32];
+        job[..8].copy_from_slice(&number.to_le_bytes());
+        Message::NoBid { job: JobId(job) }
+    }
+
     #[test]
     fn frames_read_back() {
-        let messages = vec![Message::SetBeatAck { seq: 7 }, Message::Swim(vec![1, 2, 3])];
+        let messages = vec![no_bid(7), Message::Swim(vec![1, 2, 3])];
         let frames = encode_messages(&messages);
         assert_eq!(frames.iter().map(|f| decode(f)).collect::<Vec<_>>(), [Ok(Frame::Core(messages))]);
         let log = LogMessage::Subscribe(JobId([1; 32]));
@@ -187,7 +194,7 @@ mod tests {
 
     #[test]
     fn a_frame_holds_so_many_messages_and_no_more() {
-        let frame = |n| encode(0, &vec![Message::SetBeatAck { seq: 1 }; n]);
+        let frame = |n| encode(0, &vec![no_bid(1); n]);
         assert!(matches!(decode(&frame(MESSAGES_MAX)), Ok(Frame::Core(m)) if m.len() == MESSAGES_MAX));
         let error = decode(&frame(MESSAGES_MAX + 1)).expect_err("too many").to_string();
         assert!(error.contains("at most 4096 messages"), "{error}");
@@ -195,9 +202,9 @@ mod tests {
 
     #[test]
     fn many_or_large_messages_take_several_frames_in_order() {
-        let many: Vec<Message> = (0..5_000).map(|seq| Message::SetBeatAck { seq }).collect();
+        let many: Vec<Message> = (0..5_000).map(no_bid).collect();
         let large: Vec<Message> = (0u8..5).map(|i| Message::Swim(vec![i; FRAME_LEN / 2])).collect();
-        for (messages, at_least) in [(many, 2), (large, 3), (vec![Message::SetBeatAck { seq: 1 }; 300], 1)] {
+        for (messages, at_least) in [(many, 2), (large, 3), (vec![no_bid(1); 300], 1)] {
             let frames = encode_messages(&messages);
             assert!(frames.len() >= at_least && frames.iter().all(|f| f.len() <= FRAME_LEN + 8));
             let mut back = Vec::new();

@@ -291,12 +291,18 @@ fn commit<'a>(db: &Database, records: impl Iterator<Item = &'a Record>) -> Resul
                     }
                 }
                 Record::Retract { job } => {
-                    facts.retain_in::<&[u8; 64], _>(&fact_key(job, &FactId([0; 32]))..=&fact_key(job, &FactId([0xff; 32])), |_, _| false)?;
+                    facts.retain_in::<&[u8; 64], _>(
+                        &fact_key(job, &FactId([0; 32]))..=&fact_key(job, &FactId([0xff; 32])),
+                        |_, _| false,
+                    )?;
                 }
                 Record::Forget { job, owner, mark } => {
                     let kept = receipt_of(&facts, job)?;
                     receipts.insert(&job.0, &cbor::to_vec(&kept)[..])?;
-                    facts.retain_in::<&[u8; 64], _>(&fact_key(job, &FactId([0; 32]))..=&fact_key(job, &FactId([0xff; 32])), |_, _| false)?;
+                    facts.retain_in::<&[u8; 64], _>(
+                        &fact_key(job, &FactId([0; 32]))..=&fact_key(job, &FactId([0xff; 32])),
+                        |_, _| false,
+                    )?;
                     sealed.remove(&job.0)?;
                     owners.insert(&owner.0, &cbor::to_vec(mark)[..])?;
                 }

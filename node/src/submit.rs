@@ -4,11 +4,12 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-
 use sinew_blobs::{AddError, BlobStore, Format, ImportMode, StoreError, TempTag};
 use sinew_crdt_state::cbor;
 use sinew_crdt_state::ids::{Hash, JobId};
-use sinew_crdt_state::manifest::{DraftFile, DraftRound, DraftSource, DraftWork, JobDraft, Problems, RoundInputs, Split};
+use sinew_crdt_state::manifest::{
+    DraftFile, DraftRound, DraftSource, DraftWork, JobDraft, Problems, RoundInputs, Split,
+};
 use sinew_crdt_state::spec::{BlobRef, InputFile, Source, Work};
 use sinew_scheduler::io::NewJob;
 
@@ -118,7 +119,12 @@ pub async fn prepare(store: &BlobStore, draft: JobDraft, progress: OnProgress<'_
 }
 
 impl Taking<'_> {
-    async fn round(&mut self, round: &DraftRound, draft: &JobDraft, files: Vec<InputFile>) -> Result<Work, PrepareError> {
+    async fn round(
+        &mut self,
+        round: &DraftRound,
+        draft: &JobDraft,
+        files: Vec<InputFile>,
+    ) -> Result<Work, PrepareError> {
         let paths: Vec<PathBuf> = round.inputs.iter().map(PathBuf::from).collect();
         let by = match round.split {
             Split::Lines(n) => SplitBy::Lines(n),
@@ -167,7 +173,8 @@ impl Taking<'_> {
     /// A file, or every file of a directory.
     async fn path(&mut self, file: &DraftFile, path: &Path, placed: &mut Vec<InputFile>) -> Result<(), PrepareError> {
         let root = path.to_owned();
-        let walked = tokio::task::spawn_blocking(move || walk(&[root])).await.map_err(|_| PrepareError::Interrupted)??;
+        let walked =
+            tokio::task::spawn_blocking(move || walk(&[root])).await.map_err(|_| PrepareError::Interrupted)??;
         if walked.files.is_empty() {
             return Err(PrepareError::NoFiles { to: file.to.clone(), path: path.to_owned() });
         }
@@ -200,4 +207,3 @@ impl Taking<'_> {
         Ok(BlobRef { hash: added.hash, size: added.size })
     }
 }
-

@@ -185,7 +185,8 @@ impl Peers {
     /// Whether `node` is connected and said something lately.
     #[must_use]
     pub fn is_heard(&self, node: NodeId, now: Time) -> bool {
-        node == self.own || self.map.get(&node).is_some_and(|p| p.connected && !p.silent && now - p.heard < SILENT_AFTER)
+        node == self.own
+            || self.map.get(&node).is_some_and(|p| p.connected && !p.silent && now - p.heard < SILENT_AFTER)
     }
 
     /// Connected nodes, this one left out.

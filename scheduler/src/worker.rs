@@ -447,8 +447,7 @@ impl Worker {
         }
         let slots = held.map_or(0, |h| h.slots);
         let orphans = self.done.get(&job).into_iter().flat_map(|d| d.orphans.iter().map(|(id, _)| *id));
-        let reports: Vec<FactId> =
-            orphans.chain(held.into_iter().flat_map(|h| h.unsettled.iter().copied())).collect();
+        let reports: Vec<FactId> = orphans.chain(held.into_iter().flat_map(|h| h.unsettled.iter().copied())).collect();
         let reports = envelopes(ctx, job, &reports);
         ctx.send(from, Message::Holding { job, term, slots, tasks, reports });
         // The sooner the new brain hears a beat, the sooner it renews.

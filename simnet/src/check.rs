@@ -65,7 +65,9 @@ impl World {
             why.extend(core.led().map(|(job, term)| format!("{} leads {} in term {term}", node.name, job.short())));
             why.extend(core.leases().map(|(lease, _)| format!("{} holds {lease:?}", node.name)));
             let open = core.ledger().iter_live().filter(|(job, _)| core.ledger().sealed(job).is_none());
-            why.extend(open.map(|(job, live)| format!("{} has {} open: {:?}", node.name, job.short(), live.state.status())));
+            why.extend(
+                open.map(|(job, live)| format!("{} has {} open: {:?}", node.name, job.short(), live.state.status())),
+            );
             if !node.runs.is_empty() {
                 why.push(format!("{} runs {} tasks", node.name, node.runs.len()));
             }
@@ -85,7 +87,7 @@ impl World {
     pub fn check_invariants(&self) {
         let mut found = self.safety();
         found.extend(self.at_rest());
-        assert!(found.is_empty(), "{found:?}\n{}", self.log_tail());
+        assert!(found.is_empty(), "{found:?}\n{}\n{}", self.log_tail(), self.evidence(&found));
     }
 
     /// Requires what must hold at any time.
@@ -94,12 +96,38 @@ impl World {
     /// When something does not.
     pub fn check_safety(&self) {
         let found = self.safety();
-        assert!(found.is_empty(), "{found:?}\n{}", self.log_tail());
+        assert!(found.is_empty(), "{found:?}\n{}\n{}", self.log_tail(), self.evidence(&found));
+    }
+
+    /// What led to the violations, for the message.
+    fn evidence(&self, found: &[Violation]) -> String {
+        let mut text = String::new();
+        for violation in found.iter().take(3) {
+            match violation {
+                Violation::DoubleStart(job, phase, task) => {
+                    let runs = self.executions_of(job).filter(|e| (e.phase, e.task) == (*phase, *task));
+                    for e in runs {
+                        let (name, end) = (&self.nodes[e.node].name, e.end.map(|(at, why)| (at.0 as f64 / 1e6, why)));
+                        text += &format!("{name} {:?} from {:.4} to {end:?}\n", e.fence, e.start.0 as f64 / 1e6);
+                    }
+                }
+                Violation::Diverged(job) => {
+                    for verdict in self.verdicts(job) {
+                        text += &format!("{verdict:?}\n");
+                    }
+                }
+                _ => {}
+            }
+        }
+        text
     }
 
     fn safety(&self) -> Vec<Violation> {
-        let mut found: Vec<Violation> =
-            self.double_starts().into_iter().map(|(job, phase, task)| Violation::DoubleStart(job, phase, task)).collect();
+        let mut found: Vec<Violation> = self
+            .double_starts()
+            .into_iter()
+            .map(|(job, phase, task)| Violation::DoubleStart(job, phase, task))
+            .collect();
         if self.counters.overbooked > 0 {
             found.push(Violation::Overbooked(self.counters.overbooked));
         }
@@ -160,9 +188,8 @@ impl World {
             let Some(outcome) = state.outcome().cloned() else { continue };
             let verdict = (outcome, results(&state));
             // Whatever tasks of a job that did not complete were counted, is of no account.
-            let same = |(o, r): &(Outcome, Results)| {
-                *o == verdict.0 && (verdict.0 != Outcome::Completed || *r == verdict.1)
-            };
+            let same =
+                |(o, r): &(Outcome, Results)| *o == verdict.0 && (verdict.0 != Outcome::Completed || *r == verdict.1);
             if !seen.iter().any(same) {
                 seen.push(verdict);
             }

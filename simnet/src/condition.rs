@@ -9,10 +9,12 @@ use sinew_scheduler::time::Span;
 use crate::exec::Stopped;
 use crate::world::{PATIENCE, World};
 
+type Test = dyn Fn(&World) -> Option<Seen>;
+
 /// Something that holds in a world, or does not yet.
 pub struct Condition {
     what: String,
-    test: Box<dyn Fn(&World) -> Option<Seen>>,
+    test: Box<Test>,
 }
 
 impl std::fmt::Debug for Condition {

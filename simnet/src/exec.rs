@@ -89,7 +89,10 @@ impl World {
             self.counters.overbooked += 1;
             self.say(node, format!("OVERBOOKED: {cpu_milli} wanted, {room} free"));
         }
-        self.say(node, format!("start {name} {phase}/{task} fence {:?} attempt {}", start.key.lease.fence, start.attempt));
+        self.say(
+            node,
+            format!("start {name} {phase}/{task} fence {:?} attempt {}", start.key.lease.fence, start.attempt),
+        );
         self.nodes[node].runs.insert(start.run, Running { execution, cpu_milli });
         let life = self.nodes[node].life(node);
         self.queue.push(self.now + Span(gather.0 + work.0), Event::TaskEnd { life, run: start.run });

@@ -5,9 +5,7 @@ use std::collections::BTreeMap;
 use sinew_crdt_state::error_code::ErrorCode;
 use sinew_crdt_state::fact::Failure;
 use sinew_crdt_state::ids::Hash;
-use sinew_crdt_state::spec::{
-    Batch, BlobRef, Limits, MapReduce, Phase, Program, Resources, Retry, Strategy, Work,
-};
+use sinew_crdt_state::spec::{Batch, BlobRef, Limits, MapReduce, Phase, Program, Resources, Retry, Strategy, Work};
 use sinew_scheduler::io::NewJob;
 use sinew_scheduler::time::Span;
 

@@ -67,6 +67,7 @@ pub struct World {
     names: BTreeMap<JobId, String>,
     log: std::collections::VecDeque<String>,
     rng: ChaCha8Rng,
+    seed: u64,
     mesh: MeshId,
     setup: NodeSetup,
     request_last: u64,
@@ -96,6 +97,7 @@ impl World {
             names: BTreeMap::new(),
             log: std::collections::VecDeque::new(),
             rng: ChaCha8Rng::seed_from_u64(seed),
+            seed,
             mesh: MeshId([77; 32]),
             setup: NodeSetup::default(),
             request_last: 0,
@@ -455,7 +457,8 @@ impl World {
     /// The last lines of the log.
     #[must_use]
     pub fn log_tail(&self) -> String {
-        self.log.iter().map(String::as_str).collect::<Vec<_>>().join("\n")
+        let lines = self.log.iter().map(String::as_str).collect::<Vec<_>>().join("\n");
+        format!("{lines}\nseed {}", self.seed)
     }
 }
 

@@ -2,8 +2,8 @@
 
 use sinew_crdt_state::certificate::Roles;
 use sinew_simnet::{
-    NodeSetup, Refusal::StaleEpoch, World, completed, done, job, millis, rejected_result, round, running, seconds, started,
-    taken_over,
+    NodeSetup, Refusal::StaleEpoch, World, completed, done, job, millis, rejected_result, round, running, seconds,
+    started, taken_over,
 };
 
 /// A worker cut off past its lease must not have its late result accepted.

@@ -34,7 +34,7 @@ fn soak(seed: u64) {
         }
         let submitter = NAMES[world.pick(5)];
         if !down.contains(&submitter) {
-            let tasks = 1 + world.pick(12) as u32;
+            let tasks = 1 + u32::try_from(world.pick(12)).expect("below 12");
             let plan = if step % 4 == 0 { round(tasks * 2, 3) } else { job().tasks(tasks) };
             let length = 50 + world.pick(800) as u64;
             world.submit_later(submitter, &plan.lasting(millis(length)).spread());
@@ -53,6 +53,14 @@ fn soak(seed: u64) {
     world.check_invariants();
     let counters = world.counters();
     assert!(counters.kills > 0 && counters.restarts > 0 && world.acknowledged() > 5, "{counters:?}");
+}
+
+/// Runs one seed again: `SIMNET_SEED=1013 cargo nextest run -p sinew-simnet replay`.
+#[test]
+fn replay() {
+    if let Some(seed) = std::env::var("SIMNET_SEED").ok().and_then(|seed| seed.parse().ok()) {
+        soak(seed);
+    }
 }
 
 macro_rules! soaks {

@@ -10,7 +10,8 @@ fn tasks_of_a_killed_worker_are_awarded_anew_within_two_seconds() {
         let job = world.submit("a", &job().tasks(12).lasting(seconds(3)).spread());
         world.run_until(running(job, "b"));
         world.run_for(millis(500));
-        let lost: Vec<u32> = world.executions_of(&job).filter(|e| e.node == 1 && e.end.is_none()).map(|e| e.task).collect();
+        let lost: Vec<u32> =
+            world.executions_of(&job).filter(|e| e.node == 1 && e.end.is_none()).map(|e| e.task).collect();
         assert!(!lost.is_empty(), "the fault hits something");
         let old = world.executions_of(&job).filter(|e| e.node == 1).map(|e| e.fence).max().unwrap();
         world.kill("b");

@@ -44,7 +44,8 @@ pub(super) async fn stream(
         view = following.live(shared, job, task, view, replies).await?;
     }
     // Outputs of tasks that are done so far; after following, whatever was missed.
-    let wanted = |o: &&OutputView| task.is_none_or(|t| t == o.task) && matches!(&o.output.name[..], "stdout" | "stderr");
+    let wanted =
+        |o: &&OutputView| task.is_none_or(|t| t == o.task) && matches!(&o.output.name[..], "stdout" | "stderr");
     for output in view.outputs.iter().filter(wanted) {
         following.rest(shared, output, replies).await?;
     }

@@ -146,7 +146,9 @@ async fn answer(request: Request, shared: &Arc<Shared>, replies: &mut Replies) -
         Request::Invite { roles, expires_ms } => {
             let roles: Roles = roles.parse().map_err(|e| ApiError::invalid(format!("{e}")))?;
             if !shared.roles.contains(Roles::ADMIN) {
-                return Err(ApiError::denied("only a node with the role `admin` may invite; run this on one that has it"));
+                return Err(ApiError::denied(
+                    "only a node with the role `admin` may invite; run this on one that has it",
+                ));
             }
             let ticket = shared.ticket(roles, expires_ms).to_string();
             replies.send(&Reply::Ticket { ticket }).await

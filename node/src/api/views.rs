@@ -131,8 +131,7 @@ pub(super) async fn find_job(shared: &Shared, text: &str) -> Result<JobId, ApiEr
 }
 
 async fn known_jobs(shared: &Shared) -> Result<Vec<JobId>, ApiError> {
-    let mut ids: Vec<JobId> =
-        shared.engine.look(|core| core.ledger().iter_live().map(|(id, _)| *id).collect()).await?;
+    let mut ids: Vec<JobId> = shared.engine.look(|core| core.ledger().iter_live().map(|(id, _)| *id).collect()).await?;
     let ledger = shared.ledger.clone();
     let ended = tokio::task::spawn_blocking(move || ledger.ended_jobs()).await;
     ids.extend(ended.map_err(|_| ApiError::from(Gone))??);
@@ -161,7 +160,8 @@ pub(super) async fn job(shared: &Shared, id: JobId) -> Result<(JobView, Vec<Even
 /// A job that is over, from the disk.
 async fn stored_job(shared: &Shared, id: JobId) -> Result<Option<(JobView, Vec<Event>)>, ApiError> {
     let ledger = shared.ledger.clone();
-    let envelopes = tokio::task::spawn_blocking(move || ledger.entry(&id)).await.map_err(|_| ApiError::from(Gone))??;
+    let envelopes =
+        tokio::task::spawn_blocking(move || ledger.entry(&id)).await.map_err(|_| ApiError::from(Gone))??;
     let statements: Vec<_> = envelopes
         .iter()
         .filter_map(|e| Some((e.fact_id(), e.author, cbor::from_slice::<Statement>(&e.payload).ok()?)))
@@ -198,10 +198,9 @@ fn line(view: &JobView) -> JobLine {
         (Some(Outcome::Completed), Status::Sealed) => "completed, sealed".to_owned(),
         (Some(Outcome::Failed { .. }), Status::Sealed) => "failed, sealed".to_owned(),
         (Some(Outcome::Cancelled), Status::Sealed) => "cancelled, sealed".to_owned(),
-        (_, status) => serde_json::to_value(status)
-            .ok()
-            .and_then(|v| v.as_str().map(str::to_owned))
-            .unwrap_or_default(),
+        (_, status) => {
+            serde_json::to_value(status).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
+        }
     };
     JobLine {
         id: view.id,

@@ -50,7 +50,12 @@ pub(super) fn quantile_ms(sorted: &[Duration], share: f64) -> f64 {
     if sorted.is_empty() {
         return 0.0;
     }
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "an index")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "an index"
+    )]
     let at = ((sorted.len() - 1) as f64 * share).round() as usize;
     sorted[at].as_secs_f64() * 1e3
 }

@@ -19,7 +19,11 @@ pub async fn run(args: BenchArgs, json: bool) -> anyhow::Result<u8> {
     let report = match args {
         BenchArgs::Tasks { nodes, tasks, runner, command } => {
             let process = runner == Some(BenchRunner::Process) || !command.is_empty();
-            if process { tasks::processes(tasks, command).await? } else { tasks::noop(usize::from(nodes), tasks).await? }
+            if process {
+                tasks::processes(tasks, command).await?
+            } else {
+                tasks::noop(usize::from(nodes), tasks).await?
+            }
         }
         BenchArgs::Submit { jobs, rate, nodes } => submit::run(usize::from(nodes), jobs, rate).await?,
         BenchArgs::Ledger { facts, jobs } => tokio::task::spawn_blocking(move || ledger::run(facts, jobs)).await??,

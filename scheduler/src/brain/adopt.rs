@@ -190,7 +190,8 @@ impl Brain {
             let submit = live.submit;
             let mut messages = Vec::new();
             for (node, asked) in adoption.nodes.iter().filter(|(node, _)| ctx.peers.is_connected(**node)) {
-                let ids = [submit].into_iter().chain(adoption.lead.iter().copied()).chain(asked.award.map(|(_, id)| id));
+                let ids =
+                    [submit].into_iter().chain(adoption.lead.iter().copied()).chain(asked.award.map(|(_, id)| id));
                 let facts = ids.filter_map(|id| live.facts.get(&id).cloned()).collect();
                 let award = asked.award.map(|(fence, _)| fence);
                 messages.push((*node, Message::Adopt { facts, job: self.job, award, term: self.term }));

@@ -20,8 +20,8 @@ use sinew_crdt_state::ids::{FactId, JobId, NodeId};
 use sinew_crdt_state::intervals::IntervalMap;
 use sinew_crdt_state::spec::{JobSpec, PHASE_MAP, Phase};
 
-pub(crate) use self::adopt::Mandate;
 use self::adopt::Adoption;
+pub(crate) use self::adopt::Mandate;
 use self::copies::Copying;
 use self::place::Placement;
 use self::quorum::Quorum;

@@ -132,6 +132,7 @@ impl Stewards {
         }
     }
 
+    #[expect(clippy::too_many_arguments, reason = "the fields of one message")]
     pub(crate) fn on_vote_request(
         &mut self,
         ctx: &mut Ctx,
