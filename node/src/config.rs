@@ -140,9 +140,9 @@ mod tests {
     #[test]
     fn unknown_keys_and_bad_values_are_named() {
         let dir = tempfile::tempdir().expect("dir");
-        std::fs::write(dir.path().join(FILE_NAME), "listen = []\n").expect("write");
+        std::fs::write(dir.path().join(FILE_NAME), "lisen = []\n").expect("write");
         let error = Settings::load(None, dir.path()).expect_err("unknown key").to_string();
-        assert!(error.contains("listen") && error.contains("listen"), "{error}");
+        assert!(error.contains("lisen") && error.contains("listen"), "{error}");
         let bad = Settings { cpus: Some(-1.0), ..Settings::default() };
         assert!(bad.check().expect_err("range").to_string().contains("cpus"));
     }

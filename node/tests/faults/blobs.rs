@@ -86,8 +86,9 @@ async fn a_fetch_goes_on_where_its_killed_provider_left_off() {
     let failed = fetching.await.expect("join").expect_err("nobody else has it");
     assert!(matches!(failed, ClientError::Api(_)), "{failed}");
     world.mesh.nodes[0].start().await.expect("restart");
-    world.mesh.wait_formed().await.expect("formed again");
-    let (_, size) = one_blob(&world, 1, Request::BlobWarm { hash }).await.expect("fetch again");
+    // Until the two have found each other again there is nobody to ask.
+    let again = async || one_blob(&world, 1, Request::BlobWarm { hash }).await.ok();
+    let (_, size) = until("the fetch is taken up again", again).await;
     assert_eq!(size, SIZE);
     let (resumed, bytes) = (logged(&world, 1, "resumed"), logged(&world, 1, "bytes"));
     eprintln!("resumed a fetch: {resumed} bytes were here, {bytes} came");
