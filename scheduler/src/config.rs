@@ -86,7 +86,7 @@ pub const LOAD_EVERY: Span = Span::ms(1_000);
 /// looks open: across a partition that takes the transport half a minute to notice.
 pub const SILENT_AFTER: Span = Span::ms(3_000);
 /// Cards go out with every so many load digests, for nodes that met us only by gossip.
-pub const CARD_EVERY: u32 = 20;
+pub const CARD_EVERY: u32 = 5;
 /// A neighbour is asked for differences this often.
 pub const SYNC_EVERY: Span = Span::ms(1_500);
 /// Entries asked for in one message, and bytes of facts sent in one: keeps frames well below their limit.

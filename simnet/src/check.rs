@@ -7,7 +7,9 @@ use sinew_crdt_state::fact::{Fact, Fence, Outcome, Statement};
 use sinew_crdt_state::ids::{JobId, NodeId};
 use sinew_crdt_state::spec::Phase;
 use sinew_crdt_state::state::JobState;
+use sinew_scheduler::io::Note;
 use sinew_scheduler::time::{Span, Time};
+use sinew_scheduler::wire::Lease;
 
 use crate::exec::{Execution, Stopped};
 use crate::world::World;
@@ -137,8 +139,8 @@ impl World {
         found
     }
 
-    /// Tasks that ran on two nodes at the same time. A brain that starts a straggler a second time means to; such tasks
-    /// have been running for two seconds and are left out.
+    /// Tasks that ran on two nodes at the same time although their brain meant them to run once. A brain that starts a
+    /// straggler a second time does so in the same term and without having given the first award up.
     #[must_use]
     pub fn double_starts(&self) -> Vec<(JobId, Phase, u32)> {
         let mut by_task: BTreeMap<(JobId, Phase, u32), Vec<&Execution>> = BTreeMap::new();
@@ -146,13 +148,18 @@ impl World {
             by_task.entry((e.job, e.phase, e.task)).or_default().push(e);
         }
         let end = |e: &Execution| e.end.map_or(Time(u64::MAX), |(at, _)| at);
-        let overlap = |a: &Execution, b: &Execution| {
-            let speculated = (b.start - a.start) >= Span::ms(2_000) && b.fence.term == a.fence.term;
-            b.start < end(a) && a.node != b.node && !speculated
+        let given_up = |e: &Execution, before: Time| {
+            let lease = Lease { job: e.job, fence: e.fence };
+            let lost = |note: &Note| matches!(note, Note::Lost { lease: of, .. } if *of == lease);
+            self.notes.iter().any(|(at, _, note)| *at <= before && lost(note))
+        };
+        let doubled = |a: &Execution, b: &Execution| {
+            let overlap = b.start < end(a) && a.node != b.node;
+            overlap && (a.fence.term != b.fence.term || given_up(a, b.start))
         };
         by_task
             .into_iter()
-            .filter(|(_, runs)| (1..runs.len()).any(|i| runs[..i].iter().any(|a| overlap(a, runs[i]))))
+            .filter(|(_, runs)| (1..runs.len()).any(|i| runs[..i].iter().any(|a| doubled(a, runs[i]))))
             .map(|(task, _)| task)
             .collect()
     }

@@ -451,6 +451,9 @@ impl World {
             self.log.pop_front();
         }
         let name = self.nodes.get(node).map_or("-", |n| &n.name);
+        if self.verbose {
+            println!("{:>10.4} {name:>6} {what}", self.now.0 as f64 / 1e6);
+        }
         self.log.push_back(format!("{:>10.4} {name:>6} {what}", self.now.0 as f64 / 1e6));
     }
 
@@ -465,7 +468,7 @@ impl World {
 /// A message in a few words, for the log.
 pub(crate) fn brief(message: &Message) -> String {
     let mut text = format!("{message:?}");
-    let cut = text.char_indices().nth(60).map_or(text.len(), |(i, _)| i);
+    let cut = text.char_indices().nth(160).map_or(text.len(), |(i, _)| i);
     text.truncate(cut);
     text
 }

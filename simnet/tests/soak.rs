@@ -5,7 +5,11 @@ use sinew_simnet::{World, job, millis, round, seconds};
 const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
 
 fn soak(seed: u64) {
-    let mut world = World::seed(seed).nodes(NAMES);
+    let mut world = World::seed(seed);
+    if std::env::var_os("SIMNET_VERBOSE").is_some() {
+        world = world.verbose();
+    }
+    let mut world = world.nodes(NAMES);
     let mut down: Vec<&str> = Vec::new();
     for step in 0..40 {
         let name = NAMES[world.pick(NAMES.len())];
