@@ -1,5 +1,7 @@
 //! Anti-entropy with one neighbour at a time (L1): whatever gossip and direct messages missed arrives in the end.
 
+use std::collections::BTreeSet;
+
 use rand::RngExt;
 use sinew_crdt_state::envelope::Envelope;
 use sinew_crdt_state::ids::{FactId, JobId, NodeId};
@@ -143,10 +145,13 @@ pub(crate) fn on_facts(ctx: &mut Ctx, from: NodeId, facts: &[Envelope]) {
     let mut unknown: Vec<JobId> = Vec::new();
     let mut retry: Vec<&Envelope> = Vec::new();
     let mut news = false;
+    let mut refused: BTreeSet<JobId> = BTreeSet::new();
     for envelope in facts {
         match ctx.admit(from, envelope) {
             Err(Refusal::UnknownJob | Refusal::Incomplete) => retry.push(envelope),
-            admitted => news |= matches!(admitted, Ok(Admitted::New(_))),
+            // What cannot be judged now will not be judged otherwise when it is sent again.
+            Err(_) => _ = refused.insert(envelope.entry),
+            Ok(admitted) => news |= matches!(admitted, Admitted::New(_)),
         }
     }
     for envelope in retry {
@@ -154,6 +159,7 @@ pub(crate) fn on_facts(ctx: &mut Ctx, from: NodeId, facts: &[Envelope]) {
             Ok(Admitted::New(_) | Admitted::Known(_) | Admitted::Late(_)) => {}
             // An answer that brought nothing new will not become better by asking again at once.
             Err(Refusal::Incomplete) if !news => {}
+            Err(_) if refused.contains(&envelope.entry) => {}
             Err(_) => unknown.push(envelope.entry),
         }
     }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use sinew_crdt_state::certificate::Credential;
 use sinew_crdt_state::envelope::Envelope;
 use sinew_crdt_state::ids::{FactId, Hash, JobId, NodeId};
 use sinew_crdt_state::ledger::{OwnerMark, SealedEntry};
@@ -24,6 +25,7 @@ pub(crate) struct Disk {
     facts: BTreeMap<JobId, BTreeMap<FactId, Envelope>>,
     sealed: BTreeMap<JobId, SealedEntry>,
     owners: BTreeMap<NodeId, OwnerMark>,
+    members: BTreeMap<NodeId, Credential>,
     /// Blobs, with the jobs that hold them; imported ones are held by nobody and stay.
     blobs: BTreeMap<Hash, (BlobRef, BTreeSet<JobId>, bool)>,
     writes: VecDeque<Write>,
@@ -85,8 +87,11 @@ impl Disk {
                     self.sealed.remove(&job);
                     self.owners.insert(owner, mark);
                 }
-                // Everyone knows everyone in a world: no certificates.
-                Record::Member { .. } => {}
+                Record::Member { credential } => {
+                    if let Some(node) = credential.node() {
+                        self.members.insert(node, credential);
+                    }
+                }
                 Record::Retract { job } => {
                     self.facts.remove(&job);
                 }
@@ -98,7 +103,7 @@ impl Disk {
     pub(crate) fn stored(&self) -> Stored {
         let live = self.facts.iter().filter(|(job, _)| !self.sealed.contains_key(job));
         Stored {
-            members: Vec::new(),
+            members: self.members.values().cloned().collect(),
             facts: live.flat_map(|(_, facts)| facts.values().cloned()).collect(),
             sealed: self.sealed.iter().map(|(job, entry)| (*job, *entry)).collect(),
             owners: self.owners.iter().map(|(owner, mark)| (*owner, mark.clone())).collect(),

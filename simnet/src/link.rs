@@ -163,7 +163,8 @@ impl World {
             self.close_seen(node, peer);
             self.nodes[node].peers.insert(peer);
             let (id, roles) = (self.nodes[peer].id(), self.nodes[peer].setup.roles);
-            self.input(node, Input::PeerUp { node: id, roles });
+            let credential = self.nodes[peer].credential.clone();
+            self.inputs(node, vec![Input::Member(credential), Input::PeerUp { node: id, roles }]);
         }
     }
 

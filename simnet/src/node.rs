@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sinew_crdt_state::certificate::Roles;
+use sinew_crdt_state::certificate::{Credential, Roles};
 use sinew_crdt_state::identity::Identity;
 use sinew_crdt_state::ids::{JobId, NodeId};
 use sinew_crdt_state::spec::BlobRef;
@@ -49,6 +49,7 @@ pub(crate) struct Fetching {
 pub(crate) struct Node {
     pub(crate) name: String,
     pub(crate) identity: Identity,
+    pub(crate) credential: Credential,
     pub(crate) setup: NodeSetup,
     pub(crate) config: CoreConfig,
     pub(crate) disk: Disk,
@@ -64,11 +65,12 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    pub(crate) fn new(name: &str, identity: Identity, setup: NodeSetup) -> Self {
+    pub(crate) fn new(name: &str, identity: Identity, credential: Credential, setup: NodeSetup) -> Self {
         let config = CoreConfig { cpu_milli: setup.cpu_milli, about: name.to_owned(), ..CoreConfig::default() };
         Self {
             name: name.to_owned(),
             identity,
+            credential,
             setup,
             config,
             disk: Disk::default(),

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use sinew_crdt_state::fact::Outcome;
+use sinew_crdt_state::certificate::Credential;
 use sinew_crdt_state::identity::Identity;
 use sinew_crdt_state::ids::{Hash, JobId, MeshId, NodeId};
 use sinew_scheduler::Setup;
@@ -68,6 +69,8 @@ pub struct World {
     log: std::collections::VecDeque<String>,
     rng: ChaCha8Rng,
     seed: u64,
+    /// The admin who let every node in, and its own certificate.
+    founder: (Identity, Credential),
     mesh: MeshId,
     setup: NodeSetup,
     request_last: u64,
@@ -77,6 +80,9 @@ impl World {
     /// An empty world in which everything follows from `seed`.
     #[must_use]
     pub fn seed(seed: u64) -> Self {
+        let (mesh, admin) = (Identity::from_seed([77; 32]), Identity::from_seed([78; 32]));
+        let credential = Credential::found(&mesh, admin.id(), EPOCH_MS, u64::MAX);
+        let founder = (admin, credential);
         Self {
             now: Time(1_000_000),
             nodes: Vec::new(),
@@ -98,7 +104,8 @@ impl World {
             log: std::collections::VecDeque::new(),
             rng: ChaCha8Rng::seed_from_u64(seed),
             seed,
-            mesh: MeshId([77; 32]),
+            founder,
+            mesh: MeshId(mesh.id().0),
             setup: NodeSetup::default(),
             request_last: 0,
         }
@@ -140,7 +147,9 @@ impl World {
     pub fn join_as(&mut self, name: &str, setup: NodeSetup) {
         assert!(self.nodes.iter().all(|n| n.name != name), "{name} is there already");
         let identity = Identity::from_seed(self.rng.random());
-        self.nodes.push(Node::new(name, identity, setup));
+        let (admin, own) = &self.founder;
+        let credential = own.issue(admin, identity.id(), setup.roles, EPOCH_MS, u64::MAX);
+        self.nodes.push(Node::new(name, identity, credential, setup));
         let node = self.nodes.len() - 1;
         self.boot(node);
         for peer in 0..node {

@@ -146,19 +146,19 @@ impl Stewards {
         // The spec may come in the middle: what it makes sense of is tried once more after it.
         for _ in 0..2 {
             left.retain(|envelope| match ctx.admit(from, envelope) {
-                Ok(Admitted::New(id) | Admitted::Known(id) | Admitted::Late(id)) => {
+                Ok(Admitted::New(id) | Admitted::Known(id)) => {
                     ids.push(id);
                     false
                 }
+                Ok(Admitted::Late(_)) => false,
                 Err(_) => true,
             });
         }
-        let Some(live) = ctx.ledger.live(&job) else {
-            if ctx.ledger.sealed(&job).is_some() {
-                ctx.after_persist(After::Send { to: from, message: Message::Stored { job, term, ids } });
-            }
-            return;
-        };
+        if ctx.ledger.sealed(&job).is_some() {
+            // Nothing more is taken in, so nothing may be acknowledged: whoever still decides has missed the end.
+            return ctx.effect(Effect::Load { job, to: from });
+        }
+        let Some(live) = ctx.ledger.live(&job) else { return };
         let spec = live.state.spec.clone();
         if brain_of(&spec, term) != Some(from) || !spec.brain_set.contains(&ctx.own) {
             return ctx.offence(from, "replicates a job that it does not lead".to_owned());
