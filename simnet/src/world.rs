@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use sinew_crdt_state::fact::Outcome;
 use sinew_crdt_state::certificate::Credential;
+use sinew_crdt_state::fact::Outcome;
 use sinew_crdt_state::identity::Identity;
 use sinew_crdt_state::ids::{Hash, JobId, MeshId, NodeId};
 use sinew_scheduler::Setup;
