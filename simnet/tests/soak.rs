@@ -71,7 +71,6 @@ macro_rules! soaks {
     ($($name:ident: $from:expr),*) => {
         $(
             #[test]
-            #[ignore = "known to find double starts under repeated faults; docs/architecture.md, known limits"]
             fn $name() {
                 for seed in $from..$from + 10 {
                     soak(seed);
