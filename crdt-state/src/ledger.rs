@@ -3,7 +3,7 @@
 //! It holds live entries whole and sealed ones as a digest; the bytes of both are the daemon's to store. It never decides
 //! anything and never forgets an entry by itself: the scheduler tells it when to ([`Ledger::forget`]).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
@@ -100,28 +100,35 @@ pub struct SealedEntry {
     pub sealed_ms: u64,
 }
 
-/// Which of a submitter's jobs are forgotten: all up to a serial number, but for some. Keeps late facts from
-/// resurrecting them at a few bytes per submitter.
+/// Which of a submitter's jobs are forgotten, as runs of serial numbers: first to last. Keeps late facts from resurrecting
+/// them at a few bytes per gap: numbers that were never used, or whose jobs still run.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct OwnerMark {
-    /// Every serial up to this one is forgotten ...
-    pub through: u64,
-    /// ... and these above it, not yet adjacent.
-    pub beyond: BTreeSet<u64>,
+    runs: BTreeMap<u64, u64>,
 }
 
 impl OwnerMark {
-    fn covers(&self, serial: u64) -> bool {
-        serial <= self.through || self.beyond.contains(&serial)
+    /// Whether the job of this number is forgotten.
+    #[must_use]
+    pub fn covers(&self, serial: u64) -> bool {
+        self.runs.range(..=serial).next_back().is_some_and(|(_, last)| serial <= *last)
     }
 
-    fn add(&mut self, serial: u64) {
-        if !self.covers(serial) {
-            self.beyond.insert(serial);
+    /// Marks one number.
+    pub fn add(&mut self, serial: u64) {
+        if self.covers(serial) {
+            return;
         }
-        while self.beyond.remove(&(self.through + 1)) {
-            self.through += 1;
-        }
+        let before = self.runs.range(..serial).next_back().filter(|(_, last)| last.checked_add(1) == Some(serial));
+        let first = before.map_or(serial, |(first, _)| *first);
+        let last = serial.checked_add(1).and_then(|next| self.runs.remove(&next)).unwrap_or(serial);
+        self.runs.insert(first, last);
+    }
+
+    /// The highest number marked, 0 when there is none.
+    #[must_use]
+    pub fn last(&self) -> u64 {
+        self.runs.last_key_value().map_or(0, |(_, last)| *last)
     }
 }
 
@@ -134,6 +141,7 @@ pub struct Ledger {
     index: Index,
     owners: BTreeMap<NodeId, OwnerMark>,
     roots: VerifiedRoots,
+    grace_ms: u64,
 }
 
 impl Ledger {
@@ -147,7 +155,13 @@ impl Ledger {
             index: Index::default(),
             owners: BTreeMap::new(),
             roots: VerifiedRoots::default(),
+            grace_ms: u64::MAX,
         }
+    }
+
+    /// Tells how long sealed entries are kept whole in this mesh; without it, for ever.
+    pub const fn set_grace(&mut self, grace_ms: u64) {
+        self.grace_ms = grace_ms;
     }
 
     /// Verifies an envelope from anywhere and merges its fact. `roles` tells a member's roles.
@@ -164,16 +178,17 @@ impl Ledger {
             return Ok(known);
         }
         let opened = envelope.open(self.mesh, &mut self.roots)?;
-        self.check_complete(envelope.entry, &opened.statement.fact)?;
+        self.check_complete(envelope.entry, &opened.statement, now_ms)?;
         self.merge(envelope, &opened, roles, now_ms)
     }
 
     /// After a seal nothing more is taken in, so a completed job's waits until all that it seals is here: otherwise this
-    /// node would never learn where the missing outputs are.
-    fn check_complete(&self, entry: JobId, fact: &Fact) -> Result<(), Refusal> {
-        let Fact::Seal { term, outcome: Outcome::Completed, .. } = fact else { return Ok(()) };
+    /// node would never learn where the missing outputs are. Unless its grace time is over: then nobody has the rest any more.
+    fn check_complete(&self, entry: JobId, statement: &Statement, now_ms: u64) -> Result<(), Refusal> {
+        let Fact::Seal { term, outcome: Outcome::Completed, .. } = &statement.fact else { return Ok(()) };
         let whole = self.live.get(&entry).is_none_or(|live| live.state.is_whole(*term));
-        if whole { Ok(()) } else { Err(Refusal::Incomplete) }
+        let over = statement.at_ms.saturating_add(self.grace_ms) <= now_ms;
+        if whole || over { Ok(()) } else { Err(Refusal::Incomplete) }
     }
 
     /// Merges an envelope from this node's own disk or hand: no signature check.
@@ -347,8 +362,7 @@ impl Ledger {
         let live = self.live.values().filter(|e| e.state.spec.submitter == owner).map(|e| e.state.spec.serial);
         let sealed = self.sealed.values().filter(|e| e.submitter == owner).map(|e| e.serial);
         let mark = self.owners.get(&owner);
-        let forgotten = mark.into_iter().flat_map(|m| m.beyond.last().copied().into_iter().chain([m.through]));
-        live.chain(sealed).chain(forgotten).max().unwrap_or(0)
+        live.chain(sealed).chain(mark.map(OwnerMark::last)).max().unwrap_or(0)
     }
 }
 
@@ -377,4 +391,29 @@ fn short_digest(id: FactId) -> Digest {
 /// may both have sealed it in good faith, and replicas that hold one seal each must not look different for ever.
 fn sealed_digest(entry: JobId) -> Digest {
     short_digest(FactId(*blake3::Hasher::new_derive_key("sinew sealed entry 1").update(&entry.0).finalize().as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Against a plain set, in as many runs as there are gaps.
+        #[test]
+        fn marks_are_sets_of_numbers(numbers in prop::collection::vec(0u64..40, 0..60)) {
+            let mut mark = OwnerMark::default();
+            let model: BTreeSet<u64> = numbers.iter().copied().collect();
+            numbers.iter().for_each(|n| mark.add(*n));
+            for n in 0..42 {
+                prop_assert_eq!(mark.covers(n), model.contains(&n));
+            }
+            prop_assert_eq!(mark.last(), model.last().copied().unwrap_or(0));
+            let runs = model.iter().filter(|n| **n == 0 || !model.contains(&(**n - 1))).count();
+            prop_assert_eq!(mark.runs.len(), runs);
+        }
+    }
 }

@@ -85,6 +85,9 @@ pub const LOAD_EVERY: Span = Span::ms(1_000);
 /// A node that was silent for so long, which is three load digests, gets no offers and no copies even while its connection
 /// looks open: across a partition that takes the transport half a minute to notice.
 pub const SILENT_AFTER: Span = Span::ms(3_000);
+/// A job that was forgotten here is not asked for during this time: others forget it too, within a few seconds as their clocks
+/// and looks differ. Who still has it then never learned that it ended.
+pub const FORGOTTEN_FOR: Span = Span::ms(60_000);
 /// Cards go out with every so many load digests, for nodes that met us only by gossip.
 pub const CARD_EVERY: u32 = 5;
 /// A neighbour is asked for differences this often.

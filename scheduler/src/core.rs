@@ -15,7 +15,7 @@ use sinew_crdt_state::spec::{BlobRef, JobSpec, Phase, Resources, SignedSpec, Sou
 
 use crate::brain::Brain;
 use crate::brains::Brains;
-use crate::config::{CARD_EVERY, CoreConfig, LOAD_EVERY};
+use crate::config::{CARD_EVERY, CoreConfig, FORGOTTEN_FOR, LOAD_EVERY};
 use crate::ctx::{After, Ctx, Setup};
 use crate::io::{CancelError, Effect, FetchId, Input, NewJob, Note, Record, Request, RequestId, Response, SubmitError};
 use crate::members;
@@ -591,13 +591,13 @@ impl Core {
         if let Some(reason) = &self.ctx.storage_failing {
             return Err(SubmitError::Disk(reason.clone()));
         }
-        self.serial_last += 1;
-        let brain_set = self.choose_brain_set(self.serial_last);
+        let serial = self.serial_last + 1;
+        let brain_set = self.choose_brain_set(serial);
         let alone = brain_set.len() == 1 && self.ctx.peers.connected().next().is_none();
         let spec = JobSpec {
             mesh: self.ctx.mesh,
             submitter: self.ctx.own,
-            serial: self.serial_last,
+            serial,
             submitted_ms: self.ctx.now.unix_ms,
             brain_set,
             name: new.name,
@@ -611,6 +611,7 @@ impl Core {
         };
         let signed = SignedSpec::sign(self.ctx.identity(), &spec);
         signed.open()?;
+        self.serial_last = serial;
         Ok(signed)
     }
 
@@ -672,6 +673,8 @@ impl Core {
     /// Drops sealed entries from memory and, after their grace time, for good.
     fn compact(&mut self) {
         let ctx = &mut self.ctx;
+        let at = ctx.now.at;
+        ctx.forgotten.retain(|_, since| at - *since < FORGOTTEN_FOR);
         let grace = ctx.config.ledger_grace_ms;
         let now = ctx.now.unix_ms;
         let old: Vec<JobId> = ctx
@@ -682,6 +685,7 @@ impl Core {
             .collect();
         for job in old {
             if let Some((entry, mark)) = ctx.ledger.forget(&job) {
+                ctx.forgotten.insert(job, ctx.now.at);
                 ctx.record(Record::Forget { job, owner: entry.submitter, mark });
             }
         }

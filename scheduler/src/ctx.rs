@@ -20,7 +20,7 @@ use crate::config::CoreConfig;
 use crate::io::{Effect, Note, Record, Ticket};
 use crate::members::Members;
 use crate::peers::Peers;
-use crate::time::Now;
+use crate::time::{Now, Time};
 use crate::wire::{Class, Message};
 
 /// What happens once a batch of records is on disk.
@@ -45,6 +45,8 @@ pub(crate) struct Ctx {
     pub(crate) members: Members,
     pub(crate) rng: ChaCha8Rng,
     pub(crate) storage_failing: Option<String>,
+    /// Jobs forgotten a moment ago, and when: peers that have not got round to it yet are not asked for them.
+    pub(crate) forgotten: BTreeMap<JobId, Time>,
     identity: Identity,
     outbox: BTreeMap<(NodeId, Class), Vec<Message>>,
     /// Messages to this node itself, handled before the flush.
@@ -80,17 +82,20 @@ pub struct Setup {
 impl Ctx {
     pub(crate) fn new(setup: Setup, now: Now) -> Self {
         let own = setup.identity.id();
+        let mut ledger = Ledger::new(setup.mesh);
+        ledger.set_grace(setup.config.ledger_grace_ms);
         Self {
             now,
             own,
             roles: setup.roles,
             mesh: setup.mesh,
             incarnation: setup.incarnation,
-            ledger: Ledger::new(setup.mesh),
+            ledger,
             peers: Peers::new(own),
             members: Members::default(),
             rng: ChaCha8Rng::from_seed(setup.seed),
             storage_failing: None,
+            forgotten: BTreeMap::new(),
             config: setup.config,
             identity: setup.identity,
             outbox: BTreeMap::new(),

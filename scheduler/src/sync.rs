@@ -66,7 +66,7 @@ fn answer(ctx: &mut Ctx, to: NodeId, reply: Reply) {
 /// Asks `to` for what it knows of these entries and we do not.
 pub(crate) fn want(ctx: &mut Ctx, to: NodeId, mut jobs: Vec<JobId>) {
     // An entry that is sealed here is complete: nothing of it can still matter.
-    jobs.retain(|job| ctx.ledger.sealed(job).is_none());
+    jobs.retain(|job| ctx.ledger.sealed(job).is_none() && !ctx.forgotten.contains_key(job));
     jobs.truncate(WANT_MAX);
     if jobs.is_empty() {
         return;
@@ -149,6 +149,11 @@ pub(crate) fn on_facts(ctx: &mut Ctx, from: NodeId, facts: &[Envelope]) {
     for envelope in facts {
         match ctx.admit(from, envelope) {
             Err(Refusal::UnknownJob | Refusal::Incomplete) => retry.push(envelope),
+            // Forgotten here, and still open there: what stayed of it tells how it ended.
+            Err(Refusal::Compacted) => {
+                ctx.effect(Effect::Load { job: envelope.entry, to: from });
+                refused.insert(envelope.entry);
+            }
             // What cannot be judged now will not be judged otherwise when it is sent again.
             Err(_) => _ = refused.insert(envelope.entry),
             Ok(admitted) => news |= matches!(admitted, Admitted::New(_)),

@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use sinew_crdt_state::cbor;
 use sinew_crdt_state::certificate::Credential;
 use sinew_crdt_state::envelope::Envelope;
+use sinew_crdt_state::fact::{Fact, Statement};
 use sinew_crdt_state::ids::{FactId, Hash, JobId, NodeId};
 use sinew_crdt_state::ledger::{OwnerMark, SealedEntry};
 use sinew_crdt_state::spec::BlobRef;
@@ -25,6 +27,8 @@ pub(crate) struct Disk {
     facts: BTreeMap<JobId, BTreeMap<FactId, Envelope>>,
     sealed: BTreeMap<JobId, SealedEntry>,
     owners: BTreeMap<NodeId, OwnerMark>,
+    /// What stays of forgotten jobs.
+    receipts: BTreeMap<JobId, Vec<Envelope>>,
     members: BTreeMap<NodeId, Credential>,
     /// Blobs, with the jobs that hold them; imported ones are held by nobody and stay.
     blobs: BTreeMap<Hash, (BlobRef, BTreeSet<JobId>, bool)>,
@@ -83,7 +87,8 @@ impl Disk {
                     self.sealed.insert(job, entry);
                 }
                 Record::Forget { job, owner, mark } => {
-                    self.facts.remove(&job);
+                    let kept = self.facts.remove(&job).unwrap_or_default();
+                    self.receipts.insert(job, kept.into_values().filter(stays).collect());
                     self.sealed.remove(&job);
                     self.owners.insert(owner, mark);
                 }
@@ -117,7 +122,8 @@ impl Disk {
             Record::Fact { envelope, .. } if envelope.entry == *job => Some(envelope),
             _ => None,
         });
-        self.facts.get(job).into_iter().flat_map(BTreeMap::values).chain(pending).cloned().collect()
+        let receipt = self.receipts.get(job).into_iter().flatten();
+        self.facts.get(job).into_iter().flat_map(BTreeMap::values).chain(pending).chain(receipt).cloned().collect()
     }
 
     pub(crate) fn jobs(&self) -> impl Iterator<Item = &JobId> {
@@ -147,4 +153,10 @@ impl Disk {
     pub(crate) fn has(&self, hash: &Hash) -> bool {
         self.blobs.contains_key(hash)
     }
+}
+
+/// Whether a fact stays when its job is forgotten.
+fn stays(envelope: &Envelope) -> bool {
+    let statement = cbor::from_slice::<Statement>(&envelope.payload);
+    statement.is_ok_and(|s| matches!(s.fact, Fact::Submit(_) | Fact::Seal { .. } | Fact::Receipt(_)))
 }

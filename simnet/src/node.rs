@@ -21,11 +21,13 @@ pub struct NodeSetup {
     pub cpu_milli: u32,
     /// Its certificate's roles.
     pub roles: Roles,
+    /// How long sealed jobs are kept whole, ms.
+    pub ledger_grace_ms: u64,
 }
 
 impl Default for NodeSetup {
     fn default() -> Self {
-        Self { cpu_milli: 2_000, roles: Roles::ALL }
+        Self { cpu_milli: 2_000, roles: Roles::ALL, ledger_grace_ms: CoreConfig::default().ledger_grace_ms }
     }
 }
 
@@ -66,7 +68,12 @@ pub(crate) struct Node {
 
 impl Node {
     pub(crate) fn new(name: &str, identity: Identity, credential: Credential, setup: NodeSetup) -> Self {
-        let config = CoreConfig { cpu_milli: setup.cpu_milli, about: name.to_owned(), ..CoreConfig::default() };
+        let config = CoreConfig {
+            cpu_milli: setup.cpu_milli,
+            ledger_grace_ms: setup.ledger_grace_ms,
+            about: name.to_owned(),
+            ..CoreConfig::default()
+        };
         Self {
             name: name.to_owned(),
             identity,

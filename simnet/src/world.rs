@@ -431,6 +431,12 @@ impl World {
         self.executions.len()
     }
 
+    /// Ledger entries in memory, node by node in order of joining; 0 for nodes that are down.
+    #[must_use]
+    pub fn entries(&self) -> Vec<usize> {
+        self.nodes.iter().map(|n| n.core.as_ref().map_or(0, |c| c.ledger().index().len())).collect()
+    }
+
     /// Jobs that were acknowledged.
     #[must_use]
     pub fn acknowledged(&self) -> usize {

@@ -1,6 +1,5 @@
 //! Cut links: the side with a majority goes on, the other waits, and all agree afterwards.
 
-use sinew_crdt_state::certificate::Roles;
 use sinew_simnet::{
     NodeSetup, Refusal::StaleEpoch, World, completed, done, job, millis, rejected_result, round, running, seconds,
     started, taken_over,
@@ -10,7 +9,7 @@ use sinew_simnet::{
 #[test]
 fn late_result_is_fenced_after_partition() {
     let mut world = World::seed(7);
-    world.join_as("brain", NodeSetup { cpu_milli: 0, roles: Roles::ALL });
+    world.join_as("brain", NodeSetup { cpu_milli: 0, ..NodeSetup::default() });
     let mut world = world.nodes(["w1", "w2"]);
     let task = world.submit("brain", &job().cpus(1.0).lasting_exactly(millis(1_500)));
     world.run_until(started(task));
