@@ -214,6 +214,14 @@ impl Dialer {
         self.wake_by(next);
     }
 
+    /// `peer` could not be dialled just now because someone else's dial to it is under way.
+    pub(crate) fn put_off(&mut self, peer: &PeerId, now: Instant) {
+        let Some(route) = self.routes.get_mut(peer).filter(|route| !route.connected) else { return };
+        let next = Some(now + jittered(REDIAL_MIN));
+        route.next = next;
+        self.wake_by(next);
+    }
+
     /// A dial to the bootstrap address `index` failed. Returns whether that is news.
     pub(crate) fn bootstrap_failed(&mut self, index: usize, now: Instant) -> bool {
         let Some(entry) = self.bootstrap.get_mut(index) else { return false };
@@ -336,6 +344,18 @@ mod tests {
         dialer.disconnected(&peer, true, now);
         assert!(dialer.due(now + REDIAL_FIRST * 2).is_empty(), "a peer that flaps is backed off");
         assert!(!dialer.nudge(&peer, now), "and sending does not undo that");
+    }
+
+    #[test]
+    fn a_dial_that_was_put_off_is_made_soon_and_counts_for_nothing() {
+        let ((me, peer), now) = (two(), Instant::now());
+        let mut dialer = Dialer::new(me, &[], now);
+        dialer.learn(peer, vec![addr(1)], Source::Member, now);
+        assert_eq!(dialer.due(now).len(), 1);
+        dialer.put_off(&peer, now);
+        assert!(dialer.due(now).is_empty());
+        assert_eq!(dialer.due(now + REDIAL_MIN * 2).len(), 1);
+        assert!(dialer.nudge(&peer, now), "it did not fail");
     }
 
     #[test]

@@ -54,8 +54,12 @@ impl Driver {
             .addresses(addrs)
             .allocate_new_port()
             .build();
+        let id = opts.connection_id();
         match self.swarm.dial(opts) {
-            Ok(()) | Err(DialError::DialPeerConditionFalse(_)) => {}
+            Ok(()) => {
+                self.peer_dials.insert(id);
+            }
+            Err(DialError::DialPeerConditionFalse(_)) => self.dialer.put_off(&peer, now),
             Err(_) => self.dialer.failed(&peer, now),
         }
     }
@@ -94,6 +98,10 @@ impl Driver {
             }
             _ => {}
         }
+        if !self.peer_dials.remove(&connection) {
+            // The routing table dials for its own queries, many times in a millisecond: that says nothing about the peer.
+            return;
+        }
         self.dialer.failed(&peer, now);
         if let Some(link) = node_id(&peer).and_then(|node| self.known_link(&node))
             && !self.peers.contains_key(&peer)
@@ -118,6 +126,7 @@ impl Driver {
     pub(super) fn on_established(&mut self, peer: PeerId, id: ConnectionId, endpoint: &ConnectedPoint) {
         let now = Instant::now();
         let addr = endpoint.get_remote_address().clone();
+        self.peer_dials.remove(&id);
         if let Some(index) = self.bootstrap_dials.remove(&id) {
             self.dialer.learn(peer, vec![addr.clone()], Source::Rumour, now);
             self.dialer.reached(index, peer);

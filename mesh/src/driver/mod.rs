@@ -134,6 +134,8 @@ pub(crate) struct Driver {
     members: HashMap<PeerId, u64>,
     dialer: Dialer,
     bootstrap_dials: HashMap<ConnectionId, usize>,
+    /// Dials under way that the dialer asked for; behaviours make others.
+    peer_dials: HashSet<ConnectionId>,
     guard: Guard,
     joins: protocols::JoinBudget,
     /// When each connection must have shown membership, oldest first.
@@ -175,6 +177,7 @@ impl Driver {
             members: HashMap::new(),
             dialer,
             bootstrap_dials: HashMap::new(),
+            peer_dials: HashSet::new(),
             guard: Guard::default(),
             joins: protocols::JoinBudget::new(now),
             deadlines: VecDeque::new(),
