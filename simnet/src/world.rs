@@ -49,6 +49,7 @@ pub const fn millis(ms: u64) -> Span {
 pub struct World {
     pub(crate) now: Time,
     pub(crate) nodes: Vec<Node>,
+    indices: BTreeMap<NodeId, Index>,
     pub(crate) queue: Queue,
     pub(crate) links: Links,
     pub(crate) counters: Counters,
@@ -86,6 +87,7 @@ impl World {
         Self {
             now: Time(1_000_000),
             nodes: Vec::new(),
+            indices: BTreeMap::new(),
             queue: Queue::default(),
             links: Links::default(),
             counters: Counters::default(),
@@ -151,6 +153,7 @@ impl World {
         let credential = own.issue(admin, identity.id(), setup.roles, EPOCH_MS, u64::MAX);
         self.nodes.push(Node::new(name, identity, credential, setup));
         let node = self.nodes.len() - 1;
+        self.indices.insert(self.nodes[node].id(), node);
         self.boot(node);
         for peer in 0..node {
             self.connect_soon(node, peer, true);
@@ -300,7 +303,7 @@ impl World {
     fn effect(&mut self, node: Index, effect: Effect) {
         match effect {
             Effect::Send { to, class, messages } => {
-                if let Some(to) = self.nodes.iter().position(|n| n.id() == to) {
+                if let Some(to) = self.index_of(to) {
                     self.send(node, to, class, &messages);
                 }
             }
@@ -408,6 +411,10 @@ impl World {
         self.nodes.iter().position(|n| n.name == name).unwrap_or_else(|| panic!("no node is called {name}"))
     }
 
+    pub(crate) fn index_of(&self, id: NodeId) -> Option<Index> {
+        self.indices.get(&id).copied()
+    }
+
     pub(crate) fn plan_of(&self, name: &str) -> Plan {
         self.plans.get(name).cloned().unwrap_or_else(crate::plan::job)
     }
@@ -417,7 +424,7 @@ impl World {
     }
 
     pub(crate) fn name_of_node(&self, id: NodeId) -> String {
-        self.nodes.iter().find(|n| n.id() == id).map_or_else(|| id.short(), |n| n.name.clone())
+        self.index_of(id).map_or_else(|| id.short(), |node| self.nodes[node].name.clone())
     }
 
     /// All attempts of a job's tasks, in order of their starts.
