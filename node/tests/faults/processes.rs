@@ -93,7 +93,7 @@ async fn what_a_failed_task_printed_elsewhere_can_be_read_after_its_end() {
     let client = world.mesh.nodes[0].client();
     let mut draft = JobDraft::batch(program_from_text("sh -c 'echo out; echo err >&2; exit 3'").expect("program"));
     draft.labels.insert("role".to_owned(), "worker".to_owned());
-    draft.retries = 0;
+    draft.retry.attempts = 0;
     let job = client.submit(draft, |_, _, _| {}).await.expect("submit").to_string();
     let failed = async || client.job(&job).await.ok().filter(|(view, _)| view.is_ended());
     let (view, _) = until("the job has failed", failed).await;
