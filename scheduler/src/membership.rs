@@ -94,8 +94,18 @@ pub enum MembershipEffect {
 #[derive(Debug, Clone, Copy)]
 struct Seen {
     state: NodeState,
-    incarnation: u64,
+    /// As last read off foca; none while it was never heard of.
+    id: Option<Identity>,
 }
+
+impl Seen {
+    fn incarnation(&self) -> u64 {
+        self.id.map_or(0, |id| id.incarnation)
+    }
+}
+
+/// All members are read off foca this often, whatever was touched.
+const LOOK_AT_ALL_EVERY: Span = Span::ms(10_000);
 
 /// Strangers' states put aside. Far above the nodes that wait for their certificate to arrive; bounds what a member can
 /// make us store.
@@ -111,6 +121,10 @@ pub struct Membership {
     members: BTreeMap<NodeId, Seen>,
     connected: BTreeSet<NodeId>,
     hearsay: BTreeMap<NodeId, Member<Identity>>,
+    /// Members of whom foca may hold something else than was last read off it. Reading all of them after every input would
+    /// cost each node the size of the mesh for every packet.
+    touched: Vec<NodeId>,
+    look_at_all: Time,
     /// Members that we probe outside foca's turns, and until when they may answer.
     probes: BTreeMap<NodeId, Time>,
     /// The connected member last spoken to for want of an answer, while that is still going on.
@@ -147,6 +161,8 @@ impl Membership {
             members: BTreeMap::new(),
             connected: BTreeSet::new(),
             hearsay: BTreeMap::new(),
+            touched: Vec::new(),
+            look_at_all: Time::default(),
             probes: BTreeMap::new(),
             reaching: None,
             started_as: incarnation,
@@ -161,7 +177,7 @@ impl Membership {
         if node == self.own || self.left || self.members.contains_key(&node) {
             return;
         }
-        self.members.insert(node, Seen { state: NodeState::Joining, incarnation: 0 });
+        self.members.insert(node, Seen { state: NodeState::Joining, id: None });
         self.io.effects.push_back(MembershipEffect::Changed { node, from: None, to: NodeState::Joining });
         self.io.schedule(self.config.join_deadline, Due::JoinOver(node));
         self.resize();
@@ -221,7 +237,12 @@ impl Membership {
         while let Some(due) = self.io.pop_due() {
             match due {
                 // The errors are two ways of finding a timer late or outdated; foca has then already resumed.
-                Due::Foca(timer) => drop(self.foca.handle_timer(timer, &mut self.io)),
+                Due::Foca(timer) => {
+                    self.touched.extend(timer_target(&timer));
+                    // Whoever did not answer in the period that ends.
+                    self.touched.extend(self.io.probing);
+                    drop(self.foca.handle_timer(timer, &mut self.io));
+                }
                 Due::Reach => self.reach(),
                 Due::JoinOver(node) => self.join_over(node),
                 Due::Probed(verdict) => self.probed(&verdict),
@@ -251,7 +272,7 @@ impl Membership {
     /// Every member including this node, by id, with its state and incarnation (0 while never heard of).
     pub fn iter(&self) -> impl Iterator<Item = (NodeId, NodeState, u64)> + '_ {
         let own = (self.own, self.own_state(), self.foca.identity().incarnation);
-        let others = |(node, seen): (&NodeId, &Seen)| (*node, seen.state, seen.incarnation);
+        let others = |(node, seen): (&NodeId, &Seen)| (*node, seen.state, seen.incarnation());
         let (before, after) = (self.members.range(..self.own), self.members.range(self.own..));
         before.map(others).chain(std::iter::once(own)).chain(after.map(others))
     }
@@ -283,6 +304,7 @@ impl Membership {
     }
 
     fn apply(&mut self, member: Member<Identity>, broadcast: bool) {
+        self.touched.push(member.id().node);
         encodes(self.foca.apply_many(std::iter::once(member), broadcast, &mut self.io));
     }
 
@@ -322,7 +344,7 @@ impl Membership {
 
     fn join_over(&mut self, node: NodeId) {
         if self.state(node) == Some(NodeState::Joining) {
-            self.report(node, NodeState::Lost, 0);
+            self.report(node, NodeState::Lost, None);
         }
     }
 
@@ -333,25 +355,37 @@ impl Membership {
         }
         // With an identity just renewed, foca would not probe again before somebody spoke to it.
         encodes(self.foca.apply_many(std::iter::empty(), true, &mut self.io));
-        let held: Vec<_> = self.foca.iter_membership_state().cloned().collect();
-        for member in held {
+        for member in self.touched_members() {
             let id = *member.id();
-            let state = match member.state() {
-                _ if id.left => NodeState::Left,
-                State::Alive => NodeState::Healthy,
-                State::Suspect => NodeState::Suspect,
-                State::Down => NodeState::Lost,
-            };
-            if self.report(id.node, state, id.incarnation) && state == NodeState::Suspect {
+            if self.report(id.node, state_of(&member), Some(id)) && member.state() == State::Suspect {
                 self.watch_suspect(member);
             }
         }
     }
 
+    /// What foca holds of those that were touched, or of all when that is due.
+    fn touched_members(&mut self) -> Vec<Member<Identity>> {
+        let touched = std::mem::take(&mut self.touched);
+        if self.io.now >= self.look_at_all {
+            self.look_at_all = self.io.now + LOOK_AT_ALL_EVERY;
+            return self.foca.iter_membership_state().cloned().collect();
+        }
+        if touched.is_empty() {
+            return Vec::new();
+        }
+        self.foca.iter_membership_state().filter(|member| touched.contains(&member.id().node)).cloned().collect()
+    }
+
+    /// Whether `update` is what was last read off foca, so that it will change nothing there.
+    fn is_known(&self, update: &Member<Identity>) -> bool {
+        let seen = self.members.get(&update.id().node);
+        seen.is_some_and(|seen| seen.id == Some(*update.id()) && seen.state == state_of(update))
+    }
+
     /// Returns whether that was a change.
-    fn report(&mut self, node: NodeId, to: NodeState, incarnation: u64) -> bool {
+    fn report(&mut self, node: NodeId, to: NodeState, id: Option<Identity>) -> bool {
         let Some(seen) = self.members.get_mut(&node) else { return false };
-        seen.incarnation = incarnation;
+        seen.id = id;
         if seen.state == to {
             return false;
         }
@@ -369,6 +403,26 @@ impl Membership {
     fn resize(&mut self) {
         let config = foca_config(&self.config, self.members.len() + 1);
         self.foca.set_config(config).expect("probe timing never changes and no periodic task is ever enabled later");
+    }
+}
+
+/// A member's state in our words.
+fn state_of(member: &Member<Identity>) -> NodeState {
+    match member.state() {
+        _ if member.id().left => NodeState::Left,
+        State::Alive => NodeState::Healthy,
+        State::Suspect => NodeState::Suspect,
+        State::Down => NodeState::Lost,
+    }
+}
+
+/// Whom foca may judge when this timer fires.
+const fn timer_target(timer: &Timer<Identity>) -> Option<NodeId> {
+    match timer {
+        Timer::SendIndirectProbe { probed_id, .. } => Some(probed_id.node),
+        Timer::ChangeSuspectToDown { member_id, .. } => Some(member_id.node),
+        Timer::RemoveDown(id) => Some(id.node),
+        _ => None,
     }
 }
 

@@ -9,7 +9,7 @@ use foca::{Member, Message};
 use sinew_crdt_state::ids::NodeId;
 
 use super::packet::{Identity, PACKET_MAX, Packet, PacketError};
-use super::{HEARSAY_MAX, Membership};
+use super::{HEARSAY_MAX, Membership, NodeState};
 use crate::time::Time;
 
 /// How far ahead of our own start a claimed incarnation is followed. In milliseconds 34 years: any clock set back between
@@ -74,6 +74,7 @@ impl Membership {
             return Ok(());
         }
         let claim = self.screen(&mut packet);
+        self.touch(&packet);
         let handled = self.foca.handle_data(&packet.to_bytes(), &mut self.io);
         self.tell_if_suspect(from);
         if let Some(claim) = claim {
@@ -100,6 +101,14 @@ impl Membership {
             }
         }
         claim
+    }
+
+    /// Notes whom the packet may change.
+    fn touch(&mut self, packet: &Packet) {
+        let speaker = Member::alive(packet.header.src);
+        let news = packet.updates.iter().chain(std::iter::once(&speaker)).filter(|update| !self.is_known(update));
+        let nodes: Vec<NodeId> = news.map(|update| update.id().node).collect();
+        self.touched.extend(nodes);
     }
 
     fn screen_message(&mut self, packet: &mut Packet) {
@@ -133,6 +142,9 @@ impl Membership {
     /// A node speaks for itself. If we were told of a later life of it than the one that speaks, its clock was set back
     /// or we were lied to; either way what we hold would lock it out for good. It is told, to `outbid` this everywhere.
     fn trust_own_word(&mut self, speaker: Identity) {
+        if self.members.get(&speaker.node).is_some_and(|seen| seen.id == Some(speaker)) {
+            return;
+        }
         let Some(held) = self.member(speaker.node).cloned() else { return };
         let lag = held.id().renewal.saturating_sub(speaker.renewal);
         if *held.id() > speaker && (held.id().incarnation != speaker.incarnation || lag > LAG_MAX) {
@@ -156,6 +168,9 @@ impl Membership {
 
     /// A suspect that still speaks should hear of it from us, now: gossip may reach it too late.
     fn tell_if_suspect(&mut self, node: NodeId) {
+        if self.state(node) == Some(NodeState::Healthy) && !self.touched.contains(&node) {
+            return;
+        }
         if let Some(member) = self.member(node).filter(|member| member.state() == foca::State::Suspect) {
             let (id, update) = (*member.id(), member.clone());
             self.send_packet(id, Message::Gossip, vec![update]);
