@@ -4,6 +4,7 @@
 //! what a partition is. Everything goes with the value, also on a panic, and the next run removes what a killed one left.
 
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use sinew_node::clock::unix_ms;
 use sinew_node::local_mesh::Place;
@@ -11,10 +12,14 @@ use sinew_node::local_mesh::Place;
 /// All names begin with this, followed by the process that made them.
 const PREFIX: &str = "sinew-t";
 
+/// One network at a time in a process: their names are the process's.
+static ONE: Mutex<()> = Mutex::new(());
+
 /// The network.
 pub(crate) struct Net {
     name: String,
     nodes: usize,
+    _one: MutexGuard<'static, ()>,
 }
 
 /// Runs `ip`, which must succeed.
@@ -45,8 +50,10 @@ pub(crate) fn is_available() -> bool {
 impl Net {
     /// A bridge and so many nodes at it.
     pub(crate) fn new(nodes: usize) -> Self {
+        // A test that failed has let go of its network all the same.
+        let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
         sweep();
-        let net = Self { name: format!("{PREFIX}{}", std::process::id()), nodes };
+        let net = Self { name: format!("{PREFIX}{}", std::process::id()), nodes, _one: one };
         let hub = net.hub();
         ip(&format!("netns add {hub}"));
         ip(&format!("-n {hub} link add br0 type bridge"));

@@ -14,6 +14,7 @@ use sinew_node::clock::unix_ms;
 use sinew_node::exec::shuffle::{key_of, partition_of};
 use sinew_node::local_mesh::{LocalMesh, LocalMeshOptions, Place};
 use sinew_scheduler::view::JobView;
+use tokio::sync::{Mutex, MutexGuard};
 
 /// Longest wait for anything: several times what it takes on a busy two-core machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -59,7 +60,11 @@ pub(crate) struct Round {
 pub(crate) struct World {
     pub(crate) mesh: LocalMesh,
     pub(crate) scratch: tempfile::TempDir,
+    _one: MutexGuard<'static, ()>,
 }
+
+/// One mesh at a time, also where all tests share a process: two on a small machine take each other's time.
+static ONE: Mutex<()> = Mutex::const_new(());
 
 /// Asks until there is an answer.
 pub(crate) async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
@@ -91,10 +96,11 @@ impl World {
 
     /// Nodes in these places.
     pub(crate) async fn at(nodes: usize, places: Vec<Place>) -> Self {
+        let one = ONE.lock().await;
         let exe = PathBuf::from(env!("CARGO_BIN_EXE_sinew"));
         let options = LocalMeshOptions { exe, nodes, cpus: 2.0, args: Vec::new() };
         let mesh = LocalMesh::start_at(&options, places).await.expect("mesh");
-        let world = Self { mesh, scratch: scratch() };
+        let world = Self { mesh, scratch: scratch(), _one: one };
         std::fs::write(world.journal_path(), "").expect("journal");
         world
     }
