@@ -11,7 +11,7 @@ use sinew_crdt_state::ids::{Hash, JobId, MeshId, NodeId};
 use sinew_scheduler::Setup;
 use sinew_scheduler::core::Core;
 use sinew_scheduler::io::{Effect, Input, Note, Request, RequestId, Response, SubmitError};
-use sinew_scheduler::time::{Now, Span, Time};
+use sinew_scheduler::time::{Span, Time};
 use sinew_scheduler::wire::Message;
 
 use crate::exec::Execution;
@@ -22,7 +22,7 @@ use crate::queue::{Event, Index, Life, Queue};
 use crate::report::{Counters, Took};
 
 /// Unix time at the start: any date does.
-const EPOCH_MS: u64 = 1_700_000_000_000;
+pub(crate) const EPOCH_MS: u64 = 1_700_000_000_000;
 /// Syncing takes up to this long.
 const FSYNC_MAX_US: u64 = 2_000;
 /// A write that nothing waits for is synced after this at the latest.
@@ -68,7 +68,7 @@ pub struct World {
     plans: BTreeMap<String, Plan>,
     names: BTreeMap<JobId, String>,
     log: std::collections::VecDeque<String>,
-    rng: ChaCha8Rng,
+    pub(crate) rng: ChaCha8Rng,
     seed: u64,
     /// The admin who let every node in, and its own certificate.
     founder: (Identity, Credential),
@@ -127,13 +127,6 @@ impl World {
         self
     }
 
-    /// One-way delays lie between these, microseconds.
-    #[must_use]
-    pub const fn latency_us(mut self, low: u64, high: u64) -> Self {
-        self.links.latency_us = (low, high);
-        self
-    }
-
     /// Starts these nodes, connected to each other and acquainted.
     #[must_use]
     pub fn nodes<'a>(mut self, names: impl IntoIterator<Item = &'a str>) -> Self {
@@ -162,7 +155,7 @@ impl World {
 
     pub(crate) fn boot(&mut self, node: Index) {
         let seed = self.rng.random();
-        let now = self.clock();
+        let now = self.clock(node);
         let n = &mut self.nodes[node];
         n.incarnation += 1;
         let setup = Setup {
@@ -267,6 +260,7 @@ impl World {
             }
             Event::Connect { a, b } => self.try_connect(a, b),
             Event::Closed { life, peer } => self.closed(life, peer),
+            Event::Model(event) => self.model(event),
             Event::CutTimeout { a, b, cut } => self.cut_timed_out(a, b, cut),
             Event::TaskEnd { life, .. } | Event::Fetched { life, .. } | Event::Loaded { life, .. } => {
                 self.fetched_due(life, event);
@@ -283,7 +277,7 @@ impl World {
     }
 
     pub(crate) fn inputs(&mut self, node: Index, inputs: Vec<Input>) {
-        let now = self.clock();
+        let now = self.clock(node);
         let Some(core) = &mut self.nodes[node].core else { return };
         for input in inputs {
             core.handle(now, input);
@@ -292,11 +286,16 @@ impl World {
         while let Some(effect) = self.nodes[node].core.as_mut().and_then(Core::poll_effect) {
             self.effect(node, effect);
         }
-        let Some(core) = &self.nodes[node].core else { return };
+        self.schedule_tick(node);
+    }
+
+    pub(crate) fn schedule_tick(&mut self, node: Index) {
+        let n = &mut self.nodes[node];
+        let Some(core) = &n.core else { return };
         // A core that wants to be called at once, for ever, would stop the clock.
-        let at = core.poll_timeout().max(self.now + Span(1));
-        self.nodes[node].tick_at = at;
-        let life = self.nodes[node].life(node);
+        let at = n.clock.when(core.poll_timeout()).max(self.now + Span(1));
+        n.tick_at = at;
+        let life = n.life(node);
         self.queue.push(at, Event::Tick(life));
     }
 
@@ -392,10 +391,6 @@ impl World {
             let life = self.nodes[node].life(node);
             self.queue.push(due, Event::Disk(life));
         }
-    }
-
-    pub(crate) fn clock(&self) -> Now {
-        Now { at: self.now, unix_ms: EPOCH_MS + self.now.0 / 1_000 }
     }
 
     pub(crate) fn dice(&mut self, sides: u64) -> u64 {
