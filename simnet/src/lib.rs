@@ -20,6 +20,7 @@ mod plan;
 mod queue;
 mod report;
 mod world;
+mod write;
 
 pub use check::Violation;
 pub use clock::ClockSetup;
@@ -27,6 +28,7 @@ pub use condition::{
     Condition, Refusal, Seen, all_of, completed, done, ended, failed, finished, led_by, rejected_result, running,
     started, taken_over,
 };
+pub use disk::DiskSetup;
 pub use distribution::Distribution;
 pub use exec::{Execution, Stopped};
 pub use network::{Latency, Network};
@@ -34,3 +36,4 @@ pub use node::NodeSetup;
 pub use plan::{Plan, job, round};
 pub use report::{Counters, Took};
 pub use world::{World, millis, seconds};
+pub use write::CrashPoint;
