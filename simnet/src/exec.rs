@@ -58,7 +58,7 @@ impl World {
         let name = start.spec.name.clone();
         let (phase, task) = (start.key.phase, start.key.task);
         let plan = self.plan_of(&name);
-        let dice = self.dice(1_000);
+        let work = self.work_of(node, &plan, phase, task);
         let needs: Vec<(BlobRef, Vec<NodeId>)> = match &start.sources {
             Some(sources) => sources.iter().map(|s| (s.blob, [s.node].into_iter().chain(s.copy).collect())).collect(),
             None => start.spec.input_blobs().iter().map(|b| (*b, start.providers.to_vec())).collect(),
@@ -66,7 +66,7 @@ impl World {
         let missing: Vec<_> = needs.into_iter().filter(|(blob, _)| !self.nodes[node].disk.has(&blob.hash)).collect();
         let gather = self.gather(node, &missing);
         let (gathered, gather) = (gather.is_some(), gather.unwrap_or(FETCH_GIVES_UP));
-        let work = if gathered { plan.duration(phase, task, dice) } else { Span(0) };
+        let work = if gathered { work } else { Span(0) };
         let cpu_milli = plan.cpu_milli();
         let execution = self.executions.len();
         self.executions.push(Execution {
@@ -112,7 +112,13 @@ impl World {
             .filter(|e| matches!(e.end, Some((_, Stopped::Failed))))
             .count();
         let failed = if self.gathered[running.execution] {
-            plan.failure(execution.phase, execution.task, u32::try_from(before).unwrap_or(u32::MAX))
+            let planned = plan.failure(execution.phase, execution.task, u32::try_from(before).unwrap_or(u32::MAX));
+            if planned.is_none() && self.chance(plan.failing_chance()) {
+                self.counters.random_failures += 1;
+                Some(failure(ErrorCode::Exit, true))
+            } else {
+                planned
+            }
         } else {
             Some(failure(ErrorCode::Fetch, true))
         };

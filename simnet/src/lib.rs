@@ -14,6 +14,7 @@ mod exec;
 mod fault;
 mod flap;
 mod link;
+mod machine;
 mod network;
 mod node;
 mod plan;

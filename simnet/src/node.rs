@@ -21,6 +21,8 @@ use crate::write::CrashAt;
 pub struct NodeSetup {
     /// Thousandths of a core; 0 on a node that runs nothing.
     pub cpu_milli: u32,
+    /// How fast tasks run on it, in percent of the usual.
+    pub speed_percent: u32,
     /// Its certificate's roles.
     pub roles: Roles,
     /// How long sealed jobs are kept whole, ms.
@@ -39,6 +41,7 @@ impl Default for NodeSetup {
     fn default() -> Self {
         Self {
             cpu_milli: 2_000,
+            speed_percent: 100,
             roles: Roles::ALL,
             ledger_grace_ms: CoreConfig::default().ledger_grace_ms,
             region: None,

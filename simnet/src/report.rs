@@ -40,6 +40,8 @@ pub struct Counters {
     pub torn_writes: u64,
     /// Disks that ran full.
     pub full_disks: u64,
+    /// Attempts that failed by chance.
+    pub random_failures: u64,
     /// Dates that jumped.
     pub clock_jumps: u64,
     /// Nodes killed.

@@ -69,7 +69,8 @@ pub struct World {
     /// The admin who let every node in, and its own certificate.
     founder: (Identity, Credential),
     mesh: MeshId,
-    setup: NodeSetup,
+    pub(crate) setup: NodeSetup,
+    pub(crate) machines: Vec<NodeSetup>,
     request_last: u64,
 }
 
@@ -105,6 +106,7 @@ impl World {
             founder,
             mesh: MeshId(mesh.id().0),
             setup: NodeSetup::default(),
+            machines: Vec::new(),
             request_last: 0,
         }
     }
@@ -126,9 +128,9 @@ impl World {
     /// Starts these nodes, connected to each other and acquainted.
     #[must_use]
     pub fn nodes<'a>(mut self, names: impl IntoIterator<Item = &'a str>) -> Self {
-        let setup = self.setup.clone();
         for name in names {
-            self.join_as(name, setup.clone());
+            let setup = self.machine();
+            self.join_as(name, setup);
         }
         self.run_for(millis(1_500));
         self

@@ -292,3 +292,33 @@ fn a_disk_runs_full_in_the_middle() {
         world.check_invariants();
     }
 }
+
+/// Fast and large machines get more of the work than slow and small ones.
+#[test]
+fn machines_of_unequal_speed_and_size_share_by_what_they_are() {
+    let fast = NodeSetup { cpu_milli: 8_000, speed_percent: 200, ..NodeSetup::default() };
+    let slow = NodeSetup { cpu_milli: 2_000, speed_percent: 50, ..NodeSetup::default() };
+    let mut world = World::seed(700).machines([fast]).nodes(["a"]).machines([slow]).nodes(["b", "c"]);
+    let job = world.submit("a", &job().tasks(400).taking(Distribution::Constant(100_000)).spread());
+    world.run_until(completed(job));
+    world.run_until_idle();
+    world.check_invariants();
+    let on = |node| world.executions_of(&job).filter(|e| e.node == node).count();
+    // 4 times the slots at 4 times the speed.
+    assert!(on(0) > 6 * on(1) && on(0) > 6 * on(2), "{} {} {}", on(0), on(1), on(2));
+}
+
+#[test]
+fn task_durations_with_a_heavy_tail_and_failures_by_chance() {
+    for seed in 710..713 {
+        let mut world = World::seed(seed).nodes(FIVE);
+        let plan = job().tasks(200).taking(Distribution::Pareto { least: 20_000, shape: 1.2 }).retries(10);
+        let job = world.submit("a", &plan.failing_at_random(500).spread());
+        world.run_until(completed(job));
+        let ends = world.executions_of(&job).filter_map(|e| e.end.map(|(end, _)| (end - e.start).0));
+        let longest = ends.max().expect("something ran");
+        assert!(longest > 200_000 && world.counters().random_failures > 2, "{longest} {:?}", world.counters());
+        world.run_until_idle();
+        world.check_invariants();
+    }
+}
