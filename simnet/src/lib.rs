@@ -6,24 +6,35 @@
 //! Nothing here reads a clock, touches a file or a socket, or starts a thread. The same seed gives the same trace.
 
 mod check;
+mod clock;
 mod condition;
 mod disk;
+mod distribution;
 mod exec;
 mod fault;
+mod flap;
 mod link;
+mod machine;
+mod network;
 mod node;
 mod plan;
 mod queue;
 mod report;
 mod world;
+mod write;
 
 pub use check::Violation;
+pub use clock::ClockSetup;
 pub use condition::{
     Condition, Refusal, Seen, all_of, completed, done, ended, failed, finished, led_by, rejected_result, running,
     started, taken_over,
 };
+pub use disk::DiskSetup;
+pub use distribution::Distribution;
 pub use exec::{Execution, Stopped};
+pub use network::{Latency, Network};
 pub use node::NodeSetup;
 pub use plan::{Plan, job, round};
 pub use report::{Counters, Took};
 pub use world::{World, millis, seconds};
+pub use write::CrashPoint;

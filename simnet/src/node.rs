@@ -11,23 +11,44 @@ use sinew_scheduler::core::Core;
 use sinew_scheduler::io::{FetchId, RunId};
 use sinew_scheduler::time::Time;
 
-use crate::disk::Disk;
+use crate::clock::{Clock, ClockSetup};
+use crate::disk::{Disk, DiskSetup};
 use crate::queue::{Index, Life};
+use crate::write::CrashAt;
 
 /// What a scenario may choose about a node.
 #[derive(Debug, Clone)]
 pub struct NodeSetup {
     /// Thousandths of a core; 0 on a node that runs nothing.
     pub cpu_milli: u32,
+    /// How fast tasks run on it, in percent of the usual.
+    pub speed_percent: u32,
     /// Its certificate's roles.
     pub roles: Roles,
     /// How long sealed jobs are kept whole, ms.
     pub ledger_grace_ms: u64,
+    /// Its region, where delays go by regions; by number of joining when `None`.
+    pub region: Option<usize>,
+    /// Whether it can only dial out, as behind a NAT. Two such nodes never connect: relays and hole punching are not modelled.
+    pub dials_out_only: bool,
+    /// How its clocks are off.
+    pub clock: ClockSetup,
+    /// What its disk is like.
+    pub disk: DiskSetup,
 }
 
 impl Default for NodeSetup {
     fn default() -> Self {
-        Self { cpu_milli: 2_000, roles: Roles::ALL, ledger_grace_ms: CoreConfig::default().ledger_grace_ms }
+        Self {
+            cpu_milli: 2_000,
+            speed_percent: 100,
+            roles: Roles::ALL,
+            ledger_grace_ms: CoreConfig::default().ledger_grace_ms,
+            region: None,
+            dials_out_only: false,
+            clock: ClockSetup::default(),
+            disk: DiskSetup::default(),
+        }
     }
 }
 
@@ -55,6 +76,7 @@ pub(crate) struct Node {
     pub(crate) setup: NodeSetup,
     pub(crate) config: CoreConfig,
     pub(crate) disk: Disk,
+    pub(crate) clock: Clock,
     pub(crate) incarnation: u64,
     pub(crate) core: Option<Core>,
     /// Peers that its core was told are connected.
@@ -64,6 +86,8 @@ pub(crate) struct Node {
     /// The tick that counts; others are leftovers.
     pub(crate) tick_at: Time,
     pub(crate) disk_at: Option<Time>,
+    /// The write that it crashes at.
+    pub(crate) crash_at: Option<CrashAt>,
 }
 
 impl Node {
@@ -78,9 +102,10 @@ impl Node {
             name: name.to_owned(),
             identity,
             credential,
+            clock: Clock::new(setup.clock),
+            disk: Disk::new(setup.disk.clone()),
             setup,
             config,
-            disk: Disk::default(),
             incarnation: 0,
             core: None,
             peers: BTreeSet::new(),
@@ -88,6 +113,7 @@ impl Node {
             fetches: BTreeMap::new(),
             tick_at: Time::default(),
             disk_at: None,
+            crash_at: None,
         }
     }
 

@@ -9,7 +9,9 @@ use sinew_crdt_state::spec::{Batch, BlobRef, Limits, MapReduce, Phase, Program, 
 use sinew_scheduler::io::NewJob;
 use sinew_scheduler::time::Span;
 
-/// Size given to every modelled blob.
+use crate::distribution::Distribution;
+
+/// Size of a modelled blob, unless a plan says otherwise.
 const BLOB_LEN: u64 = 10_000;
 
 /// A job and the behaviour of its tasks.
@@ -22,6 +24,9 @@ pub struct Plan {
     strategy: Strategy,
     outputs: bool,
     duration: Span,
+    spread: Option<Distribution>,
+    failing_chance: u64,
+    blob_len: u64,
     jitter: bool,
     slow: BTreeMap<(Phase, u32), Span>,
     failing: BTreeMap<(Phase, u32), u32>,
@@ -45,6 +50,9 @@ pub fn job() -> Plan {
         strategy: Strategy::Binpack,
         outputs: false,
         duration: Span::ms(100),
+        spread: None,
+        failing_chance: 0,
+        blob_len: BLOB_LEN,
         jitter: true,
         slow: BTreeMap::new(),
         failing: BTreeMap::new(),
@@ -79,6 +87,27 @@ impl Plan {
     #[must_use]
     pub const fn lasting(mut self, duration: Span) -> Self {
         self.duration = duration;
+        self
+    }
+
+    /// How long each attempt takes, microseconds on a machine of usual speed.
+    #[must_use]
+    pub const fn taking(mut self, microseconds: Distribution) -> Self {
+        self.spread = Some(microseconds);
+        self
+    }
+
+    /// So many of 10,000 attempts fail with `E_EXIT`.
+    #[must_use]
+    pub const fn failing_at_random(mut self, per_ten_thousand: u64) -> Self {
+        self.failing_chance = per_ten_thousand;
+        self
+    }
+
+    /// The size of each blob that goes in or comes out, bytes.
+    #[must_use]
+    pub const fn blobs_of(mut self, bytes: u64) -> Self {
+        self.blob_len = bytes;
         self
     }
 
@@ -139,6 +168,14 @@ impl Plan {
         self
     }
 
+    pub(crate) fn spread_of(&self, phase: Phase, task: u32) -> Option<Distribution> {
+        self.spread.filter(|_| !self.slow.contains_key(&(phase, task)))
+    }
+
+    pub(crate) const fn failing_chance(&self) -> u64 {
+        self.failing_chance
+    }
+
     pub(crate) const fn cpu_milli(&self) -> u32 {
         self.cpu_milli
     }
@@ -147,7 +184,7 @@ impl Plan {
     pub(crate) fn inputs(&self, name: &str) -> Vec<BlobRef> {
         match self.work {
             Shape::Batch { .. } => Vec::new(),
-            Shape::Round { .. } => vec![blob(name, "table", 0, 0), blob(name, "input", 0, 0)],
+            Shape::Round { .. } => vec![self.blob(name, "table", 0, 0), self.blob(name, "input", 0, 0)],
         }
     }
 
@@ -162,9 +199,9 @@ impl Plan {
                 outputs: Vec::new(),
             }),
             Shape::Round { chunks, partitions } => Work::MapReduce(MapReduce {
-                chunk_table: blob(name, "table", 0, 0),
+                chunk_table: self.blob(name, "table", 0, 0),
                 chunks,
-                inputs: vec![blob(name, "input", 0, 0)],
+                inputs: vec![self.blob(name, "input", 0, 0)],
                 map: program(),
                 combine: None,
                 reduce: program(),
@@ -191,9 +228,13 @@ impl Plan {
         if self.jitter { Span(base.0 * 9 / 10 + base.0 * dice / 5_000) } else { base }
     }
 
+    fn blob(&self, name: &str, kind: &str, phase: Phase, task: u32) -> BlobRef {
+        BlobRef { hash: Hash::of(format!("{name} {kind} {phase} {task}").as_bytes()), size: self.blob_len }
+    }
+
     /// The blob that a task leaves, if it does.
     pub(crate) fn output(&self, name: &str, phase: Phase, task: u32) -> Option<BlobRef> {
-        self.outputs.then(|| blob(name, "output", phase, task))
+        self.outputs.then(|| self.blob(name, "output", phase, task))
     }
 
     /// Why the attempt fails after `before` earlier ones, if it does.
@@ -208,8 +249,4 @@ impl Plan {
 
 pub(crate) fn failure(code: ErrorCode, retryable: bool) -> Failure {
     Failure { code, exit: Some(1), message: "modelled".to_owned(), stderr_tail: String::new(), retryable }
-}
-
-fn blob(name: &str, kind: &str, phase: Phase, task: u32) -> BlobRef {
-    BlobRef { hash: Hash::of(format!("{name} {kind} {phase} {task}").as_bytes()), size: BLOB_LEN }
 }

@@ -6,8 +6,15 @@ use std::collections::BinaryHeap;
 use sinew_crdt_state::envelope::Envelope;
 use sinew_crdt_state::ids::NodeId;
 use sinew_scheduler::io::{FetchId, RunId};
-use sinew_scheduler::time::Time;
+use sinew_scheduler::time::{Span, Time};
 use sinew_scheduler::wire::Topic;
+
+/// What happens inside the models, unknown to any core.
+#[derive(Debug)]
+pub(crate) enum Model {
+    /// A flapping link changes.
+    Flap { a: Index, b: Index, number: u64, up: Span, down: Span },
+}
 
 /// A node's number in its world.
 pub(crate) type Index = usize;
@@ -41,6 +48,8 @@ pub(crate) enum Event {
     Closed { life: Life, peer: Index },
     /// A cut has lasted as long as a connection survives.
     CutTimeout { a: Index, b: Index, cut: u64 },
+    /// A model's own event.
+    Model(Model),
 }
 
 /// Events in order. The heap holds places of events rather than the events, which are large and would be moved about.

@@ -16,6 +16,34 @@ pub struct Counters {
     pub lost_frames: u64,
     /// Frames held up by a cut.
     pub stalled_frames: u64,
+    /// Packets of frames sent again because they were lost.
+    pub retransmitted: u64,
+    /// Frames and gossip messages that took the long way.
+    pub reordered: u64,
+    /// Messages that waited for a link's bandwidth.
+    pub queued_frames: u64,
+    /// Gossip messages lost on the way.
+    pub lost_gossip: u64,
+    /// Gossip messages that arrived twice for no reason of the protocol's.
+    pub doubled_gossip: u64,
+    /// Times a flapping link went down.
+    pub flaps: u64,
+    /// Dials between nodes that can only dial out.
+    pub unreachable: u64,
+    /// Batches of records that cores asked to have written.
+    pub writes: u64,
+    /// Batches lost in crashes before they were acknowledged.
+    pub lost_writes: u64,
+    /// Batches lost in crashes although they were acknowledged.
+    pub lost_syncs: u64,
+    /// Batches of which a crash left a part.
+    pub torn_writes: u64,
+    /// Disks that ran full.
+    pub full_disks: u64,
+    /// Attempts that failed by chance.
+    pub random_failures: u64,
+    /// Dates that jumped.
+    pub clock_jumps: u64,
     /// Nodes killed.
     pub kills: u64,
     /// Nodes started again.

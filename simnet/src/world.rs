@@ -11,7 +11,7 @@ use sinew_crdt_state::ids::{Hash, JobId, MeshId, NodeId};
 use sinew_scheduler::Setup;
 use sinew_scheduler::core::Core;
 use sinew_scheduler::io::{Effect, Input, Note, Request, RequestId, Response, SubmitError};
-use sinew_scheduler::time::{Now, Span, Time};
+use sinew_scheduler::time::{Span, Time};
 use sinew_scheduler::wire::Message;
 
 use crate::exec::Execution;
@@ -22,11 +22,7 @@ use crate::queue::{Event, Index, Life, Queue};
 use crate::report::{Counters, Took};
 
 /// Unix time at the start: any date does.
-const EPOCH_MS: u64 = 1_700_000_000_000;
-/// Syncing takes up to this long.
-const FSYNC_MAX_US: u64 = 2_000;
-/// A write that nothing waits for is synced after this at the latest.
-const LAZY_SYNC: Span = Span::ms(100);
+pub(crate) const EPOCH_MS: u64 = 1_700_000_000_000;
 /// Lines kept for the message of a failed assertion.
 const LOG_LEN_MAX: usize = 4_000;
 /// A condition that is not met by then never will be.
@@ -68,12 +64,13 @@ pub struct World {
     plans: BTreeMap<String, Plan>,
     names: BTreeMap<JobId, String>,
     log: std::collections::VecDeque<String>,
-    rng: ChaCha8Rng,
+    pub(crate) rng: ChaCha8Rng,
     seed: u64,
     /// The admin who let every node in, and its own certificate.
     founder: (Identity, Credential),
     mesh: MeshId,
-    setup: NodeSetup,
+    pub(crate) setup: NodeSetup,
+    pub(crate) machines: Vec<NodeSetup>,
     request_last: u64,
 }
 
@@ -109,6 +106,7 @@ impl World {
             founder,
             mesh: MeshId(mesh.id().0),
             setup: NodeSetup::default(),
+            machines: Vec::new(),
             request_last: 0,
         }
     }
@@ -127,19 +125,12 @@ impl World {
         self
     }
 
-    /// One-way delays lie between these, microseconds.
-    #[must_use]
-    pub const fn latency_us(mut self, low: u64, high: u64) -> Self {
-        self.links.latency_us = (low, high);
-        self
-    }
-
     /// Starts these nodes, connected to each other and acquainted.
     #[must_use]
     pub fn nodes<'a>(mut self, names: impl IntoIterator<Item = &'a str>) -> Self {
-        let setup = self.setup.clone();
         for name in names {
-            self.join_as(name, setup.clone());
+            let setup = self.machine();
+            self.join_as(name, setup);
         }
         self.run_for(millis(1_500));
         self
@@ -162,7 +153,7 @@ impl World {
 
     pub(crate) fn boot(&mut self, node: Index) {
         let seed = self.rng.random();
-        let now = self.clock();
+        let now = self.clock(node);
         let n = &mut self.nodes[node];
         n.incarnation += 1;
         let setup = Setup {
@@ -267,6 +258,7 @@ impl World {
             }
             Event::Connect { a, b } => self.try_connect(a, b),
             Event::Closed { life, peer } => self.closed(life, peer),
+            Event::Model(event) => self.model(event),
             Event::CutTimeout { a, b, cut } => self.cut_timed_out(a, b, cut),
             Event::TaskEnd { life, .. } | Event::Fetched { life, .. } | Event::Loaded { life, .. } => {
                 self.fetched_due(life, event);
@@ -283,7 +275,7 @@ impl World {
     }
 
     pub(crate) fn inputs(&mut self, node: Index, inputs: Vec<Input>) {
-        let now = self.clock();
+        let now = self.clock(node);
         let Some(core) = &mut self.nodes[node].core else { return };
         for input in inputs {
             core.handle(now, input);
@@ -292,11 +284,16 @@ impl World {
         while let Some(effect) = self.nodes[node].core.as_mut().and_then(Core::poll_effect) {
             self.effect(node, effect);
         }
-        let Some(core) = &self.nodes[node].core else { return };
+        self.schedule_tick(node);
+    }
+
+    pub(crate) fn schedule_tick(&mut self, node: Index) {
+        let n = &mut self.nodes[node];
+        let Some(core) = &n.core else { return };
         // A core that wants to be called at once, for ever, would stop the clock.
-        let at = core.poll_timeout().max(self.now + Span(1));
-        self.nodes[node].tick_at = at;
-        let life = self.nodes[node].life(node);
+        let at = n.clock.when(core.poll_timeout()).max(self.now + Span(1));
+        n.tick_at = at;
+        let life = n.life(node);
         self.queue.push(at, Event::Tick(life));
     }
 
@@ -308,15 +305,7 @@ impl World {
                 }
             }
             Effect::Publish { topic, payload } => self.publish(node, topic, &payload),
-            Effect::Persist { ticket, records, urgent } => {
-                let wait = if urgent { Span(200 + self.dice(FSYNC_MAX_US - 200)) } else { LAZY_SYNC };
-                let due = self.now + wait;
-                self.nodes[node].disk.write(ticket, records, due);
-                if self.nodes[node].disk.failing {
-                    self.input(node, Input::StorageFailing("no space left on device".to_owned()));
-                }
-                self.schedule_disk(node);
-            }
+            Effect::Persist { ticket, records, urgent } => self.persist(node, ticket, records, urgent),
             Effect::Start(start) => {
                 let (number, job) = (self.executions.len(), start.key.lease.job);
                 self.by_job.entry(job).or_default().push(number);
@@ -373,29 +362,6 @@ impl World {
         }
         self.say(node, format!("{note:?}"));
         self.notes.push((self.now, node, note));
-    }
-
-    fn disk_synced(&mut self, node: Index) {
-        self.nodes[node].disk_at = None;
-        let done = self.nodes[node].disk.synced(self.now);
-        if !done.is_empty() {
-            self.inputs(node, done.into_iter().map(Input::Persisted).collect());
-        }
-        self.schedule_disk(node);
-    }
-
-    pub(crate) fn schedule_disk(&mut self, node: Index) {
-        let Some(due) = self.nodes[node].disk.due() else { return };
-        let due = due.max(self.now);
-        if self.nodes[node].disk_at.is_none_or(|at| due < at) {
-            self.nodes[node].disk_at = Some(due);
-            let life = self.nodes[node].life(node);
-            self.queue.push(due, Event::Disk(life));
-        }
-    }
-
-    pub(crate) fn clock(&self) -> Now {
-        Now { at: self.now, unix_ms: EPOCH_MS + self.now.0 / 1_000 }
     }
 
     pub(crate) fn dice(&mut self, sides: u64) -> u64 {
