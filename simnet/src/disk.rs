@@ -150,6 +150,11 @@ impl Disk {
         });
     }
 
+    /// Every blob vanishes; says how many.
+    pub(crate) fn lose_blobs(&mut self) -> u64 {
+        std::mem::take(&mut self.blobs).len() as u64
+    }
+
     pub(crate) fn has(&self, hash: &Hash) -> bool {
         self.blobs.contains_key(hash)
     }

@@ -27,6 +27,7 @@ impl World {
         n.disk_at = None;
         n.peers.clear();
         n.fetches.clear();
+        n.frozen = None;
         n.incarnation += 1;
         for (_, run) in std::mem::take(&mut n.runs) {
             self.executions[run.execution].end = Some((now, Stopped::Crash));
@@ -56,6 +57,13 @@ impl World {
         assert!(!self.nodes[node].is_up(), "{name} is up");
         self.say(node, "WIPED".to_owned());
         self.nodes[node].disk = Disk::default();
+    }
+
+    /// A node loses every blob it has, and does not know it: somebody tidied up in its directory.
+    pub fn lose_blobs(&mut self, name: &str) {
+        let node = self.index(name);
+        self.say(node, "BLOBS LOST".to_owned());
+        self.counters.lost_blobs += self.nodes[node].disk.lose_blobs();
     }
 
     /// Every write fails from now on.

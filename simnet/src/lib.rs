@@ -12,18 +12,20 @@ mod exec;
 mod fault;
 mod link;
 mod node;
+mod pause;
 mod plan;
 mod queue;
 mod report;
+mod sight;
 mod world;
 
 pub use check::Violation;
 pub use condition::{
-    Condition, Refusal, Seen, all_of, completed, done, ended, failed, finished, led_by, rejected_result, running,
-    started, taken_over,
+    Condition, Refusal, Seen, all_of, answered, completed, done, ended, failed, failed_attempts, fenced, finished,
+    given_up, led_by, rejected_result, running, started, taken_over, taken_over_after,
 };
 pub use exec::{Execution, Stopped};
 pub use node::NodeSetup;
 pub use plan::{Plan, job, round};
 pub use report::{Counters, Took};
-pub use world::{World, millis, seconds};
+pub use world::{World, micros, millis, seconds};

@@ -64,6 +64,8 @@ pub(crate) struct Node {
     /// The tick that counts; others are leftovers.
     pub(crate) tick_at: Time,
     pub(crate) disk_at: Option<Time>,
+    /// What reached it while it stands still.
+    pub(crate) frozen: Option<crate::pause::Frozen>,
 }
 
 impl Node {
@@ -88,6 +90,7 @@ impl Node {
             fetches: BTreeMap::new(),
             tick_at: Time::default(),
             disk_at: None,
+            frozen: None,
         }
     }
 

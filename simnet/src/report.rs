@@ -20,6 +20,10 @@ pub struct Counters {
     pub kills: u64,
     /// Nodes started again.
     pub restarts: u64,
+    /// Machines that stood still for a while.
+    pub pauses: u64,
+    /// Blobs that vanished from disks.
+    pub lost_blobs: u64,
     /// Results that a brain refused as stale.
     pub stale_results: u64,
     /// Leases that a worker ended by itself.

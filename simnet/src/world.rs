@@ -44,6 +44,12 @@ pub const fn millis(ms: u64) -> Span {
     Span::ms(ms)
 }
 
+/// So many microseconds of virtual time.
+#[must_use]
+pub const fn micros(us: u64) -> Span {
+    Span(us)
+}
+
 /// A mesh of nodes in virtual time.
 #[derive(Debug)]
 pub struct World {
@@ -58,6 +64,8 @@ pub struct World {
     by_job: BTreeMap<JobId, Vec<usize>>,
     pub(crate) notes: Vec<(Time, Index, Note)>,
     pub(crate) took: Vec<Took>,
+    /// Times in which machines stood still.
+    pub(crate) pauses: Vec<crate::pause::Pause>,
     /// How jobs ended, as first seen, and when.
     pub(crate) outcomes: BTreeMap<JobId, (Time, Outcome)>,
     pub(crate) acknowledged: BTreeMap<JobId, Time>,
@@ -94,6 +102,7 @@ impl World {
             by_job: BTreeMap::new(),
             notes: Vec::new(),
             took: Vec::new(),
+            pauses: Vec::new(),
             outcomes: BTreeMap::new(),
             acknowledged: BTreeMap::new(),
             answers: BTreeMap::new(),
@@ -249,6 +258,7 @@ impl World {
     }
 
     fn happen(&mut self, event: Event) {
+        let Some(event) = self.unless_frozen(event) else { return };
         match event {
             Event::Frame { from, to, bytes } => self.frame_arrived(from, to, &bytes),
             Event::Gossip { from, to, topic, payload } => self.gossip_arrived(from, to, topic, payload),
