@@ -112,6 +112,16 @@ pub fn finished(job: JobId, outcome: Outcome) -> Condition {
     })
 }
 
+/// The job ended in just this way as one node's disk has it.
+#[must_use]
+pub fn finished_at(node: &str, job: JobId, outcome: Outcome) -> Condition {
+    let name = node.to_owned();
+    condition(format!("{} ended as {outcome:?} at {node}", job.short()), move |world| {
+        let state = world.state(&name, &job)?;
+        (state.outcome() == Some(&outcome)).then(Seen::default)
+    })
+}
+
 /// The job failed by this task with this code.
 #[must_use]
 pub fn failed(job: JobId, code: ErrorCode, task: u32) -> Condition {

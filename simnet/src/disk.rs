@@ -126,6 +126,11 @@ impl Disk {
         self.facts.get(job).into_iter().flat_map(BTreeMap::values).chain(pending).chain(receipt).cloned().collect()
     }
 
+    /// Facts of an entry that no crash can take away any more.
+    pub(crate) fn written(&self, job: &JobId) -> usize {
+        self.facts.get(job).map_or(0, BTreeMap::len)
+    }
+
     pub(crate) fn jobs(&self) -> impl Iterator<Item = &JobId> {
         self.facts.keys()
     }

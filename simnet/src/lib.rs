@@ -22,7 +22,7 @@ mod world;
 pub use check::Violation;
 pub use condition::{
     Condition, Refusal, Seen, all_of, answered, completed, done, ended, failed, failed_attempts, fenced, finished,
-    given_up, led_by, rejected_result, running, started, taken_over, taken_over_after,
+    finished_at, given_up, led_by, rejected_result, running, started, taken_over, taken_over_after,
 };
 pub use exec::{Execution, Stopped};
 pub use node::NodeSetup;

@@ -58,6 +58,12 @@ impl World {
         state.accepted.get(usize::from(phase)).map_or(0, |map| map.iter().map(|(run, _)| run.len).sum())
     }
 
+    /// Facts of the job on the node's disk for good.
+    #[must_use]
+    pub fn written_at(&self, name: &str, job: &JobId) -> usize {
+        self.nodes[self.index(name)].disk.written(job)
+    }
+
     /// What a user was answered, if anything yet.
     #[must_use]
     pub fn answer_to(&self, request: RequestId) -> Option<&Response> {
@@ -73,9 +79,16 @@ impl World {
     /// Nodes that are up and have the output of a task on their disks.
     #[must_use]
     pub fn holders(&self, job: &JobId, phase: Phase, task: u32) -> usize {
+        let names: Vec<String> = self.nodes.iter().map(|n| n.name.clone()).collect();
+        self.holders_among(&names, job, phase, task)
+    }
+
+    /// Those of these nodes that are up and have the output of a task on their disks.
+    #[must_use]
+    pub fn holders_among(&self, names: &[String], job: &JobId, phase: Phase, task: u32) -> usize {
         let name = self.name_of(job);
         let Some(blob) = self.plan_of(&name).output(&name, phase, task) else { return 0 };
-        self.nodes.iter().filter(|n| n.is_up() && n.disk.has(&blob.hash)).count()
+        self.nodes.iter().filter(|n| names.contains(&n.name) && n.is_up() && n.disk.has(&blob.hash)).count()
     }
 
     /// The node's number by which executions name it.

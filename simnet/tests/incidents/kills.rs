@@ -130,7 +130,7 @@ fn on(world: &World, job: &sinew_crdt_state::ids::JobId, node: usize) -> usize {
 fn a_rolling_restart_goes_unnoticed_by_a_round() {
     for seed in 700..704 {
         let mut world = World::seed(seed).nodes(["a", "b", "c", "d"]);
-        let job = world.submit("a", &round(100, 10).lasting(millis(500)));
+        let job = world.submit("a", &round(240, 10).lasting(millis(500)));
         world.run_until(done(job, 0, 5));
         for name in ["a", "b", "c", "d"] {
             world.kill(name);
@@ -150,7 +150,7 @@ fn a_rolling_restart_goes_unnoticed_by_a_round() {
 fn a_mesh_whose_power_flickers_gets_through_its_round() {
     for seed in 710..715 {
         let mut world = World::seed(seed).nodes(["a", "b", "c"]);
-        let job = world.submit("b", &round(30, 3).lasting(millis(300)));
+        let job = world.submit("b", &round(60, 6).lasting(millis(500)));
         for flicker in 0..3 {
             world.run_for(millis(700 + 400 * flicker));
             for name in ["a", "b", "c"] {

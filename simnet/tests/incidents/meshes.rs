@@ -79,8 +79,10 @@ fn a_mesh_of_two_falls_in_two() {
     for (seed, cut) in [(1_740, 1_800), (1_741, 4_000), (1_742, 25_000)] {
         let mut world = World::seed(seed).nodes(["a", "b"]);
         let job = world.submit("a", &job().tasks(60).lasting(millis(400)).spread());
+        world.run_until(running(job, "b"));
         let other = world.submit("b", &sinew_simnet::job().tasks(60).lasting(millis(400)).spread());
         world.run_until(done(job, 0, 8));
+        assert!(!world.running_on("b", &job).is_empty(), "the cut hurts somebody");
         world.partition(["a"], ["b"]);
         world.run_for(millis(cut));
         assert!(world.running_on("b", &job).is_empty() && world.running_on("a", &other).is_empty());

@@ -39,7 +39,7 @@ fn stewards_lost_one_by_one() {
 fn a_brain_that_dies_after_a_steward_was_wiped() {
     for seed in 810..815 {
         let mut world = World::seed(seed).nodes(["a", "b", "c"]);
-        let job = world.submit("a", &round(40, 4).lasting(millis(300)));
+        let job = world.submit("a", &job().tasks(120).lasting(millis(300)).spread());
         world.run_until(done(job, 0, 15));
         world.kill("b");
         world.wipe("b");
@@ -64,8 +64,8 @@ fn a_candidate_killed_while_it_campaigns() {
         world.run_until(done(job, 0, 10));
         let stewards = world.stewards(&job);
         world.kill("a");
-        // Stewards stand after 1.5 s of silence; the first is killed in the middle of that.
-        world.run_for(millis(1_500));
+        // Stewards stand after 1.5 s of silence, counted from the last beat.
+        world.run_for(millis(1_300));
         assert!(!world.holds(&taken_over(job)), "the campaign is still open");
         world.kill(&stewards[0]);
         world.run_for(seconds(6));
