@@ -2,6 +2,7 @@
 
 use sinew_scheduler::io::Input;
 use sinew_scheduler::time::Span;
+use sinew_scheduler::wire::Topic;
 
 use crate::disk::Disk;
 use crate::exec::Stopped;
@@ -113,6 +114,20 @@ impl World {
     /// From now on, so many of 10,000 frames are lost.
     pub const fn lose_frames(&mut self, per_ten_thousand: u64) {
         self.links.loss = per_ten_thousand;
+    }
+
+    /// From now on no advert arrives anywhere, or all do again.
+    pub fn lose_adverts(&mut self, lose: bool) {
+        self.say(0, format!("ADVERTS {}", if lose { "LOST" } else { "ARRIVE" }));
+        self.links.adverts_lost = lose;
+    }
+
+    pub(crate) fn gossip(&mut self, from: Index, topic: Topic, payload: &[u8]) {
+        if self.links.adverts_lost && topic == Topic::Advert {
+            self.counters.lost_adverts += 1;
+        } else {
+            self.publish(from, topic, payload);
+        }
     }
 
     pub(crate) fn fetched_due(&mut self, life: crate::queue::Life, event: Event) {

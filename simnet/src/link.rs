@@ -35,6 +35,8 @@ pub(crate) struct Links {
     pub(crate) latency_us: (u64, u64),
     /// Frames lost, per 10,000.
     pub(crate) loss: u64,
+    /// Whether all adverts are lost.
+    pub(crate) adverts_lost: bool,
     /// Open connections; the lower number first.
     connected: BTreeSet<(Index, Index)>,
     /// Directed cuts, each with the number of its making.
@@ -51,6 +53,7 @@ impl Default for Links {
             // A LAN.
             latency_us: (200, 1_000),
             loss: 0,
+            adverts_lost: false,
             connected: BTreeSet::new(),
             cuts: BTreeMap::new(),
             cut_last: 0,

@@ -14,6 +14,8 @@ pub struct Counters {
     pub bytes: u64,
     /// Frames lost by chance.
     pub lost_frames: u64,
+    /// Adverts lost at their source.
+    pub lost_adverts: u64,
     /// Frames held up by a cut.
     pub stalled_frames: u64,
     /// Nodes killed.

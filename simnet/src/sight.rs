@@ -1,5 +1,7 @@
 //! What a scenario may look at besides conditions: who leads and stores a job, what runs where, what a ledger holds.
 
+use std::collections::BTreeSet;
+
 use sinew_crdt_state::ids::JobId;
 use sinew_crdt_state::spec::Phase;
 use sinew_scheduler::io::{RequestId, Response};
@@ -29,6 +31,13 @@ impl World {
     pub fn bystanders(&self, job: &JobId) -> Vec<String> {
         let set = self.brain_set(job);
         self.nodes.iter().map(|n| n.name.clone()).filter(|name| !set.contains(name)).collect()
+    }
+
+    /// The names of all whose bids for the job some disk has.
+    #[must_use]
+    pub fn bidders(&self, job: &JobId) -> BTreeSet<String> {
+        let states = self.nodes.iter().filter_map(|n| self.state(&n.name, job));
+        states.flat_map(|s| s.bids.into_keys()).map(|id| self.name_of_node(id)).collect()
     }
 
     /// Nodes that lead the job, as they see it themselves, with their terms.

@@ -314,7 +314,7 @@ impl World {
                     self.send(node, to, class, &messages);
                 }
             }
-            Effect::Publish { topic, payload } => self.publish(node, topic, &payload),
+            Effect::Publish { topic, payload } => self.gossip(node, topic, &payload),
             Effect::Persist { ticket, records, urgent } => {
                 let wait = if urgent { Span(200 + self.dice(FSYNC_MAX_US - 200)) } else { LAZY_SYNC };
                 let due = self.now + wait;
