@@ -73,6 +73,13 @@ impl World {
         self.nodes[self.index(name)].disk.written(job)
     }
 
+    /// Whether a user at the node is told that the job has ended.
+    #[must_use]
+    pub fn is_told_of_end(&self, name: &str, job: &JobId) -> bool {
+        let core = self.nodes[self.index(name)].core.as_ref();
+        core.and_then(|core| core.view(job)).is_some_and(|view| view.is_ended())
+    }
+
     /// What a user was answered, if anything yet.
     #[must_use]
     pub fn answer_to(&self, request: RequestId) -> Option<&Response> {

@@ -351,7 +351,9 @@ impl World {
             Effect::Learned(_) => {}
             Effect::Changed(job) => {
                 let live = self.nodes[node].core.as_ref().and_then(|c| c.ledger().live(&job));
-                if let Some(outcome) = live.and_then(|l| l.state.outcome().cloned()) {
+                // A verdict counts once it is sealed: before, its brain may be the only one to have it.
+                let sealed = live.filter(|l| l.state.seal.is_some());
+                if let Some(outcome) = sealed.and_then(|l| l.state.outcome().cloned()) {
                     self.saw_outcome(job, outcome);
                 }
             }
