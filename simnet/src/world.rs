@@ -352,8 +352,8 @@ impl World {
             Effect::Changed(job) => {
                 let live = self.nodes[node].core.as_ref().and_then(|c| c.ledger().live(&job));
                 // A verdict counts once it is sealed: before, its brain may be the only one to have it.
-                let sealed = live.filter(|l| l.state.seal.is_some());
-                if let Some(outcome) = sealed.and_then(|l| l.state.outcome().cloned()) {
+                if let Some(outcome) = live.filter(|l| l.state.seal.is_some()).and_then(|l| l.state.outcome().cloned())
+                {
                     self.saw_outcome(job, outcome);
                 }
             }
