@@ -2,8 +2,9 @@
 //! envelope carries its own path to the signed root, so that it can be verified, stored and forwarded alone.
 //!
 //! Leaf: BLAKE3 (keyed derivation `sinew leaf 1`) of entry id ‖ fact id. Inner node: derivation `sinew node 1` of left ‖
-//! right. Signed: mesh id ‖ root, domain [`Domain::Envelope`]. Bit i of `index` says whether the leaf's ancestor at height
-//! i is a right child (1) or a left one (0); a level without a sibling is skipped.
+//! right. Signed: mesh id ‖ root, domain [`Domain::Envelope`]. Bit i of `sides` says on which side
+//! of the i-th entry of `path` the way up from the leaf lies: 1 for the right, 0 for the left. A node without a sibling moves up as
+//! it is and has no entry.
 
 use serde::{Deserialize, Serialize};
 

@@ -65,7 +65,7 @@ pub struct Batch {
     pub tasks: u32,
     /// Environment variables.
     pub env: BTreeMap<String, String>,
-    /// Files placed under `input/`.
+    /// Files placed in the working directory, under the paths given here.
     pub inputs: Vec<InputFile>,
     /// Paths under `output/` to keep; empty keeps everything found there.
     pub outputs: Vec<String>,

@@ -27,6 +27,8 @@ pub enum LogMessage {
     Subscribe(JobId),
     /// No longer.
     Unsubscribe(JobId),
+    /// The answer to a subscription: all that there was when it came has been sent.
+    Told(JobId),
     /// Bytes of one stream of one attempt.
     Data(LogData),
 }

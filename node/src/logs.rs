@@ -24,6 +24,15 @@ const REMOTE_MAX: usize = 4_096;
 
 type Stream = (JobId, u8, u32, u64, bool);
 
+/// What a watcher hears.
+#[derive(Debug, Clone)]
+pub enum LogNews {
+    /// A piece of output.
+    Data(LogData),
+    /// This node has sent all that it had when it was asked.
+    Told(NodeId),
+}
+
 #[derive(Debug, Default)]
 struct Tail {
     end: u64,
@@ -34,7 +43,7 @@ struct Tail {
 struct Inner {
     tails: BTreeMap<Stream, Tail>,
     order: VecDeque<Stream>,
-    local: BTreeMap<JobId, Vec<mpsc::Sender<LogData>>>,
+    local: BTreeMap<JobId, Vec<mpsc::Sender<LogNews>>>,
     remote: BTreeMap<JobId, BTreeSet<NodeId>>,
     /// Who was asked for a watched job's output: nobody else's word is taken for it.
     asked: BTreeMap<JobId, BTreeSet<NodeId>>,
@@ -64,12 +73,12 @@ impl LogHub {
     }
 
     /// Watches a job's output on this node and on `nodes`.
-    pub fn watch(&self, job: JobId, nodes: &[NodeId]) -> mpsc::Receiver<LogData> {
+    pub fn watch(&self, job: JobId, nodes: &[NodeId]) -> mpsc::Receiver<LogNews> {
         let (tx, rx) = mpsc::channel(WATCHER_QUEUE);
         let mut inner = self.lock();
         inner.tidy();
         for data in tails_of(&inner, job) {
-            let _ = tx.try_send(data);
+            let _ = tx.try_send(LogNews::Data(data));
         }
         inner.local.entry(job).or_default().push(tx);
         drop(inner);
@@ -98,8 +107,9 @@ impl LogHub {
                 let tails = tails_of(&inner, job);
                 drop(inner);
                 for data in tails {
-                    self.send(from, data);
+                    self.send(from, &LogMessage::Data(data));
                 }
+                self.send(from, &LogMessage::Told(job));
             }
             LogMessage::Unsubscribe(job) => {
                 let mut inner = self.lock();
@@ -113,7 +123,13 @@ impl LogHub {
             LogMessage::Data(data) => {
                 let mut inner = self.lock();
                 if inner.asked.get(&data.job).is_some_and(|nodes| nodes.contains(&from)) {
-                    inner.tell(&data);
+                    inner.tell(data.job, &LogNews::Data(data));
+                }
+            }
+            LogMessage::Told(job) => {
+                let mut inner = self.lock();
+                if inner.asked.get(&job).is_some_and(|nodes| nodes.contains(&from)) {
+                    inner.tell(job, &LogNews::Told(from));
                 }
             }
         }
@@ -126,9 +142,22 @@ impl LogHub {
         inner.tidy();
     }
 
-    fn send(&self, to: NodeId, data: LogData) {
+    /// A watcher leaves: when it was the last, other nodes need not send any more.
+    pub fn unwatch(&self, job: JobId, watcher: mpsc::Receiver<LogNews>) {
+        drop(watcher);
+        let mut inner = self.lock();
+        let asked = inner.asked.get(&job).cloned().unwrap_or_default();
+        inner.tidy();
+        let watched = inner.local.contains_key(&job);
+        drop(inner);
+        if !watched {
+            asked.into_iter().for_each(|node| self.send(node, &LogMessage::Unsubscribe(job)));
+        }
+    }
+
+    fn send(&self, to: NodeId, message: &LogMessage) {
         if let Some(link) = &*self.link.lock().unwrap_or_else(PoisonError::into_inner) {
-            link.send_bulk(to, encode_log(&LogMessage::Data(data)));
+            link.send_bulk(to, encode_log(message));
         }
     }
 
@@ -141,10 +170,11 @@ impl LogHub {
             return;
         }
         let data = LogData { job, phase, task, attempt, stderr, offset, bytes: bytes.to_vec() };
-        inner.tell(&data);
+        inner.tell(job, &LogNews::Data(data.clone()));
         drop(inner);
+        let message = LogMessage::Data(data);
         for node in remote {
-            self.send(node, data.clone());
+            self.send(node, &message);
         }
     }
 }
@@ -187,10 +217,10 @@ impl Inner {
         offset
     }
 
-    fn tell(&mut self, data: &LogData) {
-        if let Some(watchers) = self.local.get_mut(&data.job) {
+    fn tell(&mut self, job: JobId, news: &LogNews) {
+        if let Some(watchers) = self.local.get_mut(&job) {
             // A full queue loses the piece, not the watcher: it fills the gap from the blob.
-            watchers.retain(|w| !matches!(w.try_send(data.clone()), Err(mpsc::error::TrySendError::Closed(_))));
+            watchers.retain(|w| !matches!(w.try_send(news.clone()), Err(mpsc::error::TrySendError::Closed(_))));
         }
     }
 }

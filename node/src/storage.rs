@@ -4,8 +4,8 @@
 //! so, keeps everything, and tries on until the disk takes it.
 
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -36,6 +36,8 @@ const CACHE_BYTES: usize = 8 << 20;
 const LAZY: Duration = Duration::from_millis(100);
 /// Wait between tries on a disk that refuses.
 const RETRY: Duration = Duration::from_millis(500);
+/// A reader waits so long for what is still being written; then it reads what is there.
+const CATCH_UP_MAX: Duration = Duration::from_secs(2);
 /// Most records under one fsync: bounds its latency.
 const GROUP_MAX: usize = 20_000;
 
@@ -78,17 +80,28 @@ pub enum StorageEvent {
 }
 
 struct Batch {
-    ticket: Ticket,
+    ticket: Option<Ticket>,
     records: Vec<Record>,
     urgent: bool,
+    /// Let go of when the batch, and all before it, are on disk.
+    _done: Option<SyncSender<()>>,
 }
 
 type Shared = Arc<RwLock<Arc<Database>>>;
+/// The way to the writer, until the storage is closed.
+type Orders = Arc<Mutex<Option<Sender<Batch>>>>;
+
+fn order(orders: &Orders, batch: Batch) {
+    if let Some(tx) = &*orders.lock().unwrap_or_else(PoisonError::into_inner) {
+        // The writer ends only after this sender is dropped.
+        let _ = tx.send(batch);
+    }
+}
 
 /// The ledger's file.
 #[derive(Debug)]
 pub struct Storage {
-    tx: Option<Sender<Batch>>,
+    orders: Orders,
     db: Shared,
     thread: Option<JoinHandle<()>>,
 }
@@ -107,21 +120,18 @@ impl Storage {
             path: path.to_owned(),
             source: Box::new(redb::Error::from(redb::StorageError::from(e))),
         })?;
-        Ok(Self { tx: Some(tx), db, thread: Some(thread) })
+        Ok(Self { orders: Arc::new(Mutex::new(Some(tx))), db, thread: Some(thread) })
     }
 
     /// Queues records.
     pub fn persist(&self, ticket: Ticket, records: Vec<Record>, urgent: bool) {
-        if let Some(tx) = &self.tx {
-            // The writer ends only after this sender is dropped.
-            let _ = tx.send(Batch { ticket, records, urgent });
-        }
+        order(&self.orders, Batch { ticket: Some(ticket), records, urgent, _done: None });
     }
 
     /// A handle for reading, from any thread.
     #[must_use]
     pub fn reader(&self) -> StorageReader {
-        StorageReader { db: Arc::clone(&self.db) }
+        StorageReader { db: Arc::clone(&self.db), orders: Arc::clone(&self.orders) }
     }
 
     /// Writes what is queued and ends the writer.
@@ -130,7 +140,7 @@ impl Storage {
     }
 
     fn end(&mut self) {
-        self.tx = None;
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -168,7 +178,7 @@ impl Writer {
                         if std::mem::take(&mut failing) {
                             (self.events)(StorageEvent::Recovered);
                         }
-                        (self.events)(StorageEvent::Persisted(group.iter().map(|b| b.ticket).collect()));
+                        (self.events)(StorageEvent::Persisted(group.iter().filter_map(|b| b.ticket).collect()));
                         group.clear();
                     }
                     Err(error) => {
@@ -358,9 +368,17 @@ fn fact_key(job: &JobId, id: &FactId) -> [u8; 64] {
 #[derive(Debug, Clone)]
 pub struct StorageReader {
     db: Shared,
+    orders: Orders,
 }
 
 impl StorageReader {
+    /// Waits until what was queued before is on disk, so that readers see it; not for ever on a disk that refuses.
+    fn catch_up(&self) {
+        let (tx, rx) = sync_channel(1);
+        order(&self.orders, Batch { ticket: None, records: Vec::new(), urgent: true, _done: Some(tx) });
+        let _ = rx.recv_timeout(CATCH_UP_MAX);
+    }
+
     fn db(&self) -> Arc<Database> {
         Arc::clone(&self.db.read().unwrap_or_else(PoisonError::into_inner))
     }
@@ -407,6 +425,7 @@ impl StorageReader {
     /// # Errors
     /// [`StorageError`].
     pub fn entry(&self, job: &JobId) -> Result<Vec<Envelope>, StorageError> {
+        self.catch_up();
         let txn = self.db().begin_read().map_err(read_error)?;
         let facts = match txn.open_table(FACTS) {
             Ok(table) => envelopes_in(&table, job).map_err(read_error)?,
@@ -431,6 +450,7 @@ impl StorageReader {
     /// # Errors
     /// [`StorageError`].
     pub fn ended_jobs(&self) -> Result<Vec<JobId>, StorageError> {
+        self.catch_up();
         let txn = self.db().begin_read().map_err(read_error)?;
         let mut jobs = Vec::new();
         for definition in [SEALED, RECEIPTS] {

@@ -80,11 +80,25 @@ pub const RECEIPTS_WAIT: Span = Span::ms(1_000);
 /// A submit that is on no majority's disk by then is withdrawn, counted from when its inputs were replicated last.
 pub const SUBMIT_TIMEOUT: Span = Span::ms(15_000);
 
-/// Load digests: as heartbeats (M5), 1 s and 10 % of jitter.
-pub const LOAD_EVERY: Span = Span::ms(1_000);
-/// A node that was silent for so long, which is three load digests, gets no offers and no copies even while its connection
-/// looks open: across a partition that takes the transport half a minute to notice.
-pub const SILENT_AFTER: Span = Span::ms(3_000);
+/// Load digests in a small mesh: as heartbeats (M5), 1 s and 10 % of jitter.
+const LOAD_EVERY: Span = Span::ms(1_000);
+/// With more nodes than this each sends its digests more rarely, so that what a node hears stays the same: ten a second.
+const LOAD_NODES: u64 = 10;
+/// A node that was silent for so many load digests gets no offers and no copies even while its connection looks open: across a
+/// partition that takes the transport half a minute to notice.
+const SILENT_DIGESTS: u64 = 3;
+
+/// How often a node tells its load in a mesh of so many nodes.
+#[must_use]
+pub fn load_every(nodes: usize) -> Span {
+    Span(LOAD_EVERY.0.saturating_mul((nodes as u64).max(LOAD_NODES)) / LOAD_NODES)
+}
+
+/// After which silence a node in a mesh of so many nodes is taken for gone.
+#[must_use]
+pub fn silent_after(nodes: usize) -> Span {
+    Span(load_every(nodes).0.saturating_mul(SILENT_DIGESTS))
+}
 /// A job that was forgotten here is not asked for during this time: others forget it too, within a few seconds as their clocks
 /// and looks differ. Who still has it then never learned that it ended.
 pub const FORGOTTEN_FOR: Span = Span::ms(60_000);

@@ -15,7 +15,7 @@ use sinew_crdt_state::spec::{BlobRef, JobSpec, Phase, Resources, SignedSpec, Sou
 
 use crate::brain::Brain;
 use crate::brains::Brains;
-use crate::config::{CARD_EVERY, CoreConfig, FORGOTTEN_FOR, LOAD_EVERY};
+use crate::config::{CARD_EVERY, CoreConfig, FORGOTTEN_FOR, load_every};
 use crate::ctx::{After, Ctx, Setup};
 use crate::io::{CancelError, Effect, FetchId, Input, NewJob, Note, Record, Request, RequestId, Response, SubmitError};
 use crate::members;
@@ -241,7 +241,7 @@ impl Core {
         self.sync.tick(&mut self.ctx);
         self.membership.tick(now);
         if now >= self.load_at {
-            let period = LOAD_EVERY.0;
+            let period = load_every(self.ctx.peers.known()).0;
             let jitter = self.ctx.rng.random_range(0..period / 5);
             self.load_at = now + Span(period - period / 10 + jitter);
             self.publish_load();

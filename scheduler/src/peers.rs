@@ -6,7 +6,7 @@ use sinew_crdt_state::certificate::Roles;
 use sinew_crdt_state::ids::NodeId;
 use sinew_crdt_state::spec::{JobSpec, Strategy};
 
-use crate::config::SILENT_AFTER;
+use crate::config::silent_after;
 use crate::time::Time;
 use crate::wire::{Card, LoadDigest};
 
@@ -173,6 +173,11 @@ impl Peers {
         self.map.get(&node)
     }
 
+    /// How many nodes are known.
+    pub(crate) fn known(&self) -> usize {
+        self.map.len()
+    }
+
     /// Every node, in order.
     pub fn iter(&self) -> impl Iterator<Item = (&NodeId, &Peer)> {
         self.map.iter()
@@ -186,7 +191,10 @@ impl Peers {
     #[must_use]
     pub fn is_heard(&self, node: NodeId, now: Time) -> bool {
         node == self.own
-            || self.map.get(&node).is_some_and(|p| p.connected && !p.silent && now - p.heard < SILENT_AFTER)
+            || self
+                .map
+                .get(&node)
+                .is_some_and(|p| p.connected && !p.silent && now - p.heard < silent_after(self.known()))
     }
 
     /// Connected nodes, this one left out.

@@ -12,7 +12,9 @@ use crate::plan::failure;
 use crate::queue::{Event, Index};
 use crate::world::World;
 
-/// A fetch between two nodes: a few round trips and some transfer.
+/// A fetch opens a stream and asks: two round trips.
+const FETCH_ROUND_TRIPS: u64 = 2;
+/// ... and no less than this: both ends read and write a disk.
 const FETCH_TIME: Span = Span::ms(5);
 /// A fetch that no provider answers.
 const FETCH_GIVES_UP: Span = Span::ms(300);
@@ -57,19 +59,13 @@ impl World {
         let (phase, task) = (start.key.phase, start.key.task);
         let plan = self.plan_of(&name);
         let dice = self.dice(1_000);
-        let needs: Vec<(Hash, Vec<NodeId>)> = match &start.sources {
-            Some(sources) => {
-                sources.iter().map(|s| (s.blob.hash, [s.node].into_iter().chain(s.copy).collect())).collect()
-            }
-            None => start.spec.input_blobs().iter().map(|b| (b.hash, start.providers.to_vec())).collect(),
+        let needs: Vec<(BlobRef, Vec<NodeId>)> = match &start.sources {
+            Some(sources) => sources.iter().map(|s| (s.blob, [s.node].into_iter().chain(s.copy).collect())).collect(),
+            None => start.spec.input_blobs().iter().map(|b| (*b, start.providers.to_vec())).collect(),
         };
-        let missing: Vec<_> = needs.into_iter().filter(|(hash, _)| !self.nodes[node].disk.has(hash)).collect();
-        let gathered = missing.iter().all(|(hash, providers)| self.provider_of(node, hash, providers).is_some());
-        let gather = match (missing.is_empty(), gathered) {
-            (true, _) => Span(0),
-            (false, true) => FETCH_TIME,
-            (false, false) => FETCH_GIVES_UP,
-        };
+        let missing: Vec<_> = needs.into_iter().filter(|(blob, _)| !self.nodes[node].disk.has(&blob.hash)).collect();
+        let gather = self.gather(node, &missing);
+        let (gathered, gather) = (gather.is_some(), gather.unwrap_or(FETCH_GIVES_UP));
         let work = if gathered { plan.duration(phase, task, dice) } else { Span(0) };
         let cpu_milli = plan.cpu_milli();
         let execution = self.executions.len();
@@ -144,9 +140,28 @@ impl World {
         blobs: Vec<BlobRef>,
         providers: Vec<NodeId>,
     ) {
+        let wants: Vec<_> = blobs.iter().map(|b| (*b, providers.clone())).collect();
+        let wait = self.gather(node, &wants).unwrap_or(FETCH_TIME);
         self.nodes[node].fetches.insert(id, Fetching { job, blobs, providers });
         let life = self.nodes[node].life(node);
-        self.queue.push(self.now + FETCH_TIME, Event::Fetched { life, id });
+        self.queue.push(self.now + wait, Event::Fetched { life, id });
+    }
+
+    /// How long these blobs take to come, all at once; `None` when one of them is nowhere. They share links with everything
+    /// else.
+    fn gather(&mut self, node: Index, blobs: &[(BlobRef, Vec<NodeId>)]) -> Option<Span> {
+        let sources: Option<Vec<(Index, u64)>> = blobs
+            .iter()
+            .map(|(blob, providers)| self.provider_of(node, &blob.hash, providers).map(|from| (from, blob.size)))
+            .collect();
+        let mut longest = Span(0);
+        for (from, size) in sources? {
+            let round_trip = self.round_trip(node, from);
+            let trips = Span(round_trip.0 * FETCH_ROUND_TRIPS).max(FETCH_TIME);
+            let transfer = self.transmit(from, node, size) + self.retransmit(from, node, size);
+            longest = longest.max(trips + transfer);
+        }
+        Some(longest)
     }
 
     pub(crate) fn fetch_ended(&mut self, node: Index, id: FetchId) {
@@ -164,7 +179,7 @@ impl World {
 
     /// A node among `providers` that is up, connected to `node` and has the blob.
     fn provider_of(&self, node: Index, hash: &Hash, providers: &[NodeId]) -> Option<Index> {
-        let index = |id: &NodeId| self.nodes.iter().position(|n| n.id() == *id);
+        let index = |id: &NodeId| self.index_of(*id);
         let serves = |p: &Index| self.nodes[*p].frozen.is_none() && self.nodes[*p].disk.has(hash);
         providers.iter().filter_map(index).find(|p| self.reaches(node, *p) && serves(p))
     }

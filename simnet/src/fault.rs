@@ -122,7 +122,7 @@ impl World {
         self.links.adverts_lost = lose;
     }
 
-    pub(crate) fn gossip(&mut self, from: Index, topic: Topic, payload: &[u8]) {
+    pub(crate) fn publish_advert_or_load(&mut self, from: Index, topic: Topic, payload: &[u8]) {
         if self.links.adverts_lost && topic == Topic::Advert {
             self.counters.lost_adverts += 1;
         } else {

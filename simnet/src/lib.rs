@@ -6,26 +6,35 @@
 //! Nothing here reads a clock, touches a file or a socket, or starts a thread. The same seed gives the same trace.
 
 mod check;
+mod clock;
 mod condition;
 mod disk;
+mod distribution;
 mod exec;
 mod fault;
+mod flap;
 mod link;
+mod network;
 mod node;
 mod pause;
 mod plan;
 mod queue;
 mod report;
 mod sight;
+mod units;
 mod world;
 
 pub use check::Violation;
+pub use clock::ClockSetup;
 pub use condition::{
     Condition, Refusal, Seen, all_of, answered, completed, done, ended, failed, failed_attempts, fenced, finished,
     finished_at, given_up, led_by, rejected_result, running, started, taken_over, taken_over_after,
 };
+pub use distribution::Distribution;
 pub use exec::{Execution, Stopped};
+pub use network::{Latency, Network};
 pub use node::NodeSetup;
 pub use plan::{Plan, job, round};
 pub use report::{Counters, Took};
-pub use world::{World, micros, millis, seconds};
+pub use units::{micros, millis, seconds};
+pub use world::World;

@@ -1,7 +1,8 @@
 //! Links: connections between nodes, what travels on them, and what cuts do to both.
 //!
 //! A frame on a connection whose link is cut is held up, as TCP would hold it, and arrives after the cut, in order; unless
-//! the cut lasts so long that the connection breaks. Chance loss drops whole frames: the mesh makes no promise either.
+//! the cut lasts so long that the connection breaks. Lost packets delay a frame. Whole frames are dropped only when a scenario
+//! says so ([`World::lose_frames`]): the mesh drops them when queues are full, and makes no promise either.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,6 +11,7 @@ use sinew_scheduler::io::Input;
 use sinew_scheduler::time::{Span, Time};
 use sinew_scheduler::wire::{Class, Message, Topic};
 
+use crate::network::Network;
 use crate::queue::{Event, Index, Life};
 use crate::world::World;
 
@@ -29,10 +31,15 @@ struct Stalled {
 }
 
 /// The links of a world.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Links {
-    /// One-way delay bounds, microseconds.
-    pub(crate) latency_us: (u64, u64),
+    /// What they are like.
+    pub(crate) network: Network,
+    /// Until when each way of a link is taken.
+    pub(crate) free_at: BTreeMap<(Index, Index), Time>,
+    /// Links that go up and down, with the number of their flapping.
+    pub(crate) flaps: BTreeMap<(Index, Index), u64>,
+    pub(crate) flap_last: u64,
     /// Frames lost, per 10,000.
     pub(crate) loss: u64,
     /// Whether all adverts are lost.
@@ -45,22 +52,6 @@ pub(crate) struct Links {
     stalled: BTreeMap<(Index, Index), Vec<Stalled>>,
     /// When the last frame of a stream arrives: later ones do not overtake it.
     last_at: BTreeMap<(Index, Index, Class), Time>,
-}
-
-impl Default for Links {
-    fn default() -> Self {
-        Self {
-            // A LAN.
-            latency_us: (200, 1_000),
-            loss: 0,
-            adverts_lost: false,
-            connected: BTreeSet::new(),
-            cuts: BTreeMap::new(),
-            cut_last: 0,
-            stalled: BTreeMap::new(),
-            last_at: BTreeMap::new(),
-        }
-    }
 }
 
 fn pair(a: Index, b: Index) -> (Index, Index) {
@@ -78,11 +69,6 @@ impl Links {
 }
 
 impl World {
-    fn latency(&mut self) -> Span {
-        let (low, high) = self.links.latency_us;
-        Span(low + self.dice(high - low + 1))
-    }
-
     /// Whether data flows both ways now.
     pub(crate) fn reaches(&self, a: Index, b: Index) -> bool {
         self.nodes[b].is_up() && self.links.is_connected(a, b) && !self.links.is_cut(a, b)
@@ -110,8 +96,10 @@ impl World {
             self.links.stalled.entry((from, to.node)).or_default().push(Stalled { class, to, bytes });
             return;
         }
-        let latency = self.latency();
-        self.deliver(from, to, class, bytes, latency);
+        let len = bytes.len() as u64;
+        let wait = self.transmit(from, to.node, len) + self.retransmit(from, to.node, len);
+        let latency = self.latency(from, to.node);
+        self.deliver(from, to, class, bytes, wait + latency);
     }
 
     fn deliver(&mut self, from: Index, to: Life, class: Class, bytes: Vec<u8>, latency: Span) {
@@ -134,12 +122,24 @@ impl World {
     pub(crate) fn publish(&mut self, from: Index, topic: Topic, payload: &[u8]) {
         self.trace.update(payload);
         for to in 0..self.nodes.len() {
-            if to == from || !self.reaches(from, to) || (self.links.loss > 0 && self.dice(10_000) < self.links.loss) {
-                continue;
+            if to != from && self.reaches(from, to) {
+                self.gossip(from, to, topic, payload);
             }
-            let at = self.now + self.latency();
-            let to = self.nodes[to].life(to);
-            self.queue.push(at, Event::Gossip { from, to, topic, payload: payload.to_vec() });
+        }
+    }
+
+    fn gossip(&mut self, from: Index, to: Index, topic: Topic, payload: &[u8]) {
+        if self.chance(self.links.loss.max(self.links.network.loss)) {
+            self.counters.lost_gossip += 1;
+            return;
+        }
+        let copies = 1 + u64::from(self.chance(self.links.network.duplicates));
+        self.counters.doubled_gossip += copies - 1;
+        let life = self.nodes[to].life(to);
+        for _ in 0..copies {
+            let wait = self.transmit(from, to, payload.len() as u64);
+            let at = self.now + wait + self.latency(from, to);
+            self.queue.push(at, Event::Gossip { from, to: life, topic, payload: payload.to_vec() });
         }
     }
 
@@ -157,6 +157,11 @@ impl World {
     }
 
     pub(crate) fn try_connect(&mut self, a: Index, b: Index) {
+        // Two nodes that can only dial out never meet; with one, the other end is dialled from there.
+        if self.nodes[a].setup.dials_out_only && self.nodes[b].setup.dials_out_only {
+            self.counters.unreachable += 1;
+            return;
+        }
         let possible = self.nodes[a].is_up() && self.nodes[b].is_up() && !self.links.is_cut(a, b);
         if !possible || !self.links.connected.insert(pair(a, b)) {
             return;

@@ -11,6 +11,7 @@ use sinew_scheduler::core::Core;
 use sinew_scheduler::io::{FetchId, RunId};
 use sinew_scheduler::time::Time;
 
+use crate::clock::{Clock, ClockSetup};
 use crate::disk::Disk;
 use crate::queue::{Index, Life};
 
@@ -23,11 +24,24 @@ pub struct NodeSetup {
     pub roles: Roles,
     /// How long sealed jobs are kept whole, ms.
     pub ledger_grace_ms: u64,
+    /// Its region, where delays go by regions; by number of joining when `None`.
+    pub region: Option<usize>,
+    /// Whether it can only dial out, as behind a NAT. Two such nodes never connect: relays and hole punching are not modelled.
+    pub dials_out_only: bool,
+    /// How its clocks are off.
+    pub clock: ClockSetup,
 }
 
 impl Default for NodeSetup {
     fn default() -> Self {
-        Self { cpu_milli: 2_000, roles: Roles::ALL, ledger_grace_ms: CoreConfig::default().ledger_grace_ms }
+        Self {
+            cpu_milli: 2_000,
+            roles: Roles::ALL,
+            ledger_grace_ms: CoreConfig::default().ledger_grace_ms,
+            region: None,
+            dials_out_only: false,
+            clock: ClockSetup::default(),
+        }
     }
 }
 
@@ -55,6 +69,7 @@ pub(crate) struct Node {
     pub(crate) setup: NodeSetup,
     pub(crate) config: CoreConfig,
     pub(crate) disk: Disk,
+    pub(crate) clock: Clock,
     pub(crate) incarnation: u64,
     pub(crate) core: Option<Core>,
     /// Peers that its core was told are connected.
@@ -80,6 +95,7 @@ impl Node {
             name: name.to_owned(),
             identity,
             credential,
+            clock: Clock::new(setup.clock),
             setup,
             config,
             disk: Disk::default(),

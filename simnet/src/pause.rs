@@ -61,7 +61,7 @@ impl World {
             Event::TaskEnd { life, .. } | Event::Fetched { life, .. } => life.node,
             Event::Loaded { life, .. } | Event::Closed { life, .. } => life.node,
             Event::Connect { a, b } => *if self.nodes[*a].frozen.is_some() { a } else { b },
-            Event::CutTimeout { .. } => return Some(event),
+            Event::CutTimeout { .. } | Event::Model(_) => return Some(event),
         };
         match &mut self.nodes[node].frozen {
             Some(frozen) => {

@@ -1,12 +1,20 @@
 //! The event queue: what happens next, in order of time, and of arrival where times are equal.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 
 use sinew_crdt_state::envelope::Envelope;
 use sinew_crdt_state::ids::NodeId;
 use sinew_scheduler::io::{FetchId, RunId};
-use sinew_scheduler::time::Time;
+use sinew_scheduler::time::{Span, Time};
 use sinew_scheduler::wire::Topic;
+
+/// What happens inside the models, unknown to any core.
+#[derive(Debug)]
+pub(crate) enum Model {
+    /// A flapping link changes.
+    Flap { a: Index, b: Index, number: u64, up: Span, down: Span },
+}
 
 /// A node's number in its world.
 pub(crate) type Index = usize;
@@ -40,26 +48,37 @@ pub(crate) enum Event {
     Closed { life: Life, peer: Index },
     /// A cut has lasted as long as a connection survives.
     CutTimeout { a: Index, b: Index, cut: u64 },
+    /// A model's own event.
+    Model(Model),
 }
 
-/// Events in order.
+/// Events in order. The heap holds places of events rather than the events, which are large and would be moved about.
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
-    events: BTreeMap<(Time, u64), Event>,
+    heap: BinaryHeap<Reverse<(Time, u64, usize)>>,
+    events: Vec<Option<Event>>,
+    free: Vec<usize>,
     last: u64,
 }
 
 impl Queue {
     pub(crate) fn push(&mut self, at: Time, event: Event) {
         self.last += 1;
-        self.events.insert((at, self.last), event);
+        let place = self.free.pop().unwrap_or_else(|| {
+            self.events.push(None);
+            self.events.len() - 1
+        });
+        self.events[place] = Some(event);
+        self.heap.push(Reverse((at, self.last, place)));
     }
 
     pub(crate) fn next_at(&self) -> Option<Time> {
-        self.events.first_key_value().map(|((at, _), _)| *at)
+        self.heap.peek().map(|Reverse((at, ..))| *at)
     }
 
     pub(crate) fn pop(&mut self) -> Option<(Time, Event)> {
-        self.events.pop_first().map(|((at, _), event)| (at, event))
+        let Reverse((at, _, place)) = self.heap.pop()?;
+        self.free.push(place);
+        self.events[place].take().map(|event| (at, event))
     }
 }

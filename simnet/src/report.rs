@@ -18,6 +18,22 @@ pub struct Counters {
     pub lost_adverts: u64,
     /// Frames held up by a cut.
     pub stalled_frames: u64,
+    /// Packets of frames sent again because they were lost.
+    pub retransmitted: u64,
+    /// Frames and gossip messages that took the long way.
+    pub reordered: u64,
+    /// Messages that waited for a link's bandwidth.
+    pub queued_frames: u64,
+    /// Gossip messages lost on the way.
+    pub lost_gossip: u64,
+    /// Gossip messages that arrived twice for no reason of the protocol's.
+    pub doubled_gossip: u64,
+    /// Times a flapping link went down.
+    pub flaps: u64,
+    /// Dials between nodes that can only dial out.
+    pub unreachable: u64,
+    /// Dates that jumped.
+    pub clock_jumps: u64,
     /// Nodes killed.
     pub kills: u64,
     /// Nodes started again.

@@ -11,7 +11,7 @@ use sinew_crdt_state::ids::{Hash, JobId, MeshId, NodeId};
 use sinew_scheduler::Setup;
 use sinew_scheduler::core::Core;
 use sinew_scheduler::io::{Effect, Input, Note, Request, RequestId, Response, SubmitError};
-use sinew_scheduler::time::{Now, Span, Time};
+use sinew_scheduler::time::{Span, Time};
 use sinew_scheduler::wire::Message;
 
 use crate::exec::Execution;
@@ -20,9 +20,10 @@ use crate::node::{Node, NodeSetup};
 use crate::plan::Plan;
 use crate::queue::{Event, Index, Life, Queue};
 use crate::report::{Counters, Took};
+use crate::units::millis;
 
 /// Unix time at the start: any date does.
-const EPOCH_MS: u64 = 1_700_000_000_000;
+pub(crate) const EPOCH_MS: u64 = 1_700_000_000_000;
 /// Syncing takes up to this long.
 const FSYNC_MAX_US: u64 = 2_000;
 /// A write that nothing waits for is synced after this at the latest.
@@ -32,29 +33,12 @@ const LOG_LEN_MAX: usize = 4_000;
 /// A condition that is not met by then never will be.
 pub(crate) const PATIENCE: Span = Span::ms(120_000);
 
-/// So many seconds of virtual time.
-#[must_use]
-pub const fn seconds(s: u64) -> Span {
-    Span::ms(s * 1_000)
-}
-
-/// So many milliseconds of virtual time.
-#[must_use]
-pub const fn millis(ms: u64) -> Span {
-    Span::ms(ms)
-}
-
-/// So many microseconds of virtual time.
-#[must_use]
-pub const fn micros(us: u64) -> Span {
-    Span(us)
-}
-
 /// A mesh of nodes in virtual time.
 #[derive(Debug)]
 pub struct World {
     pub(crate) now: Time,
     pub(crate) nodes: Vec<Node>,
+    indices: BTreeMap<NodeId, Index>,
     pub(crate) queue: Queue,
     pub(crate) links: Links,
     pub(crate) counters: Counters,
@@ -75,7 +59,7 @@ pub struct World {
     plans: BTreeMap<String, Plan>,
     names: BTreeMap<JobId, String>,
     log: std::collections::VecDeque<String>,
-    rng: ChaCha8Rng,
+    pub(crate) rng: ChaCha8Rng,
     seed: u64,
     /// The admin who let every node in, and its own certificate.
     founder: (Identity, Credential),
@@ -94,6 +78,7 @@ impl World {
         Self {
             now: Time(1_000_000),
             nodes: Vec::new(),
+            indices: BTreeMap::new(),
             queue: Queue::default(),
             links: Links::default(),
             counters: Counters::default(),
@@ -134,13 +119,6 @@ impl World {
         self
     }
 
-    /// One-way delays lie between these, microseconds.
-    #[must_use]
-    pub const fn latency_us(mut self, low: u64, high: u64) -> Self {
-        self.links.latency_us = (low, high);
-        self
-    }
-
     /// Starts these nodes, connected to each other and acquainted.
     #[must_use]
     pub fn nodes<'a>(mut self, names: impl IntoIterator<Item = &'a str>) -> Self {
@@ -160,6 +138,7 @@ impl World {
         let credential = own.issue(admin, identity.id(), setup.roles, EPOCH_MS, u64::MAX);
         self.nodes.push(Node::new(name, identity, credential, setup));
         let node = self.nodes.len() - 1;
+        self.indices.insert(self.nodes[node].id(), node);
         self.boot(node);
         for peer in 0..node {
             self.connect_soon(node, peer, true);
@@ -168,7 +147,7 @@ impl World {
 
     pub(crate) fn boot(&mut self, node: Index) {
         let seed = self.rng.random();
-        let now = self.clock();
+        let now = self.clock(node);
         let n = &mut self.nodes[node];
         n.incarnation += 1;
         let setup = Setup {
@@ -274,6 +253,7 @@ impl World {
             }
             Event::Connect { a, b } => self.try_connect(a, b),
             Event::Closed { life, peer } => self.closed(life, peer),
+            Event::Model(event) => self.model(event),
             Event::CutTimeout { a, b, cut } => self.cut_timed_out(a, b, cut),
             Event::TaskEnd { life, .. } | Event::Fetched { life, .. } | Event::Loaded { life, .. } => {
                 self.fetched_due(life, event);
@@ -290,7 +270,7 @@ impl World {
     }
 
     pub(crate) fn inputs(&mut self, node: Index, inputs: Vec<Input>) {
-        let now = self.clock();
+        let now = self.clock(node);
         let Some(core) = &mut self.nodes[node].core else { return };
         for input in inputs {
             core.handle(now, input);
@@ -299,22 +279,27 @@ impl World {
         while let Some(effect) = self.nodes[node].core.as_mut().and_then(Core::poll_effect) {
             self.effect(node, effect);
         }
-        let Some(core) = &self.nodes[node].core else { return };
+        self.schedule_tick(node);
+    }
+
+    pub(crate) fn schedule_tick(&mut self, node: Index) {
+        let n = &mut self.nodes[node];
+        let Some(core) = &n.core else { return };
         // A core that wants to be called at once, for ever, would stop the clock.
-        let at = core.poll_timeout().max(self.now + Span(1));
-        self.nodes[node].tick_at = at;
-        let life = self.nodes[node].life(node);
+        let at = n.clock.when(core.poll_timeout()).max(self.now + Span(1));
+        n.tick_at = at;
+        let life = n.life(node);
         self.queue.push(at, Event::Tick(life));
     }
 
     fn effect(&mut self, node: Index, effect: Effect) {
         match effect {
             Effect::Send { to, class, messages } => {
-                if let Some(to) = self.nodes.iter().position(|n| n.id() == to) {
+                if let Some(to) = self.index_of(to) {
                     self.send(node, to, class, &messages);
                 }
             }
-            Effect::Publish { topic, payload } => self.gossip(node, topic, &payload),
+            Effect::Publish { topic, payload } => self.publish_advert_or_load(node, topic, &payload),
             Effect::Persist { ticket, records, urgent } => {
                 let wait = if urgent { Span(200 + self.dice(FSYNC_MAX_US - 200)) } else { LAZY_SYNC };
                 let due = self.now + wait;
@@ -403,10 +388,6 @@ impl World {
         }
     }
 
-    pub(crate) fn clock(&self) -> Now {
-        Now { at: self.now, unix_ms: EPOCH_MS + self.now.0 / 1_000 }
-    }
-
     pub(crate) fn dice(&mut self, sides: u64) -> u64 {
         self.rng.random_range(0..sides.max(1))
     }
@@ -420,6 +401,10 @@ impl World {
         self.nodes.iter().position(|n| n.name == name).unwrap_or_else(|| panic!("no node is called {name}"))
     }
 
+    pub(crate) fn index_of(&self, id: NodeId) -> Option<Index> {
+        self.indices.get(&id).copied()
+    }
+
     pub(crate) fn plan_of(&self, name: &str) -> Plan {
         self.plans.get(name).cloned().unwrap_or_else(crate::plan::job)
     }
@@ -429,7 +414,7 @@ impl World {
     }
 
     pub(crate) fn name_of_node(&self, id: NodeId) -> String {
-        self.nodes.iter().find(|n| n.id() == id).map_or_else(|| id.short(), |n| n.name.clone())
+        self.index_of(id).map_or_else(|| id.short(), |node| self.nodes[node].name.clone())
     }
 
     /// All attempts of a job's tasks, in order of their starts.

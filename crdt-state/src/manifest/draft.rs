@@ -61,7 +61,7 @@ pub struct DraftBatch {
     pub program: Program,
     /// How many tasks.
     pub tasks: u32,
-    /// Files placed under `input/`.
+    /// Files placed in the working directory, under the paths given here.
     pub inputs: Vec<DraftFile>,
     /// Paths under `output/` to keep; empty keeps everything found there.
     pub outputs: Vec<String>,

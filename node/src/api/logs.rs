@@ -9,25 +9,33 @@ use sinew_blobs::Format;
 use sinew_crdt_state::error_code::ErrorCode;
 use sinew_crdt_state::ids::{JobId, NodeId};
 use sinew_scheduler::view::{JobView, OutputView};
+use tokio::sync::mpsc;
 
 use super::jobs::fetch_output;
 use super::server::Replies;
 use super::{ApiError, Reply, views};
 use crate::daemon::Shared;
 use crate::frames::LogData;
+use crate::logs::LogNews;
 
 /// Bytes of a log sent in one line.
 const PIECE: u64 = 64 * 1024;
 /// How often the job is looked at while nothing is printed.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// After the end of a job, live output may still be under way for this long.
-const LINGER: Duration = Duration::from_millis(300);
+/// After the end of a job, nodes where it failed have this long to tell what it printed there.
+const LINGER: Duration = Duration::from_secs(2);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Following {
+    job: JobId,
+    /// The one that is wanted, or all.
+    task: Option<u32>,
+    /// Whether to stay until the job ends.
+    follow: bool,
     /// Bytes sent of each (task, stderr), and the attempt they are of.
     sent: BTreeMap<(u32, bool), (u64, u64)>,
-    asked: BTreeSet<NodeId>,
+    /// Nodes that were asked, and how many answers each owes.
+    asked: BTreeMap<NodeId, u32>,
 }
 
 pub(super) async fn stream(
@@ -39,9 +47,13 @@ pub(super) async fn stream(
 ) -> Result<(), ApiError> {
     let job = views::find_job(shared, text).await?;
     let (mut view, _) = views::job(shared, job).await?;
-    let mut following = Following::default();
-    if follow && !view.is_ended() {
-        view = following.live(shared, job, task, view, replies).await?;
+    let mut following = Following { job, task, follow, sent: BTreeMap::new(), asked: BTreeMap::new() };
+    // What failed attempts printed is in no blob. It may be over before anybody could begin to watch.
+    if (follow && !view.is_ended()) || !view.failures.is_empty() {
+        let mut news = shared.logs.watch(job, &[]);
+        let ended = following.live(shared, view, &mut news, replies).await;
+        shared.logs.unwatch(job, news);
+        view = ended?;
     }
     // Outputs of tasks that are done so far; after following, whatever was missed.
     let wanted =
@@ -60,53 +72,91 @@ pub(super) async fn stream(
 }
 
 impl Following {
-    /// Passes live output on until the job has ended; returns its last view.
+    /// Passes live output on, until the job has ended when it is to be followed; returns the last view.
     async fn live(
         &mut self,
         shared: &Arc<Shared>,
-        job: JobId,
-        task: Option<u32>,
         mut view: JobView,
+        news: &mut mpsc::Receiver<LogNews>,
         replies: &mut Replies,
     ) -> Result<JobView, ApiError> {
-        let mut rx = shared.logs.watch(job, &[]);
-        let mut changes = shared.watchers.subscribe(job);
-        let mut deadline = None;
-        loop {
-            self.ask_new(shared, job, &view);
+        let mut changes = shared.watchers.subscribe(self.job);
+        while self.follow && !view.is_ended() {
+            self.ask_new(shared, view.shares.iter().map(|s| s.node));
             tokio::select! {
-                data = rx.recv() => {
-                    if let Some(data) = data.filter(|d| task.is_none_or(|t| t == d.task)) {
-                        self.piece(data, replies).await?;
+                heard = news.recv() => {
+                    if let Some(heard) = heard {
+                        self.heard(heard, replies).await?;
                         continue;
                     }
                 }
                 _ = changes.changed() => {}
                 () = tokio::time::sleep(LOOK_EVERY) => {}
             }
-            let now = tokio::time::Instant::now();
-            if deadline.is_some_and(|d| now >= d) {
-                return Ok(view);
-            }
-            view = views::job(shared, job).await?.0;
-            // A job without failures has everything in blobs; the tail of a failed attempt comes live only.
-            if view.is_ended() && view.failures.is_empty() {
-                return Ok(view);
-            }
-            if view.is_ended() && deadline.is_none() {
-                deadline = Some(now + LINGER);
+            view = views::job(shared, self.job).await?.0;
+        }
+        self.last_words(shared, &view, news, replies).await?;
+        Ok(view)
+    }
+
+    /// Asks the nodes where tasks failed once more, and waits until each has told all.
+    async fn last_words(
+        &mut self,
+        shared: &Arc<Shared>,
+        view: &JobView,
+        news: &mut mpsc::Receiver<LogNews>,
+        replies: &mut Replies,
+    ) -> Result<(), ApiError> {
+        let own = shared.identity.id();
+        let failed: BTreeSet<NodeId> =
+            view.failures.iter().map(|(_, _, node, _)| *node).filter(|n| *n != own).collect();
+        self.ask(shared, failed.iter().copied());
+        let deadline = tokio::time::Instant::now() + LINGER;
+        loop {
+            let heard = match news.try_recv() {
+                Ok(heard) => heard,
+                Err(_) if failed.iter().all(|node| self.asked.get(node) == Some(&0)) => return Ok(()),
+                Err(_) => match tokio::time::timeout_at(deadline, news.recv()).await {
+                    Ok(Some(heard)) => heard,
+                    // Gone: what is missing stays missing.
+                    Ok(None) | Err(_) => return Ok(()),
+                },
+            };
+            self.heard(heard, replies).await?;
+        }
+    }
+
+    async fn heard(&mut self, heard: LogNews, replies: &mut Replies) -> Result<(), ApiError> {
+        match heard {
+            LogNews::Data(data) => self.piece(data, replies).await,
+            LogNews::Told(node) => {
+                let owed = self.asked.entry(node).or_default();
+                *owed = owed.saturating_sub(1);
+                Ok(())
             }
         }
     }
 
-    fn ask_new(&mut self, shared: &Shared, job: JobId, view: &JobView) {
+    fn ask_new(&mut self, shared: &Shared, nodes: impl Iterator<Item = NodeId>) {
         let own = shared.identity.id();
-        let new: Vec<NodeId> =
-            view.shares.iter().map(|s| s.node).filter(|n| *n != own && self.asked.insert(*n)).collect();
-        shared.logs.ask(job, &new);
+        let new: Vec<NodeId> = nodes.filter(|n| *n != own && !self.asked.contains_key(n)).collect();
+        self.ask(shared, new.into_iter());
+    }
+
+    fn ask(&mut self, shared: &Shared, nodes: impl Iterator<Item = NodeId>) {
+        let nodes: BTreeSet<NodeId> = nodes.collect();
+        for node in &nodes {
+            *self.asked.entry(*node).or_default() += 1;
+        }
+        if !nodes.is_empty() {
+            shared.logs.ask(self.job, &nodes.into_iter().collect::<Vec<_>>());
+        }
     }
 
     async fn piece(&mut self, data: LogData, replies: &mut Replies) -> Result<(), ApiError> {
+        if self.task.is_some_and(|t| t != data.task) {
+            return Ok(());
+        }
         let (sent, attempt) = self.sent.entry((data.task, data.stderr)).or_insert((0, data.attempt));
         if *attempt != data.attempt {
             // Another attempt prints anew; what it has in common with the first cannot be told apart.

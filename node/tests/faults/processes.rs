@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use sinew_crdt_state::manifest::{JobDraft, program_from_text};
-use sinew_node::api::Request;
+use sinew_node::api::{Reply, Request};
 use sinew_node::local_mesh::Place;
 
 use crate::support::{REAWARD_MAX_MS, World, events, until};
@@ -85,4 +85,25 @@ async fn a_daemon_that_ends_in_good_order_leaves_no_process() {
     let [daemon, shell, sleep] = until("the task runs", async || attempts(&world).first().copied()).await;
     world.mesh.stop();
     assert!(!alive(daemon) && !alive(shell) && !alive(sleep), "nothing of the task outlives its daemon");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_failed_task_printed_elsewhere_can_be_read_after_its_end() {
+    let world = world().await;
+    let client = world.mesh.nodes[0].client();
+    let mut draft = JobDraft::batch(program_from_text("sh -c 'echo out; echo err >&2; exit 3'").expect("program"));
+    draft.labels.insert("role".to_owned(), "worker".to_owned());
+    draft.retry.attempts = 0;
+    let job = client.submit(draft, |_, _, _| {}).await.expect("submit").to_string();
+    let failed = async || client.job(&job).await.ok().filter(|(view, _)| view.is_ended());
+    let (view, _) = until("the job has failed", failed).await;
+    assert!(view.failures.iter().all(|(_, _, node, _)| node.short() != world.mesh.nodes[0].id.short()), "{view:?}");
+    let mut replies = client.ask(&Request::Logs { job, task: None, follow: false }).await.expect("logs");
+    let (mut out, mut err) = (String::new(), String::new());
+    while let Some(reply) = replies.next().await.expect("reply") {
+        let Reply::Output { stderr, data, .. } = reply else { continue };
+        let bytes = data_encoding::BASE64.decode(data.as_bytes()).expect("BASE64");
+        (if stderr { &mut err } else { &mut out }).push_str(&String::from_utf8(bytes).expect("text"));
+    }
+    assert_eq!((out.as_str(), err.as_str()), ("out\n", "err\n"));
 }

@@ -21,6 +21,20 @@ fn programs_keep_their_exit_codes() {
 }
 
 #[test]
+fn what_a_failed_task_printed_can_be_read_after_its_end() {
+    let node = Daemon::start();
+    let ran = node.run(&["run", "--", "sh", "-c", "echo out; echo err >&2; exit 3"]);
+    assert_eq!(ran.code, 3, "{ran}");
+    let jobs: serde_json::Value = serde_json::from_slice(&node.run(&["jobs", "--json"]).stdout).expect("JSON");
+    let job = jobs["jobs"][0]["id"].as_str().unwrap_or_else(|| panic!("not listed at once: {jobs}")).to_owned();
+    for follow in [&["logs", &job, "-f"][..], &["logs", &job]] {
+        let logs = node.run(follow);
+        assert_eq!((logs.code, logs.stdout().as_str()), (0, "out\n"), "{logs}");
+        assert!(logs.stderr.contains("err"), "{logs}");
+    }
+}
+
+#[test]
 fn what_is_not_there_exits_with_2() {
     let node = Daemon::start();
     let nobody = "a".repeat(52);

@@ -4,9 +4,11 @@
 //! forgetting are in the neighbouring test files.
 
 mod blobs;
+mod clocks;
 mod disks;
 mod kills;
 mod leases;
+mod links;
 mod meshes;
 mod pauses;
 mod places;

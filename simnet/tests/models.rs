@@ -1,0 +1,193 @@
+//! The models themselves: that each fault happens, and that jobs end well under it.
+
+use sinew_simnet::{
+    ClockSetup, Distribution, Latency, Network, NodeSetup, World, completed, job, millis, round, running, seconds,
+};
+
+const FIVE: [&str; 5] = ["a", "b", "c", "d", "e"];
+
+fn ends_well(world: &mut World) {
+    let first = world.submit("a", &round(20, 3).lasting(millis(150)));
+    let second = world.submit("b", &job().tasks(10).lasting(millis(100)).spread());
+    world.run_until(completed(first));
+    world.run_until(completed(second));
+    world.run_until_idle();
+    world.check_invariants();
+}
+
+fn start_latency_us(world: &mut World) -> u64 {
+    let job = world.submit("a", &job());
+    let asked = world.now();
+    world.run_until(completed(job));
+    let start = world.executions_of(&job).next().expect("it ran").start;
+    (start - asked).0
+}
+
+/// Jobs end on every kind of network, and start the later the slower it is.
+#[test]
+fn jobs_end_on_a_lan_a_wan_and_around_the_world() {
+    let mut starts = Vec::new();
+    for network in [Network::lan(), Network::wan(), Network::geo()] {
+        let setup = NodeSetup { cpu_milli: 1_000, ..NodeSetup::default() };
+        let mut world = World::seed(600).with(setup).network(network).nodes(FIVE);
+        starts.push(start_latency_us(&mut world));
+        ends_well(&mut world);
+    }
+    assert!(starts[0] < starts[1] && starts[1] < starts[2], "{starts:?}");
+}
+
+/// Lost packets delay frames on a stream and lose none of them.
+#[test]
+fn a_lossy_link_delays_streams_and_loses_gossip() {
+    let mut world = World::seed(601).network(Network { loss: 500, ..Network::wan() }).nodes(FIVE);
+    ends_well(&mut world);
+    world.run_for(seconds(10));
+    let counters = world.counters();
+    assert!(counters.retransmitted > 20 && counters.lost_gossip > 5, "{counters:?}");
+    assert_eq!(counters.lost_frames, 0);
+}
+
+#[test]
+fn gossip_arrives_twice_and_out_of_order() {
+    let network = Network { duplicates: 2_000, reordered: 2_000, ..Network::default() };
+    let mut world = World::seed(602).network(network).nodes(FIVE);
+    ends_well(&mut world);
+    world.run_for(seconds(10));
+    let counters = world.counters();
+    assert!(counters.doubled_gossip > 5 && counters.reordered > 100, "{counters:?}");
+}
+
+/// A blob that takes two seconds on a slow link delays the task that needs it, and what is sent meanwhile waits.
+#[test]
+fn blobs_share_the_link_with_frames() {
+    let took = |bandwidth| {
+        let mut world = World::seed(603).network(Network { bandwidth, ..Network::default() }).nodes(["a", "b", "c"]);
+        let started = world.now();
+        let job = world.submit("a", &round(6, 2).lasting(millis(100)));
+        world.run_until(completed(job));
+        let took = world.now() - started;
+        world.run_until_idle();
+        world.check_invariants();
+        (took, world.counters().queued_frames)
+    };
+    let (free, none) = took(None);
+    let (slow, queued) = took(Some(20_000));
+    assert!(none == 0 && queued > 10, "{queued}");
+    assert!(slow.0 > free.0 + 1_000_000, "{free:?} {slow:?}");
+}
+
+#[test]
+fn a_link_that_flaps_by_itself_goes_up_and_down() {
+    let mut world = World::seed(604).nodes(["a", "b", "c"]);
+    world.flap("a", "b", millis(700), millis(400));
+    let job = world.submit("a", &job().tasks(20).lasting(millis(300)).spread());
+    world.run_until(completed(job));
+    assert!(world.counters().flaps >= 2, "{:?}", world.counters());
+    world.steady();
+    let flaps = world.counters().flaps;
+    world.run_for(seconds(5));
+    assert_eq!(world.counters().flaps, flaps, "it is over");
+    world.run_until_idle();
+    world.check_invariants();
+}
+
+/// Two nodes behind NATs never meet; a job that starts on one ends nevertheless.
+#[test]
+fn nodes_that_can_only_dial_out_work_through_others() {
+    let hidden = NodeSetup { dials_out_only: true, ..NodeSetup::default() };
+    let mut world = World::seed(605).nodes(["a", "b", "c"]);
+    world.join_as("x", hidden.clone());
+    world.join_as("y", hidden);
+    world.run_for(seconds(2));
+    assert!(world.counters().unreachable > 0);
+    assert!(!world.connected("x", "y") && world.connected("a", "x") && world.connected("y", "b"));
+    let job = world.submit("x", &job().tasks(30).lasting(millis(200)).spread());
+    world.run_until(running(job, "a"));
+    world.run_until(completed(job));
+    world.run_until_idle();
+    world.check_invariants();
+    // The submitter asks only whom it can reach.
+    assert!(world.executions_of(&job).all(|e| e.node != 4));
+}
+
+/// Every model at once: the same seed still gives the same trace.
+#[test]
+fn rough_worlds_replay() {
+    let run = |seed| {
+        let latency = Latency::Regions { median_us: vec![vec![500, 30_000], vec![40_000, 800]], sigma: 0.4 };
+        let network = Network { latency, loss: 100, duplicates: 100, reordered: 100, bandwidth: Some(1_000_000) };
+        let mut world = World::seed(seed).network(network).nodes(FIVE);
+        world.flap("c", "d", seconds(2), seconds(1));
+        ends_well(&mut world);
+        (world.trace(), *world.counters())
+    };
+    assert_eq!(run(606), run(606));
+    assert_ne!(run(606).0, run(607).0);
+}
+
+#[test]
+fn medians_are_where_they_should_be() {
+    assert_eq!(Distribution::Uniform { low: 2, high: 8 }.median(), 5);
+    assert_eq!(Distribution::Pareto { least: 10, shape: 1.0 }.median(), 20);
+}
+
+fn with_clock(drift_ppm: i64, offset_ms: i64) -> NodeSetup {
+    NodeSetup { clock: ClockSetup { drift_ppm, offset_ms }, ..NodeSetup::default() }
+}
+
+/// Clocks that run as differently as cheap quartz does, or worse, end jobs all the same.
+#[test]
+fn drifting_clocks_end_jobs() {
+    for (seed, ppm) in [(620, 200), (621, 5_000), (622, 50_000)] {
+        let mut world = World::seed(seed).nodes(["a"]);
+        world.join_as("b", with_clock(ppm, 0));
+        world.join_as("c", with_clock(-ppm, 0));
+        world.run_for(seconds(20));
+        let (fast, slow) = (world.shown("b").at, world.shown("c").at);
+        assert!(fast - slow > millis(40 * ppm.unsigned_abs() / 1_100), "{fast:?} {slow:?}");
+        ends_well(&mut world);
+        assert_eq!(world.counters().lost_leases, 0);
+    }
+}
+
+/// A worker whose clock is slow fences itself later than it should; the margin between fence and lease takes that up.
+#[test]
+fn a_slow_worker_still_fences_itself_before_anyone_else_starts() {
+    for seed in 630..636 {
+        let mut world = World::seed(seed).nodes(["a", "b", "c"]);
+        world.join_as("d", with_clock(-100_000, 0));
+        world.run_for(seconds(2));
+        let job = world.submit("a", &job().tasks(16).lasting(seconds(5)).spread());
+        world.run_until(running(job, "d"));
+        world.partition(["d"], ["a", "b", "c"]);
+        world.run_for(seconds(4));
+        assert!(world.counters().fenced > 0 && world.counters().lost_leases > 0);
+        world.check_safety();
+        world.heal();
+        world.run_until(completed(job));
+        world.run_until_idle();
+        world.check_invariants();
+    }
+}
+
+/// Dates that are wrong by a day, and jump while jobs run, move no timer.
+#[test]
+fn wrong_dates_do_no_harm() {
+    const DAY_MS: i64 = 86_400_000;
+    for seed in 640..644 {
+        let mut world = World::seed(seed).nodes(["a"]);
+        world.join_as("b", with_clock(0, DAY_MS));
+        world.join_as("c", with_clock(0, -DAY_MS));
+        world.run_for(seconds(2));
+        assert_eq!(world.shown("b").unix_ms - world.shown("c").unix_ms, 2 * DAY_MS.unsigned_abs());
+        let job = world.submit("b", &job().tasks(20).lasting(millis(500)).spread());
+        world.run_until(running(job, "a"));
+        world.jump_clock("a", DAY_MS);
+        world.run_for(seconds(1));
+        world.jump_clock("b", -2 * DAY_MS);
+        world.run_until(completed(job));
+        world.run_until_idle();
+        ends_well(&mut world);
+        assert_eq!((world.counters().clock_jumps, world.counters().lost_leases), (2, 0));
+    }
+}
