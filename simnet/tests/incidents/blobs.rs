@@ -90,3 +90,20 @@ fn outputs_are_on_two_nodes_when_a_job_completes() {
         assert!((0..12).all(|task| world.holders(&job, 0, task) >= 2), "one more may die");
     }
 }
+
+/// One worker cannot reach the others, but reaches the brain: its reducers get no sources. Others run them.
+#[test]
+fn a_worker_that_reaches_the_brain_but_no_sources() {
+    for seed in 1_650..1_656 {
+        let mut world = crate::brain_and_workers(seed, ["w1", "w2", "w3", "w4"]);
+        let job = world.submit("brain", &round(24, 16).lasting(millis(300)));
+        world.run_until(done(job, 0, 20));
+        let lone = world.bystanders(&job)[0].clone();
+        let others: Vec<&str> = ["w1", "w2", "w3", "w4"].into_iter().filter(|n| *n != lone).collect();
+        world.partition([lone.as_str()], others);
+        world.run_until(completed(job));
+        let in_vain = world.executions_of(&job).filter(|e| matches!(e.end, Some((_, Stopped::Failed)))).count();
+        assert!(in_vain > 0, "some reducer went without its sources");
+        all_ends_well(&mut world);
+    }
+}
