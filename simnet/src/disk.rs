@@ -1,4 +1,9 @@
 //! A node's disk: what was synced stays, what was not is lost in a crash, in the order of writing.
+//!
+//! redb promises that a commit is there whole or not at all: a commit's root page carries a checksum, and after a crash the
+//! last root that checks out counts. So a batch of records that was under way is lost whole, and so is everything behind
+//! it. A disk that acknowledges what it only holds in its cache breaks the promise of durability, not that of wholeness. That
+//! a batch is *partly* there must not happen with redb; it can be had all the same, to see what would depend on it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -13,6 +18,8 @@ use sinew_scheduler::core::Stored;
 use sinew_scheduler::io::{Record, Ticket};
 use sinew_scheduler::time::Time;
 
+use crate::distribution::Distribution;
+
 /// Records on their way to the platter.
 #[derive(Debug)]
 struct Write {
@@ -21,29 +28,107 @@ struct Write {
     due: Time,
 }
 
-/// What a node keeps across restarts, and what it is still writing.
-#[derive(Debug, Default)]
-pub(crate) struct Disk {
+/// What a disk is like.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DiskSetup {
+    /// How long an fsync takes, microseconds.
+    pub fsync_us: Distribution,
+    /// Records that it has room for; then it is full. `None` for no limit.
+    pub room: Option<u64>,
+    /// Whether a crash can leave part of a batch. redb promises that it does not.
+    pub tears: bool,
+    /// Whether it acknowledges what it holds in a cache only, and loses that in a crash.
+    pub lies: bool,
+}
+
+impl Default for DiskSetup {
+    fn default() -> Self {
+        // An SSD.
+        Self { fsync_us: Distribution::Uniform { low: 200, high: 1_999 }, room: None, tears: false, lies: false }
+    }
+}
+
+impl DiskSetup {
+    /// A disk whose fsyncs take this long, microseconds.
+    #[must_use]
+    pub fn syncing_in(fsync_us: Distribution) -> Self {
+        Self { fsync_us, ..Self::default() }
+    }
+
+    /// A spinning disk under load: 30 ms, now and then a second.
+    #[must_use]
+    pub fn slow() -> Self {
+        Self::syncing_in(Distribution::LogNormal { median: 30_000, sigma: 1.2 })
+    }
+}
+
+/// What is on the platter.
+#[derive(Debug, Default, Clone)]
+struct Image {
     facts: BTreeMap<JobId, BTreeMap<FactId, Envelope>>,
     sealed: BTreeMap<JobId, SealedEntry>,
     owners: BTreeMap<NodeId, OwnerMark>,
     /// What stays of forgotten jobs.
     receipts: BTreeMap<JobId, Vec<Envelope>>,
     members: BTreeMap<NodeId, Credential>,
+}
+
+/// What a lying disk really has, and what it only said to have.
+#[derive(Debug)]
+struct Lie {
+    platter: Image,
+    cached: Vec<Vec<Record>>,
+}
+
+/// What a crash did to the writes under way.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Damage {
+    /// Writes lost that were acknowledged.
+    pub(crate) lied: u64,
+    /// Writes lost that were not.
+    pub(crate) unsynced: u64,
+    /// Whether a batch is partly there.
+    pub(crate) torn: bool,
+}
+
+/// What a node keeps across restarts, and what it is still writing.
+#[derive(Debug, Default)]
+pub(crate) struct Disk {
+    image: Image,
+    /// Since it lies.
+    lie: Option<Lie>,
     /// Blobs, with the jobs that hold them; imported ones are held by nobody and stay.
     blobs: BTreeMap<Hash, (BlobRef, BTreeSet<JobId>, bool)>,
     writes: VecDeque<Write>,
+    /// Records ever written.
+    written: u64,
+    pub(crate) setup: DiskSetup,
     /// Whether it refuses writes.
     pub(crate) failing: bool,
 }
 
 impl Disk {
+    pub(crate) fn new(setup: DiskSetup) -> Self {
+        Self { setup, ..Self::default() }
+    }
+
     /// Queues records, to be synced at `due`; whatever was queued before goes along at the latest then.
     pub(crate) fn write(&mut self, ticket: Ticket, records: Vec<Record>, due: Time) {
         for earlier in &mut self.writes {
             earlier.due = earlier.due.min(due);
         }
+        self.written += records.len() as u64;
         self.writes.push_back(Write { ticket, records, due });
+    }
+
+    /// The last write never came about.
+    pub(crate) fn drop_last(&mut self) {
+        self.writes.pop_back();
+    }
+
+    /// Whether the last write found no room.
+    pub(crate) fn is_full(&self) -> bool {
+        self.setup.room.is_some_and(|room| self.written > room)
     }
 
     /// When the next write is synced.
@@ -56,62 +141,70 @@ impl Disk {
         let mut done = Vec::new();
         while !self.failing && self.writes.front().is_some_and(|w| w.due <= now) {
             let Some(write) = self.writes.pop_front() else { break };
-            self.apply(write.records);
+            self.remember(&write.records);
+            self.image.apply(write.records);
             done.push(write.ticket);
         }
         done
     }
 
-    /// The power goes: the first `kept` of the pending writes happened to reach the platter.
-    pub(crate) fn crash(&mut self, kept: usize) {
-        let writes = std::mem::take(&mut self.writes);
-        if !self.failing {
-            for write in writes.into_iter().take(kept) {
-                self.apply(write.records);
-            }
+    /// Keeps what is on the platter apart while the disk lies. A disk that is honest again has flushed its cache.
+    fn remember(&mut self, records: &[Record]) {
+        if !self.setup.lies {
+            self.lie = None;
+            return;
         }
+        let image = &self.image;
+        let lie = self.lie.get_or_insert_with(|| Lie { platter: image.clone(), cached: Vec::new() });
+        lie.cached.push(records.to_vec());
+    }
+
+    /// The power goes: the first `kept` of the pending writes happened to reach the platter, and of the next one, where the
+    /// disk tears, so many of 1,000 parts.
+    pub(crate) fn crash(&mut self, kept: usize, part: usize) -> Damage {
+        let (mut pending, mut lied) = (Vec::new(), 0);
+        if let Some(lie) = self.lie.take()
+            && self.setup.lies
+        {
+            self.image = lie.platter;
+            lied = lie.cached.len();
+            pending = lie.cached;
+        }
+        if !self.failing {
+            pending.extend(std::mem::take(&mut self.writes).into_iter().map(|w| w.records));
+        }
+        self.writes.clear();
         self.failing = false;
+        let lost = pending.len().saturating_sub(kept);
+        let cached = lied.saturating_sub(kept);
+        let mut damage = Damage { lied: cached as u64, unsynced: (lost - cached) as u64, torn: false };
+        let mut pending = pending.into_iter();
+        for records in pending.by_ref().take(kept) {
+            self.image.apply(records);
+        }
+        if self.setup.tears
+            && let Some(mut records) = pending.next()
+        {
+            let whole = records.len();
+            records.truncate(whole * part / 1_000);
+            damage.torn = !records.is_empty() && records.len() < whole;
+            self.image.apply(records);
+        }
+        damage
     }
 
     pub(crate) fn pending(&self) -> usize {
-        self.writes.len()
-    }
-
-    fn apply(&mut self, records: Vec<Record>) {
-        for record in records {
-            match record {
-                Record::Fact { id, envelope } => {
-                    self.facts.entry(envelope.entry).or_default().insert(id, envelope);
-                }
-                Record::Sealed { job, entry } => {
-                    self.sealed.insert(job, entry);
-                }
-                Record::Forget { job, owner, mark } => {
-                    let kept = self.facts.remove(&job).unwrap_or_default();
-                    self.receipts.insert(job, kept.into_values().filter(stays).collect());
-                    self.sealed.remove(&job);
-                    self.owners.insert(owner, mark);
-                }
-                Record::Member { credential } => {
-                    if let Some(node) = credential.node() {
-                        self.members.insert(node, credential);
-                    }
-                }
-                Record::Retract { job } => {
-                    self.facts.remove(&job);
-                }
-            }
-        }
+        self.writes.len() + self.lie.as_ref().map_or(0, |lie| lie.cached.len())
     }
 
     /// What a starting daemon reads.
     pub(crate) fn stored(&self) -> Stored {
-        let live = self.facts.iter().filter(|(job, _)| !self.sealed.contains_key(job));
+        let live = self.image.facts.iter().filter(|(job, _)| !self.image.sealed.contains_key(job));
         Stored {
-            members: self.members.values().cloned().collect(),
+            members: self.image.members.values().cloned().collect(),
             facts: live.flat_map(|(_, facts)| facts.values().cloned()).collect(),
-            sealed: self.sealed.iter().map(|(job, entry)| (*job, *entry)).collect(),
-            owners: self.owners.iter().map(|(owner, mark)| (*owner, mark.clone())).collect(),
+            sealed: self.image.sealed.iter().map(|(job, entry)| (*job, *entry)).collect(),
+            owners: self.image.owners.iter().map(|(owner, mark)| (*owner, mark.clone())).collect(),
             blobs: self.blobs.values().map(|(blob, ..)| *blob).collect(),
         }
     }
@@ -122,17 +215,25 @@ impl Disk {
             Record::Fact { envelope, .. } if envelope.entry == *job => Some(envelope),
             _ => None,
         });
-        let receipt = self.receipts.get(job).into_iter().flatten();
-        self.facts.get(job).into_iter().flat_map(BTreeMap::values).chain(pending).chain(receipt).cloned().collect()
+        let receipt = self.image.receipts.get(job).into_iter().flatten();
+        self.image
+            .facts
+            .get(job)
+            .into_iter()
+            .flat_map(BTreeMap::values)
+            .chain(pending)
+            .chain(receipt)
+            .cloned()
+            .collect()
     }
 
     /// Facts of an entry that no crash can take away any more.
     pub(crate) fn written(&self, job: &JobId) -> usize {
-        self.facts.get(job).map_or(0, BTreeMap::len)
+        self.image.facts.get(job).map_or(0, BTreeMap::len)
     }
 
     pub(crate) fn jobs(&self) -> impl Iterator<Item = &JobId> {
-        self.facts.keys()
+        self.image.facts.keys()
     }
 
     /// Puts a blob here that belongs to no job.
@@ -162,6 +263,35 @@ impl Disk {
 
     pub(crate) fn has(&self, hash: &Hash) -> bool {
         self.blobs.contains_key(hash)
+    }
+}
+
+impl Image {
+    fn apply(&mut self, records: Vec<Record>) {
+        for record in records {
+            match record {
+                Record::Fact { id, envelope } => {
+                    self.facts.entry(envelope.entry).or_default().insert(id, envelope);
+                }
+                Record::Sealed { job, entry } => {
+                    self.sealed.insert(job, entry);
+                }
+                Record::Forget { job, owner, mark } => {
+                    let kept = self.facts.remove(&job).unwrap_or_default();
+                    self.receipts.insert(job, kept.into_values().filter(stays).collect());
+                    self.sealed.remove(&job);
+                    self.owners.insert(owner, mark);
+                }
+                Record::Member { credential } => {
+                    if let Some(node) = credential.node() {
+                        self.members.insert(node, credential);
+                    }
+                }
+                Record::Retract { job } => {
+                    self.facts.remove(&job);
+                }
+            }
+        }
     }
 }
 

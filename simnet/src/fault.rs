@@ -17,15 +17,27 @@ impl World {
     pub fn kill(&mut self, name: &str) {
         let node = self.index(name);
         assert!(self.nodes[node].is_up(), "{name} is down already");
-        self.say(node, "KILLED".to_owned());
-        self.counters.kills += 1;
         let pending = self.nodes[node].disk.pending() as u64;
         let kept = usize::try_from(self.dice(pending + 1)).unwrap_or(0);
+        self.crash(node, kept);
+    }
+
+    /// Ends a node with so many of its pending writes on the platter.
+    pub(crate) fn crash(&mut self, node: Index, kept: usize) {
+        self.say(node, "KILLED".to_owned());
+        self.counters.kills += 1;
+        let tears = self.nodes[node].disk.setup.tears;
+        let part = if tears { usize::try_from(self.dice(1_000)).unwrap_or(0) } else { 0 };
         let now = self.now;
         let n = &mut self.nodes[node];
         n.core = None;
-        n.disk.crash(kept);
+        let damage = n.disk.crash(kept, part);
+        self.counters.lost_syncs += damage.lied;
+        self.counters.lost_writes += damage.unsynced;
+        self.counters.torn_writes += u64::from(damage.torn);
+        let n = &mut self.nodes[node];
         n.disk_at = None;
+        n.crash_at = None;
         n.peers.clear();
         n.fetches.clear();
         n.frozen = None;
@@ -57,7 +69,8 @@ impl World {
         let node = self.index(name);
         assert!(!self.nodes[node].is_up(), "{name} is up");
         self.say(node, "WIPED".to_owned());
-        self.nodes[node].disk = Disk::default();
+        let setup = self.nodes[node].disk.setup.clone();
+        self.nodes[node].disk = Disk::new(setup);
     }
 
     /// A node loses every blob it has, and does not know it: somebody tidied up in its directory.
@@ -79,6 +92,7 @@ impl World {
         let node = self.index(name);
         self.say(node, "DISK RECOVERS".to_owned());
         self.nodes[node].disk.failing = false;
+        self.nodes[node].disk.setup.room = None;
         self.input(node, Input::StorageRecovered);
         self.schedule_disk(node);
     }

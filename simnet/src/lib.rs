@@ -23,6 +23,7 @@ mod report;
 mod sight;
 mod units;
 mod world;
+mod write;
 
 pub use check::Violation;
 pub use clock::ClockSetup;
@@ -30,6 +31,7 @@ pub use condition::{
     Condition, Refusal, Seen, all_of, answered, completed, done, ended, failed, failed_attempts, fenced, finished,
     finished_at, given_up, led_by, rejected_result, running, started, taken_over, taken_over_after,
 };
+pub use disk::DiskSetup;
 pub use distribution::Distribution;
 pub use exec::{Execution, Stopped};
 pub use network::{Latency, Network};
@@ -38,3 +40,4 @@ pub use plan::{Plan, job, round};
 pub use report::{Counters, Took};
 pub use units::{micros, millis, seconds};
 pub use world::World;
+pub use write::CrashPoint;

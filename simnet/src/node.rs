@@ -12,8 +12,9 @@ use sinew_scheduler::io::{FetchId, RunId};
 use sinew_scheduler::time::Time;
 
 use crate::clock::{Clock, ClockSetup};
-use crate::disk::Disk;
+use crate::disk::{Disk, DiskSetup};
 use crate::queue::{Index, Life};
+use crate::write::CrashAt;
 
 /// What a scenario may choose about a node.
 #[derive(Debug, Clone)]
@@ -30,6 +31,8 @@ pub struct NodeSetup {
     pub dials_out_only: bool,
     /// How its clocks are off.
     pub clock: ClockSetup,
+    /// What its disk is like.
+    pub disk: DiskSetup,
 }
 
 impl Default for NodeSetup {
@@ -41,6 +44,7 @@ impl Default for NodeSetup {
             region: None,
             dials_out_only: false,
             clock: ClockSetup::default(),
+            disk: DiskSetup::default(),
         }
     }
 }
@@ -81,6 +85,8 @@ pub(crate) struct Node {
     pub(crate) disk_at: Option<Time>,
     /// What reached it while it stands still.
     pub(crate) frozen: Option<crate::pause::Frozen>,
+    /// The write that it crashes at.
+    pub(crate) crash_at: Option<CrashAt>,
 }
 
 impl Node {
@@ -96,9 +102,9 @@ impl Node {
             identity,
             credential,
             clock: Clock::new(setup.clock),
+            disk: Disk::new(setup.disk.clone()),
             setup,
             config,
-            disk: Disk::default(),
             incarnation: 0,
             core: None,
             peers: BTreeSet::new(),
@@ -107,6 +113,7 @@ impl Node {
             tick_at: Time::default(),
             disk_at: None,
             frozen: None,
+            crash_at: None,
         }
     }
 

@@ -32,6 +32,16 @@ pub struct Counters {
     pub flaps: u64,
     /// Dials between nodes that can only dial out.
     pub unreachable: u64,
+    /// Batches of records that cores asked to have written.
+    pub writes: u64,
+    /// Batches lost in crashes before they were acknowledged.
+    pub lost_writes: u64,
+    /// Batches lost in crashes although they were acknowledged.
+    pub lost_syncs: u64,
+    /// Batches of which a crash left a part.
+    pub torn_writes: u64,
+    /// Disks that ran full.
+    pub full_disks: u64,
     /// Dates that jumped.
     pub clock_jumps: u64,
     /// Nodes killed.

@@ -24,10 +24,6 @@ use crate::units::millis;
 
 /// Unix time at the start: any date does.
 pub(crate) const EPOCH_MS: u64 = 1_700_000_000_000;
-/// Syncing takes up to this long.
-const FSYNC_MAX_US: u64 = 2_000;
-/// A write that nothing waits for is synced after this at the latest.
-const LAZY_SYNC: Span = Span::ms(100);
 /// Lines kept for the message of a failed assertion.
 const LOG_LEN_MAX: usize = 4_000;
 /// A condition that is not met by then never will be.
@@ -300,15 +296,7 @@ impl World {
                 }
             }
             Effect::Publish { topic, payload } => self.publish_advert_or_load(node, topic, &payload),
-            Effect::Persist { ticket, records, urgent } => {
-                let wait = if urgent { Span(200 + self.dice(FSYNC_MAX_US - 200)) } else { LAZY_SYNC };
-                let due = self.now + wait;
-                self.nodes[node].disk.write(ticket, records, due);
-                if self.nodes[node].disk.failing {
-                    self.input(node, Input::StorageFailing("no space left on device".to_owned()));
-                }
-                self.schedule_disk(node);
-            }
+            Effect::Persist { ticket, records, urgent } => self.persist(node, ticket, records, urgent),
             Effect::Start(start) => {
                 let (number, job) = (self.executions.len(), start.key.lease.job);
                 self.by_job.entry(job).or_default().push(number);
@@ -367,25 +355,6 @@ impl World {
         }
         self.say(node, format!("{note:?}"));
         self.notes.push((self.now, node, note));
-    }
-
-    fn disk_synced(&mut self, node: Index) {
-        self.nodes[node].disk_at = None;
-        let done = self.nodes[node].disk.synced(self.now);
-        if !done.is_empty() {
-            self.inputs(node, done.into_iter().map(Input::Persisted).collect());
-        }
-        self.schedule_disk(node);
-    }
-
-    pub(crate) fn schedule_disk(&mut self, node: Index) {
-        let Some(due) = self.nodes[node].disk.due() else { return };
-        let due = due.max(self.now);
-        if self.nodes[node].disk_at.is_none_or(|at| due < at) {
-            self.nodes[node].disk_at = Some(due);
-            let life = self.nodes[node].life(node);
-            self.queue.push(due, Event::Disk(life));
-        }
     }
 
     pub(crate) fn dice(&mut self, sides: u64) -> u64 {

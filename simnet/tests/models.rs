@@ -1,7 +1,8 @@
 //! The models themselves: that each fault happens, and that jobs end well under it.
 
 use sinew_simnet::{
-    ClockSetup, Distribution, Latency, Network, NodeSetup, World, completed, job, millis, round, running, seconds,
+    ClockSetup, CrashPoint, DiskSetup, Distribution, Latency, Network, NodeSetup, World, completed, done, job, millis,
+    round, running, seconds,
 };
 
 const FIVE: [&str; 5] = ["a", "b", "c", "d", "e"];
@@ -16,8 +17,8 @@ fn ends_well(world: &mut World) {
 }
 
 fn start_latency_us(world: &mut World) -> u64 {
-    let job = world.submit("a", &job());
     let asked = world.now();
+    let job = world.submit("a", &job());
     world.run_until(completed(job));
     let start = world.executions_of(&job).next().expect("it ran").start;
     (start - asked).0
@@ -189,5 +190,105 @@ fn wrong_dates_do_no_harm() {
         world.run_until_idle();
         ends_well(&mut world);
         assert_eq!((world.counters().clock_jumps, world.counters().lost_leases), (2, 0));
+    }
+}
+
+/// A slow disk at the brain holds nothing up, slow disks everywhere do; neither loses a job.
+#[test]
+fn a_slow_disk_slows_and_loses_nothing() {
+    for seed in 650..654 {
+        let mut world = World::seed(seed).nodes(FIVE);
+        // The brain's own disk is one of three: a majority does without it.
+        world.set_disk("a", DiskSetup::syncing_in(Distribution::LogNormal { median: 400_000, sigma: 1.0 }));
+        let one = start_latency_us(&mut world);
+        ends_well(&mut world);
+        for node in FIVE {
+            world.set_disk(node, DiskSetup::slow());
+        }
+        let slow = start_latency_us(&mut world);
+        ends_well(&mut world);
+        for node in FIVE {
+            world.set_disk(node, DiskSetup::default());
+        }
+        let fast = start_latency_us(&mut world);
+        assert!(one < 50_000 && fast < 50_000 && slow > 3 * fast, "{one} {fast} {slow}");
+    }
+}
+
+/// A node crashes before, during and after each of its first writes for a job, and every job ends.
+#[test]
+fn crashes_at_every_write() {
+    for (seed, point) in [(660, CrashPoint::Before), (661, CrashPoint::During), (662, CrashPoint::After)] {
+        for writes in 0..12 {
+            let mut world = World::seed(seed + 10 * writes).nodes(["a", "b", "c"]);
+            world.crash_at_write("a", writes, point);
+            world.submit_later("a", &job().tasks(8).lasting(millis(200)).spread());
+            world.run_for(seconds(8));
+            assert!(!world.is_up("a"), "it crashed {point:?} write {writes}");
+            world.restart("a");
+            world.run_until_idle();
+            ends_well(&mut world);
+            assert_eq!(world.counters().kills, 1);
+        }
+    }
+}
+
+/// A disk acknowledges what a crash then takes: one node's word is worth nothing, the others' keeps the job.
+#[test]
+fn acknowledged_writes_that_a_crash_takes() {
+    let mut lost = 0;
+    for seed in 670..680 {
+        let mut world = World::seed(seed).nodes(["a", "b", "c"]);
+        world.set_disk("a", DiskSetup { lies: true, ..DiskSetup::default() });
+        let job = world.submit("a", &job().tasks(20).lasting(millis(400)).spread());
+        world.run_until(done(job, 0, 8));
+        world.kill("a");
+        world.run_for(millis(300));
+        world.restart("a");
+        world.run_until(completed(job));
+        world.set_disk("a", DiskSetup::default());
+        world.run_until_idle();
+        world.check_invariants();
+        lost += world.counters().lost_syncs;
+    }
+    assert!(lost > 10, "{lost}");
+}
+
+/// Worse than redb: a batch is partly there after a crash.
+#[test]
+fn torn_batches_do_no_harm() {
+    let mut torn = 0;
+    for seed in 680..690 {
+        let setup = NodeSetup { disk: DiskSetup { tears: true, ..DiskSetup::default() }, ..NodeSetup::default() };
+        let mut world = World::seed(seed).with(setup).nodes(["a", "b", "c"]);
+        let job = world.submit("a", &round(40, 4).lasting(millis(150)));
+        for write in [20, 3, 11] {
+            world.crash_at_write("a", write, CrashPoint::During);
+            world.run_for(seconds(2));
+            if !world.is_up("a") {
+                world.restart("a");
+            }
+        }
+        world.run_until(completed(job));
+        world.run_until_idle();
+        world.check_invariants();
+        torn += world.counters().torn_writes;
+    }
+    assert!(torn > 0);
+}
+
+/// A disk runs full in the middle of a job; with room again, everything ends.
+#[test]
+fn a_disk_runs_full_in_the_middle() {
+    for seed in 690..694 {
+        let mut world = World::seed(seed).nodes(["a", "b", "c"]);
+        let job = world.submit("a", &job().tasks(40).lasting(millis(200)).spread());
+        world.set_disk("a", DiskSetup { room: Some(30), ..DiskSetup::default() });
+        world.run_for(seconds(4));
+        assert_eq!(world.counters().full_disks, 1);
+        world.mend_disk("a");
+        world.run_until(completed(job));
+        world.run_until_idle();
+        world.check_invariants();
     }
 }
