@@ -107,3 +107,23 @@ fn a_worker_that_reaches_the_brain_but_no_sources() {
         all_ends_well(&mut world);
     }
 }
+
+/// A node is done with its tasks, gives its slots back, and dies for good before its last outputs were copied: nobody holds a
+/// lease of it any more, and those tasks run again all the same.
+#[test]
+fn a_maker_that_dies_when_its_slots_are_given_back() {
+    let mut again = 0;
+    for step in 0..12 {
+        let mut world = World::seed(1_660 + step).nodes(["a", "b", "c", "d"]);
+        let job =
+            world.submit("a", &job().tasks(8).with_outputs().lasting_exactly(millis(300)).slow_task(0, 7, seconds(2)));
+        world.run_until(done(job, 0, 6));
+        world.run_for(sinew_simnet::micros(step * 500));
+        world.kill("d");
+        world.wipe("d");
+        world.run_until_within(completed(job), seconds(20));
+        again += world.executed_again(&job, 0);
+        all_ends_well(&mut world);
+    }
+    assert!(again > 0, "some outputs were gone");
+}
