@@ -75,6 +75,9 @@ pub const QUEUE_AHEAD: Span = Span::ms(200);
 pub const WINDOW_MAX: u32 = 16_384;
 /// A task that runs longer than this and twice the mean of its phase is started elsewhere too.
 pub const SPECULATE_AFTER: Span = Span::ms(2_000);
+/// A node that could not fetch what a task needs gets no more of that job's tasks for this long while others can take them:
+/// it fails fast, so it would soon have had every task more often than retries allow.
+pub const SHUN_FOR: Span = Span::ms(30_000);
 /// A brain waits this long for executors' receipts before it seals without them.
 pub const RECEIPTS_WAIT: Span = Span::ms(1_000);
 /// A submit that is on no majority's disk by then is withdrawn, counted from when its inputs were replicated last.

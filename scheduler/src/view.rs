@@ -102,10 +102,11 @@ pub struct JobView {
 }
 
 impl JobView {
-    /// Whether the job has ended and nothing about its result will change.
+    /// Whether the job has ended and nothing about its result will change: a verdict alone may yet be overruled, as when its
+    /// brain was cut off before a majority had it. The seal comes after that.
     #[must_use]
     pub const fn is_ended(&self) -> bool {
-        self.outcome.is_some()
+        matches!(self.status, Status::Sealed)
     }
 }
 

@@ -155,6 +155,7 @@ impl World {
         };
         let doubled = |a: &Execution, b: &Execution| {
             let overlap = b.start < end(a) && a.node != b.node;
+            let overlap = overlap && self.both_went_on(a.node, b.node, b.start, end(a).min(end(b)));
             overlap && (a.fence.term != b.fence.term || given_up(a, b.start))
         };
         by_task

@@ -3,10 +3,10 @@
 use sinew_crdt_state::error_code::ErrorCode;
 use sinew_crdt_state::fact::Outcome;
 use sinew_crdt_state::ids::JobId;
-use sinew_scheduler::io::Note;
+use sinew_scheduler::io::{Note, RequestId};
 use sinew_scheduler::time::Span;
 
-use crate::exec::Stopped;
+use crate::exec::{Execution, Stopped};
 use crate::world::{PATIENCE, World};
 
 type Test = dyn Fn(&World) -> Option<Seen>;
@@ -83,6 +83,15 @@ pub fn done(job: JobId, phase: u8, tasks: usize) -> Condition {
     })
 }
 
+/// So many attempts of a task have failed.
+#[must_use]
+pub fn failed_attempts(job: JobId, phase: u8, task: u32, times: usize) -> Condition {
+    condition(format!("task {phase}/{task} of {} failed {times} times", job.short()), move |world| {
+        let failed = |e: &Execution| (e.phase, e.task) == (phase, task) && matches!(e.end, Some((_, Stopped::Failed)));
+        (world.executions_of(&job).filter(|e| failed(e)).count() >= times).then(Seen::default)
+    })
+}
+
 /// The job ended, in whatever way.
 #[must_use]
 pub fn ended(job: JobId) -> Condition {
@@ -100,6 +109,16 @@ pub fn completed(job: JobId) -> Condition {
 pub fn finished(job: JobId, outcome: Outcome) -> Condition {
     condition(format!("{} ended as {outcome:?}", job.short()), move |world| {
         world.outcomes.get(&job).filter(|(_, o)| *o == outcome).map(|_| Seen::default())
+    })
+}
+
+/// The job ended in just this way as one node's disk has it.
+#[must_use]
+pub fn finished_at(node: &str, job: JobId, outcome: Outcome) -> Condition {
+    let name = node.to_owned();
+    condition(format!("{} ended as {outcome:?} at {node}", job.short()), move |world| {
+        let state = world.state(&name, &job)?;
+        (state.outcome() == Some(&outcome)).then(Seen::default)
     })
 }
 
@@ -130,6 +149,51 @@ pub fn taken_over(job: JobId) -> Condition {
         let took = world.took.iter().rev().find(|t| t.job == job)?;
         Some(Seen { epoch: None, term: Some(took.term) })
     })
+}
+
+/// A brain took the job over in a later term than this one.
+#[must_use]
+pub fn taken_over_after(job: JobId, term: u32) -> Condition {
+    condition(format!("{} is taken over after term {term}", job.short()), move |world| {
+        let took = world.took.iter().find(|t| t.job == job && t.term > term)?;
+        Some(Seen { epoch: None, term: Some(took.term) })
+    })
+}
+
+/// A brain gave up a lease of the node, for its silence.
+#[must_use]
+pub fn given_up(job: JobId, node: &str) -> Condition {
+    let name = node.to_owned();
+    condition(format!("a lease of {node} for {} is given up", job.short()), move |world| {
+        let id = world.nodes[world.index(&name)].id();
+        world.notes.iter().find_map(|(_, _, note)| match note {
+            Note::Lost { lease, node, .. } if lease.job == job && *node == id => {
+                Some(Seen { epoch: Some(lease.fence.epoch), term: Some(lease.fence.term) })
+            }
+            _ => None,
+        })
+    })
+}
+
+/// The node stopped its tasks of the job by itself.
+#[must_use]
+pub fn fenced(job: JobId, node: &str) -> Condition {
+    let name = node.to_owned();
+    condition(format!("{node} fenced itself for {}", job.short()), move |world| {
+        let node = world.index(&name);
+        world.notes.iter().find_map(|(_, at, note)| match note {
+            Note::Fenced { lease } if lease.job == job && *at == node => {
+                Some(Seen { epoch: Some(lease.fence.epoch), term: Some(lease.fence.term) })
+            }
+            _ => None,
+        })
+    })
+}
+
+/// A user was answered, in whatever way.
+#[must_use]
+pub fn answered(request: RequestId) -> Condition {
+    condition(format!("{request:?} is answered"), move |world| world.answers.contains_key(&request).then(Seen::default))
 }
 
 /// A brain refused a result of the node for this reason.

@@ -227,6 +227,11 @@ impl Disk {
             .collect()
     }
 
+    /// Facts of an entry that no crash can take away any more.
+    pub(crate) fn written(&self, job: &JobId) -> usize {
+        self.image.facts.get(job).map_or(0, BTreeMap::len)
+    }
+
     pub(crate) fn jobs(&self) -> impl Iterator<Item = &JobId> {
         self.image.facts.keys()
     }
@@ -249,6 +254,11 @@ impl Disk {
             }
             !jobs.remove(job) || *imported || !jobs.is_empty()
         });
+    }
+
+    /// Every blob vanishes; says how many.
+    pub(crate) fn lose_blobs(&mut self) -> u64 {
+        std::mem::take(&mut self.blobs).len() as u64
     }
 
     pub(crate) fn has(&self, hash: &Hash) -> bool {

@@ -186,6 +186,7 @@ impl World {
     /// A node among `providers` that is up, connected to `node` and has the blob.
     fn provider_of(&self, node: Index, hash: &Hash, providers: &[NodeId]) -> Option<Index> {
         let index = |id: &NodeId| self.index_of(*id);
-        providers.iter().filter_map(index).find(|p| self.reaches(node, *p) && self.nodes[*p].disk.has(hash))
+        let serves = |p: &Index| self.nodes[*p].frozen.is_none() && self.nodes[*p].disk.has(hash);
+        providers.iter().filter_map(index).find(|p| self.reaches(node, *p) && serves(p))
     }
 }

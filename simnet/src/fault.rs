@@ -2,6 +2,7 @@
 
 use sinew_scheduler::io::Input;
 use sinew_scheduler::time::Span;
+use sinew_scheduler::wire::Topic;
 
 use crate::disk::Disk;
 use crate::exec::Stopped;
@@ -39,6 +40,7 @@ impl World {
         n.crash_at = None;
         n.peers.clear();
         n.fetches.clear();
+        n.frozen = None;
         n.incarnation += 1;
         for (_, run) in std::mem::take(&mut n.runs) {
             self.executions[run.execution].end = Some((now, Stopped::Crash));
@@ -69,6 +71,13 @@ impl World {
         self.say(node, "WIPED".to_owned());
         let setup = self.nodes[node].disk.setup.clone();
         self.nodes[node].disk = Disk::new(setup);
+    }
+
+    /// A node loses every blob it has, and does not know it: somebody tidied up in its directory.
+    pub fn lose_blobs(&mut self, name: &str) {
+        let node = self.index(name);
+        self.say(node, "BLOBS LOST".to_owned());
+        self.counters.lost_blobs += self.nodes[node].disk.lose_blobs();
     }
 
     /// Every write fails from now on.
@@ -119,6 +128,20 @@ impl World {
     /// From now on, so many of 10,000 frames are lost.
     pub const fn lose_frames(&mut self, per_ten_thousand: u64) {
         self.links.loss = per_ten_thousand;
+    }
+
+    /// From now on no advert arrives anywhere, or all do again.
+    pub fn lose_adverts(&mut self, lose: bool) {
+        self.say(0, format!("ADVERTS {}", if lose { "LOST" } else { "ARRIVE" }));
+        self.links.adverts_lost = lose;
+    }
+
+    pub(crate) fn publish_advert_or_load(&mut self, from: Index, topic: Topic, payload: &[u8]) {
+        if self.links.adverts_lost && topic == Topic::Advert {
+            self.counters.lost_adverts += 1;
+        } else {
+            self.publish(from, topic, payload);
+        }
     }
 
     pub(crate) fn fetched_due(&mut self, life: crate::queue::Life, event: Event) {

@@ -17,17 +17,20 @@ mod link;
 mod machine;
 mod network;
 mod node;
+mod pause;
 mod plan;
 mod queue;
 mod report;
+mod sight;
+mod units;
 mod world;
 mod write;
 
 pub use check::Violation;
 pub use clock::ClockSetup;
 pub use condition::{
-    Condition, Refusal, Seen, all_of, completed, done, ended, failed, finished, led_by, rejected_result, running,
-    started, taken_over,
+    Condition, Refusal, Seen, all_of, answered, completed, done, ended, failed, failed_attempts, fenced, finished,
+    finished_at, given_up, led_by, rejected_result, running, started, taken_over, taken_over_after,
 };
 pub use disk::DiskSetup;
 pub use distribution::Distribution;
@@ -36,5 +39,6 @@ pub use network::{Latency, Network};
 pub use node::NodeSetup;
 pub use plan::{Plan, job, round};
 pub use report::{Counters, Took};
-pub use world::{World, millis, seconds};
+pub use units::{micros, millis, seconds};
+pub use world::World;
 pub use write::CrashPoint;

@@ -42,6 +42,8 @@ pub(crate) struct Links {
     pub(crate) flap_last: u64,
     /// Frames lost, per 10,000.
     pub(crate) loss: u64,
+    /// Whether all adverts are lost.
+    pub(crate) adverts_lost: bool,
     /// Open connections; the lower number first.
     connected: BTreeSet<(Index, Index)>,
     /// Directed cuts, each with the number of its making.

@@ -86,6 +86,8 @@ pub(crate) struct Node {
     /// The tick that counts; others are leftovers.
     pub(crate) tick_at: Time,
     pub(crate) disk_at: Option<Time>,
+    /// What reached it while it stands still.
+    pub(crate) frozen: Option<crate::pause::Frozen>,
     /// The write that it crashes at.
     pub(crate) crash_at: Option<CrashAt>,
 }
@@ -113,6 +115,7 @@ impl Node {
             fetches: BTreeMap::new(),
             tick_at: Time::default(),
             disk_at: None,
+            frozen: None,
             crash_at: None,
         }
     }

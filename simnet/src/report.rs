@@ -14,6 +14,8 @@ pub struct Counters {
     pub bytes: u64,
     /// Frames lost by chance.
     pub lost_frames: u64,
+    /// Adverts lost at their source.
+    pub lost_adverts: u64,
     /// Frames held up by a cut.
     pub stalled_frames: u64,
     /// Packets of frames sent again because they were lost.
@@ -48,6 +50,10 @@ pub struct Counters {
     pub kills: u64,
     /// Nodes started again.
     pub restarts: u64,
+    /// Machines that stood still for a while.
+    pub pauses: u64,
+    /// Blobs that vanished from disks.
+    pub lost_blobs: u64,
     /// Results that a brain refused as stale.
     pub stale_results: u64,
     /// Leases that a worker ended by itself.

@@ -20,6 +20,7 @@ use crate::node::{Node, NodeSetup};
 use crate::plan::Plan;
 use crate::queue::{Event, Index, Life, Queue};
 use crate::report::{Counters, Took};
+use crate::units::millis;
 
 /// Unix time at the start: any date does.
 pub(crate) const EPOCH_MS: u64 = 1_700_000_000_000;
@@ -27,18 +28,6 @@ pub(crate) const EPOCH_MS: u64 = 1_700_000_000_000;
 const LOG_LEN_MAX: usize = 4_000;
 /// A condition that is not met by then never will be.
 pub(crate) const PATIENCE: Span = Span::ms(120_000);
-
-/// So many seconds of virtual time.
-#[must_use]
-pub const fn seconds(s: u64) -> Span {
-    Span::ms(s * 1_000)
-}
-
-/// So many milliseconds of virtual time.
-#[must_use]
-pub const fn millis(ms: u64) -> Span {
-    Span::ms(ms)
-}
 
 /// A mesh of nodes in virtual time.
 #[derive(Debug)]
@@ -55,6 +44,8 @@ pub struct World {
     by_job: BTreeMap<JobId, Vec<usize>>,
     pub(crate) notes: Vec<(Time, Index, Note)>,
     pub(crate) took: Vec<Took>,
+    /// Times in which machines stood still.
+    pub(crate) pauses: Vec<crate::pause::Pause>,
     /// How jobs ended, as first seen, and when.
     pub(crate) outcomes: BTreeMap<JobId, (Time, Outcome)>,
     pub(crate) acknowledged: BTreeMap<JobId, Time>,
@@ -93,6 +84,7 @@ impl World {
             by_job: BTreeMap::new(),
             notes: Vec::new(),
             took: Vec::new(),
+            pauses: Vec::new(),
             outcomes: BTreeMap::new(),
             acknowledged: BTreeMap::new(),
             answers: BTreeMap::new(),
@@ -243,6 +235,7 @@ impl World {
     }
 
     fn happen(&mut self, event: Event) {
+        let Some(event) = self.unless_frozen(event) else { return };
         match event {
             Event::Frame { from, to, bytes } => self.frame_arrived(from, to, &bytes),
             Event::Gossip { from, to, topic, payload } => self.gossip_arrived(from, to, topic, payload),
@@ -304,7 +297,7 @@ impl World {
                     self.send(node, to, class, &messages);
                 }
             }
-            Effect::Publish { topic, payload } => self.publish(node, topic, &payload),
+            Effect::Publish { topic, payload } => self.publish_advert_or_load(node, topic, &payload),
             Effect::Persist { ticket, records, urgent } => self.persist(node, ticket, records, urgent),
             Effect::Start(start) => {
                 let (number, job) = (self.executions.len(), start.key.lease.job);
@@ -333,7 +326,9 @@ impl World {
             Effect::Learned(_) => {}
             Effect::Changed(job) => {
                 let live = self.nodes[node].core.as_ref().and_then(|c| c.ledger().live(&job));
-                if let Some(outcome) = live.and_then(|l| l.state.outcome().cloned()) {
+                // A verdict counts once it is sealed: before, its brain may be the only one to have it.
+                if let Some(outcome) = live.filter(|l| l.state.seal.is_some()).and_then(|l| l.state.outcome().cloned())
+                {
                     self.saw_outcome(job, outcome);
                 }
             }

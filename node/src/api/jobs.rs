@@ -98,9 +98,8 @@ pub(super) async fn watch(shared: &Arc<Shared>, text: &str, replies: &mut Replie
 
 /// Whether the job has ended, without making a view of it.
 async fn is_over(shared: &Shared, id: JobId) -> Result<bool, ApiError> {
-    let over = move |core: &sinew_scheduler::core::Core| {
-        core.ledger().live(&id).is_none_or(|live| live.state.outcome().is_some())
-    };
+    let over =
+        move |core: &sinew_scheduler::core::Core| core.ledger().live(&id).is_none_or(|live| live.state.seal.is_some());
     Ok(shared.engine.look(over).await?)
 }
 

@@ -69,8 +69,12 @@ impl Brain {
     }
 
     /// Gives copies whose target went away or silent, or takes too long, to somebody else; asks again where no answer came.
+    /// What is to be copied from a node that is gone itself is made again.
     pub(super) fn watch_copies(&mut self, ctx: &mut Ctx) {
         let now = ctx.now.at;
+        for node in self.makers_gone(ctx) {
+            self.drop_copies_from(ctx, node);
+        }
         let stuck = |c: &Copying| now - c.since >= COPY_TIMEOUT || !ctx.peers.is_heard(c.target, now);
         let (mut move_on, mut again) = (Vec::new(), Vec::new());
         for (task, copying) in &self.copying {
@@ -92,6 +96,14 @@ impl Brain {
                 self.copying.insert(task, copying);
             }
         }
+    }
+
+    /// Nodes that nothing is heard of and whose outputs are being copied. While one has a seat, its lease decides; but seats
+    /// are given back when their tasks are done, copied or not.
+    fn makers_gone(&self, ctx: &Ctx) -> BTreeSet<NodeId> {
+        let seated = |node: NodeId| self.seats.values().any(|s| s.node == node);
+        let makers = self.copying.values().map(|c| c.accepted.node);
+        makers.filter(|n| !seated(*n) && !ctx.peers.is_heard(*n, ctx.now.at)).collect()
     }
 
     /// Outputs that only a lost node has are as good as gone.

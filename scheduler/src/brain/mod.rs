@@ -95,6 +95,8 @@ pub(crate) struct Brain {
     /// For the mean task time of the phase: tasks and microseconds.
     mean: (u64, u64),
     speculated: BTreeSet<u32>,
+    /// Nodes that lately could not fetch what a task needed, each until when it gets no more.
+    shunned: BTreeMap<NodeId, Time>,
     rotate: usize,
 }
 
@@ -138,6 +140,7 @@ impl Brain {
             advert_at: now,
             watch_at: now,
             verdict: None,
+            shunned: BTreeMap::new(),
             reports_by: BTreeMap::new(),
             mean: (0, 0),
             speculated: BTreeSet::new(),
@@ -297,6 +300,7 @@ impl Brain {
                 self.pending.push_front(Run { start: task, len: 1 });
             }
         }
+        self.shunned.retain(|_, until| *until > ctx.now.at);
         self.write_accepts(ctx);
         if self.step_phase(ctx) {
             return;

@@ -37,7 +37,12 @@ impl Brain {
         if wanted == 0 || ctx.now.at < self.place_at || self.seats.len() >= SEATS_MAX {
             return;
         }
-        let candidates = ctx.peers.candidates(&self.spec, ctx.now.at);
+        let mut candidates = ctx.peers.candidates(&self.spec, ctx.now.at);
+        if candidates.iter().all(|(node, _)| self.shunned.contains_key(node)) && self.slots_held() == 0 {
+            // Nobody else can take the tasks now.
+            self.shunned.clear();
+        }
+        candidates.retain(|(node, _)| !self.shunned.contains_key(node));
         if candidates.is_empty() {
             self.wait_for_room(ctx);
             return;
@@ -62,7 +67,8 @@ impl Brain {
     /// Slots beyond those held that waiting tasks could use.
     fn wanted_slots(&self) -> u32 {
         let held = self.slots_held();
-        let open: u64 = self.seats.values().map(|s| s.open.count()).sum();
+        let takes = |seat: &&Seat| !self.shunned.contains_key(&seat.node);
+        let open: u64 = self.seats.values().filter(takes).map(|s| s.open.count()).sum();
         let wanted = (self.pending_count() + open).saturating_sub(held);
         if self.pending.is_empty() { 0 } else { u32::try_from(wanted).unwrap_or(u32::MAX) }
     }

@@ -2,11 +2,12 @@
 
 use sinew_crdt_state::cbor;
 use sinew_crdt_state::envelope::Envelope;
+use sinew_crdt_state::error_code::ErrorCode;
 use sinew_crdt_state::fact::{Accepted, Fact, Failure, Fence, ITEMS_MAX, Outcome, Output, ReportItem, Run, Statement};
 use sinew_crdt_state::ids::{FactId, JobId, NodeId};
 
 use super::{Brain, Stage};
-use crate::config::PROGRESS_EVERY;
+use crate::config::{PROGRESS_EVERY, SHUN_FOR};
 use crate::ctx::Ctx;
 use crate::io::{Effect, Note};
 use crate::time::Span;
@@ -198,6 +199,9 @@ impl Brain {
             return;
         }
         self.speculated.remove(&task);
+        if failure.code == ErrorCode::Fetch {
+            self.shunned.insert(from, ctx.now.at + SHUN_FOR);
+        }
         let attempts = self.attempts.entry(task).or_default();
         *attempts += 1;
         if failure.retryable && *attempts <= self.spec.retry.attempts {

@@ -143,13 +143,13 @@ impl Brain {
     }
 
     pub(super) fn slots_held(&self) -> u64 {
-        self.seats.values().map(|s| u64::from(s.slots)).sum()
+        self.seats.values().filter(|s| !self.shunned.contains_key(&s.node)).map(|s| u64::from(s.slots)).sum()
     }
 
     /// How many more tasks the seat should get: about [`QUEUE_AHEAD`] of work, at least two per slot, and towards the end of
     /// a phase no more than a fair share of what is left. `slots` are those of all seats.
     pub(super) fn window(&self, fence: Fence, slots: u64) -> u32 {
-        let Some(seat) = self.seats.get(&fence) else { return 0 };
+        let Some(seat) = self.seats.get(&fence).filter(|s| !self.shunned.contains_key(&s.node)) else { return 0 };
         let share =
             (self.pending_count() * u64::from(seat.slots)).div_ceil(2 * slots.max(1)).max(u64::from(seat.slots));
         #[expect(clippy::cast_precision_loss, reason = "a fraction of a second")]
@@ -199,7 +199,8 @@ impl Brain {
             .flat_map(|s| s.open.iter().map(move |(r, at)| (s.node, r, *at)))
             .find(|(_, run, at)| run.len == 1 && ctx.now.at - *at >= slow && !self.speculated.contains(&run.start));
         let Some((node, run, _)) = straggler else { return };
-        let idle = self.seats.iter().find(|(_, s)| s.node != node && s.open.count() < u64::from(s.slots));
+        let takes = |s: &Seat| s.open.count() < u64::from(s.slots) && !self.shunned.contains_key(&s.node);
+        let idle = self.seats.iter().find(|(_, s)| s.node != node && takes(s));
         if let Some((fence, _)) = idle {
             let fence = *fence;
             self.speculated.insert(run.start);

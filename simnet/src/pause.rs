@@ -1,0 +1,88 @@
+//! Machines that stand still: a laptop that sleeps, a virtual machine that is moved. Nothing is lost, everything is late.
+
+use sinew_scheduler::time::{Span, Time};
+
+use crate::queue::{Event, Index};
+use crate::world::World;
+
+/// A peer that says nothing for so long has its connections closed: as QUIC's default idle timeout.
+const CONNECTION_SURVIVES: Span = Span::ms(10_000);
+
+/// A machine that stands still, and what reached it meanwhile.
+#[derive(Debug)]
+pub(crate) struct Frozen {
+    since: Time,
+    events: Vec<Event>,
+}
+
+/// A time in which a machine stood still.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pause {
+    node: Index,
+    from: Time,
+    to: Time,
+}
+
+impl World {
+    /// A machine stands still, its tasks too, until [`World::resume`]; a task that falls due meanwhile ends right then.
+    pub fn pause(&mut self, name: &str) {
+        let node = self.index(name);
+        assert!(self.nodes[node].is_up(), "{name} is down");
+        self.say(node, "PAUSED".to_owned());
+        self.counters.pauses += 1;
+        let frozen = Frozen { since: self.now, events: Vec::new() };
+        assert!(self.nodes[node].frozen.replace(frozen).is_none(), "{name} is paused already");
+    }
+
+    /// A machine goes on; whatever came in or fell due meanwhile happens now.
+    pub fn resume(&mut self, name: &str) {
+        let node = self.index(name);
+        let frozen = self.nodes[node].frozen.take().expect("only a paused node goes on");
+        self.say(node, "RESUMED".to_owned());
+        self.pauses.push(Pause { node, from: frozen.since, to: self.now });
+        if self.now - frozen.since >= CONNECTION_SURVIVES {
+            for peer in (0..self.nodes.len()).filter(|p| *p != node) {
+                self.disconnect(node, peer, Span(0));
+                self.connect_soon(node, peer, false);
+            }
+        }
+        // Whatever tick was missed counts now.
+        self.nodes[node].tick_at = self.now;
+        for event in frozen.events {
+            self.queue.push(self.now, event);
+        }
+    }
+
+    /// Hands the event back, unless it is for a machine that stands still.
+    pub(crate) fn unless_frozen(&mut self, event: Event) -> Option<Event> {
+        let node = match &event {
+            Event::Frame { to, .. } | Event::Gossip { to, .. } => to.node,
+            Event::Tick(life) | Event::Disk(life) => life.node,
+            Event::TaskEnd { life, .. } | Event::Fetched { life, .. } => life.node,
+            Event::Loaded { life, .. } | Event::Closed { life, .. } => life.node,
+            Event::Connect { a, b } => *if self.nodes[*a].frozen.is_some() { a } else { b },
+            Event::CutTimeout { .. } | Event::Model(_) => return Some(event),
+        };
+        match &mut self.nodes[node].frozen {
+            Some(frozen) => {
+                frozen.events.push(event);
+                None
+            }
+            None => Some(event),
+        }
+    }
+
+    /// Whether both nodes did something at once at some time from `from` to `to`.
+    pub(crate) fn both_went_on(&self, a: Index, b: Index, from: Time, to: Time) -> bool {
+        let mut at = from;
+        let mut pauses: Vec<&Pause> = self.pauses.iter().filter(|p| p.node == a || p.node == b).collect();
+        pauses.sort_by_key(|p| p.from);
+        for pause in pauses {
+            if pause.from > at {
+                break;
+            }
+            at = at.max(pause.to);
+        }
+        at < to
+    }
+}

@@ -1,0 +1,136 @@
+//! Machines that stand still for a while and go on as if nothing had happened.
+
+use sinew_simnet::{
+    Refusal::StaleEpoch, World, completed, done, fenced, given_up, job, led_by, millis, rejected_result, round,
+    running, seconds, started, taken_over,
+};
+
+use crate::{all_ends_well, brain_and_workers};
+
+/// The brain stands still for longer than its lease; back, it believes to lead still, and decides nothing.
+#[test]
+fn a_brain_that_pauses_for_longer_than_its_lease() {
+    for seed in 1_200..1_203 {
+        for pause in [2_500, 6_000, 14_000] {
+            let mut world = World::seed(seed).nodes(["a", "b", "c", "d"]);
+            let job = world.submit("a", &round(80, 8).lasting(millis(300)));
+            world.run_until(done(job, 0, 20));
+            world.pause("a");
+            world.run_until_within(taken_over(job), seconds(3));
+            world.run_for(millis(pause - 2_000));
+            world.resume("a");
+            world.run_for(seconds(1));
+            let leaders = world.leaders(&job);
+            assert!(leaders.len() <= 1 && leaders.iter().all(|(_, term)| *term > 1), "{leaders:?}");
+            world.run_until(completed(job));
+            all_ends_well(&mut world);
+            assert_eq!(world.counters().pauses, 1);
+        }
+    }
+}
+
+/// The brain stands still, but is back before anyone stands for its place.
+#[test]
+fn a_brain_that_pauses_for_less_than_its_lease_stays() {
+    for seed in 1_210..1_215 {
+        let mut world = World::seed(seed).nodes(["a", "b", "c", "d"]);
+        let job = world.submit("a", &job().tasks(200).lasting(millis(400)).spread());
+        world.run_until(done(job, 0, 10));
+        for _ in 0..5 {
+            world.pause("a");
+            world.run_for(millis(900));
+            world.resume("a");
+            world.run_for(millis(600));
+        }
+        world.expect(led_by(job, "a"));
+        assert!(!world.holds(&taken_over(job)));
+        world.run_until(completed(job));
+        all_ends_well(&mut world);
+        assert_eq!(world.counters().pauses, 5);
+    }
+}
+
+/// A worker stands still with its task nearly done. When it goes on the task ends at once; its result comes too late.
+#[test]
+fn a_worker_that_pauses_reports_what_no_longer_counts() {
+    for seed in 1_220..1_225 {
+        let mut world = brain_and_workers(seed, ["w1", "w2"]);
+        let job = world.submit("brain", &job().lasting_exactly(seconds(2)));
+        world.run_until(started(job));
+        let (first, second) = if world.holds(&running(job, "w1")) { ("w1", "w2") } else { ("w2", "w1") };
+        world.run_for(millis(1_500));
+        world.pause(first);
+        world.run_until_within(running(job, second), seconds(2)).with_epoch(2);
+        world.run_for(millis(200));
+        world.resume(first);
+        world.run_for(millis(500));
+        assert!(world.running_on(first, &job).is_empty(), "it stopped or ended");
+        world.run_until(completed(job));
+        all_ends_well(&mut world);
+        world.expect(given_up(job, first));
+        assert!(world.holds(&fenced(job, first)) || world.holds(&rejected_result(job, first, StaleEpoch)));
+        assert!(world.accepted_at("brain", &job, 0) == 1);
+    }
+}
+
+/// A laptop sleeps for half a minute in the middle of a long task: the task is elsewhere by then, and is not run on.
+#[test]
+fn a_laptop_that_sleeps_for_half_a_minute() {
+    for seed in 1_230..1_233 {
+        let mut world = brain_and_workers(seed, ["w1", "w2", "w3"]);
+        let job = world.submit("brain", &job().tasks(9).lasting(seconds(20)).spread());
+        world.run_until(running(job, "w1"));
+        world.run_for(seconds(1));
+        let hers = world.running_on("w1", &job);
+        world.pause("w1");
+        world.run_for(seconds(30));
+        world.resume("w1");
+        world.run_for(seconds(1));
+        world.expect(fenced(job, "w1"));
+        assert!(world.running_on("w1", &job).iter().all(|task| !hers.contains(task)), "its lease is over");
+        world.run_until(completed(job));
+        all_ends_well(&mut world);
+        assert!(hers.iter().all(|(phase, task)| world.attempts(&job, *phase, *task).len() > 1));
+    }
+}
+
+/// The whole mesh is one host's virtual machines, and the host sleeps.
+#[test]
+fn a_mesh_that_stands_still_as_a_whole() {
+    for (seed, pause) in [(1_240, 1_200), (1_241, 3_000), (1_242, 30_000)] {
+        let mut world = World::seed(seed).nodes(["a", "b", "c"]);
+        let job = world.submit("a", &round(60, 6).lasting(millis(300)));
+        world.run_until(done(job, 0, 15));
+        for name in ["a", "b", "c"] {
+            world.pause(name);
+        }
+        world.run_for(millis(pause));
+        for name in ["c", "b", "a"] {
+            world.resume(name);
+        }
+        world.run_until(completed(job));
+        all_ends_well(&mut world);
+        assert_eq!(world.counters().pauses, 3);
+    }
+}
+
+/// A steward votes, stands still, and comes back when another term has begun.
+#[test]
+fn a_steward_that_pauses_through_an_election() {
+    for step in 0..8 {
+        let mut world = World::seed(1_250 + step).nodes(["a", "b", "c"]);
+        let job = world.submit("a", &job().tasks(80).lasting(millis(400)).spread());
+        world.run_until(done(job, 0, 10));
+        world.kill("a");
+        world.run_for(millis(1_400 + 60 * step));
+        world.pause("b");
+        world.run_for(seconds(1));
+        world.restart("a");
+        world.run_for(seconds(4));
+        world.resume("b");
+        world.run_for(seconds(1));
+        assert!(world.leaders(&job).len() <= 1, "{:?}", world.leaders(&job));
+        world.run_until(completed(job));
+        all_ends_well(&mut world);
+    }
+}
