@@ -10,6 +10,7 @@ use sinew_crdt_state::certificate::Roles;
 use sinew_crdt_state::envelope::Envelope;
 use sinew_crdt_state::fact::{Executed, Fact, Fence, ReportItem, Run, Statement, Usage};
 use sinew_crdt_state::ids::{FactId, Hash, JobId, NodeId};
+use sinew_crdt_state::planted::{Bug, planted};
 use sinew_crdt_state::rules::brain_of;
 use sinew_crdt_state::spec::{BlobRef, JobSpec, Phase, Resources};
 use sinew_crdt_state::state::JobState;
@@ -343,9 +344,13 @@ impl Worker {
         let Some(held) = self.held.remove(&lease) else { return };
         for run in held.running.values() {
             self.runs.remove(run);
-            ctx.effect(Effect::Stop(*run));
+            if !planted(Bug::TasksOutliveLease) {
+                ctx.effect(Effect::Stop(*run));
+            }
         }
-        self.pool.release(held.spec.resources, held.slots);
+        if !planted(Bug::LeakReservation) || held.open() == 0 {
+            self.pool.release(held.spec.resources, held.slots);
+        }
         self.load_changed = true;
         let orphans = held.unsettled.into_iter().map(|id| (id, lease.fence));
         self.done.entry(lease.job).or_default().orphans.extend(orphans);
@@ -377,7 +382,7 @@ impl Worker {
     fn start_tasks(&mut self, ctx: &mut Ctx, lease: Lease) {
         let job_slots = self.leases_of(lease.job).iter().filter_map(|l| self.held.get(l)).map(|h| h.slots).sum();
         let Some(held) = self.held.get_mut(&lease) else { return };
-        let ahead = ctx.config.start_ahead.saturating_mul(held.slots);
+        let ahead = ctx.config.start_ahead.saturating_mul(held.slots) + u32::from(planted(Bug::OneTaskTooMany));
         while held.running.len() < held.slots.saturating_add(ahead) as usize {
             let Some((phase, run)) = held.queue.front_mut() else { return };
             let (phase, task) = (*phase, run.start);
@@ -533,8 +538,8 @@ impl Worker {
         if now < self.look_at {
             return;
         }
-        let silent: Vec<Lease> =
-            self.held.iter().filter(|(_, h)| now - h.answered() >= FENCE_AFTER).map(|(l, _)| *l).collect();
+        let silent = |h: &Held| now - h.answered() >= FENCE_AFTER && !planted(Bug::NeverFence);
+        let silent: Vec<Lease> = self.held.iter().filter(|(_, h)| silent(h)).map(|(l, _)| *l).collect();
         for lease in silent {
             ctx.note(Note::Fenced { lease });
             self.drop_held(ctx, lease);
@@ -582,6 +587,7 @@ impl Worker {
         void: &[Lease],
     ) {
         let Some((_, sent)) = self.beats.iter().find(|(s, _)| *s == seq).copied() else { return };
+        let sent = if planted(Bug::RenewAtArrival) { ctx.now.at } else { sent };
         for lease in renewed {
             if let Some(held) = self.held.get_mut(lease).filter(|h| h.brain == from) {
                 held.renewed = held.renewed.max(sent);

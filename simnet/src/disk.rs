@@ -126,6 +126,11 @@ impl Disk {
         self.facts.get(job).into_iter().flat_map(BTreeMap::values).chain(pending).chain(receipt).cloned().collect()
     }
 
+    /// Whether only a receipt stays of the job.
+    pub(crate) fn has_forgotten(&self, job: &JobId) -> bool {
+        self.receipts.contains_key(job)
+    }
+
     pub(crate) fn jobs(&self) -> impl Iterator<Item = &JobId> {
         self.facts.keys()
     }

@@ -5,11 +5,13 @@
 //! that lose what was not synced, links with latency, loss and cuts, machines that run tasks, blobs as sets of hashes.
 //! Nothing here reads a clock, touches a file or a socket, or starts a thread. The same seed gives the same trace.
 
+mod audit;
 mod check;
 mod condition;
 mod disk;
 mod exec;
 mod fault;
+mod forge;
 mod link;
 mod node;
 mod plan;

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use sinew_crdt_state::fact::{Fact, Outcome};
 use sinew_crdt_state::ids::{FactId, NodeId};
+use sinew_crdt_state::planted::{Bug, planted};
 
 use super::{Brain, Stage};
 use crate::config::RECEIPTS_WAIT;
@@ -91,7 +92,9 @@ impl Brain {
         for node in to.into_iter().filter(|n| *n != own) {
             ctx.send(node, Message::Facts(facts.clone()));
         }
-        self.stage = Stage::Over;
+        if !planted(Bug::SealTwice) {
+            self.stage = Stage::Over;
+        }
     }
 
     /// Takes back a job that was never acknowledged.
