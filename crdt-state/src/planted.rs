@@ -42,16 +42,16 @@ pub enum Bug {
     LeaseNeverExpires,
     /// A brain awards a silent worker's tasks anew before the worker has stopped.
     LeaseTooShort,
-    /// A worker that nobody answers goes on.
-    NeverFence,
+    /// A worker that nobody answers goes on for too long.
+    FenceTooLate,
     /// A late answer renews a lease from when it arrived, not from when the beat was sent.
     RenewAtArrival,
     /// A new brain goes to work without waiting for what workers hold.
     AdoptAtOnce,
     /// A new brain has finished chunks done again.
     TakeoverForgets,
-    /// A brain goes on after its seal.
-    SealTwice,
+    /// A brain announces and seals a verdict that no majority has on disk.
+    SealBeforeFinal,
     /// An award ends, and its tasks run on.
     TasksOutliveLease,
     /// A brain does not look at cancels.

@@ -19,7 +19,7 @@ use crate::config::{ASK_STEWARDS_AFTER, BEAT_EVERY, FENCE_AFTER, REPORT_EVERY, R
 use crate::ctx::Ctx;
 use crate::io::{Effect, Note, RunId, StartTask, TaskKey, TaskResult};
 use crate::resources::Pool;
-use crate::time::Time;
+use crate::time::{Span, Time};
 use crate::wire::{Assign, Lease, LoadDigest, Located, Message};
 
 /// Beats whose answers are still awaited: older ones could not renew anything.
@@ -538,8 +538,9 @@ impl Worker {
         if now < self.look_at {
             return;
         }
-        let silent = |h: &Held| now - h.answered() >= FENCE_AFTER && !planted(Bug::NeverFence);
-        let silent: Vec<Lease> = self.held.iter().filter(|(_, h)| silent(h)).map(|(l, _)| *l).collect();
+        let fence_after = if planted(Bug::FenceTooLate) { Span(2 * FENCE_AFTER.0) } else { FENCE_AFTER };
+        let silent: Vec<Lease> =
+            self.held.iter().filter(|(_, h)| now - h.answered() >= fence_after).map(|(l, _)| *l).collect();
         for lease in silent {
             ctx.note(Note::Fenced { lease });
             self.drop_held(ctx, lease);
@@ -551,7 +552,7 @@ impl Worker {
             done.offer_orphans(ctx, *job);
         }
         // A renewal in between moves a lease's end on; that only makes the next look an early one.
-        let fences = self.held.values().map(|h| h.answered() + FENCE_AFTER);
+        let fences = self.held.values().map(|h| h.answered() + fence_after);
         self.look_at = fences.fold(now + RESEND_EVERY, Time::min);
     }
 

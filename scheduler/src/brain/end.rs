@@ -25,6 +25,9 @@ impl Brain {
         let (finish, _) = ctx.state(self.job, Fact::Finish { term: self.term, outcome });
         self.quorum.add(ctx, &[finish]);
         self.stage = Stage::Ending { finish, is_final: false };
+        if planted(Bug::SealBeforeFinal) {
+            self.finished(ctx);
+        }
     }
 
     /// The verdict is final: tell everyone concerned and ask for receipts.
@@ -92,9 +95,7 @@ impl Brain {
         for node in to.into_iter().filter(|n| *n != own) {
             ctx.send(node, Message::Facts(facts.clone()));
         }
-        if !planted(Bug::SealTwice) {
-            self.stage = Stage::Over;
-        }
+        self.stage = Stage::Over;
     }
 
     /// Takes back a job that was never acknowledged.

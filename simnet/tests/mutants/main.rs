@@ -11,7 +11,10 @@ use std::cell::Cell;
 use std::panic::{catch_unwind, set_hook, take_hook};
 use std::sync::Once;
 
-use scenarios::{cancelled, disk_lost, failing, forgotten, late_result, liar, power_cut};
+use scenarios::{
+    bad_link, calm, cancelled, cut_off_worker, disk_lost, failing, forgotten, late_answers, late_replication,
+    late_result, liar, power_cut, split, takeover_with_room,
+};
 use sinew_crdt_state::planted::{Bug, plant};
 use support::mixed;
 
@@ -95,31 +98,31 @@ macro_rules! mutants {
 mutants! {
     a_result_after_the_award_was_given_up: SkipEpochCheck, late_result, 20, ["LateResult"];
     a_result_of_a_task_not_awarded: AcceptUnawarded, liar, 20, ["Invented"];
-    a_steward_that_stores_for_the_deposed: SkipTermCheck, mixed, 20, ["Diverged"];
-    a_brain_out_of_touch_that_decides: SkipInCharge, mixed, 20, ["DoubleStart"];
-    a_brain_that_does_not_step_down: IgnoreDeposed, mixed, 20, ["not at rest"];
+    an_unsigned_fact: AcceptUnsigned, liar, 20, ["Unsigned", "not within"];
+    a_steward_that_stores_for_the_deposed: SkipTermCheck, late_replication, 20, ["not at rest", "Diverged"];
+    a_forgotten_vote: ForgetVote, late_replication, 20, ["not at rest", "Diverged"];
+    a_seal_before_the_verdict_is_final: SealBeforeFinal, late_replication, 20, ["not at rest", "Diverged"];
+    a_vote_against_a_living_brain: VoteWhileHeard, bad_link, 20, ["deposed"];
+    an_election_by_one_vote: ElectedByOne, mixed, 20, ["not at rest", "Offences"];
+    a_brain_out_of_touch_that_decides: SkipInCharge, split, 20, ["DoubleStart"];
+    a_brain_that_does_not_step_down: IgnoreDeposed, split, 20, ["not at rest"];
     an_answer_before_the_disk: SendBeforePersist, power_cut, 20, ["not within"];
     a_majority_of_one: QuorumOfOne, power_cut, 20, ["not within"];
-    a_forgotten_vote: ForgetVote, mixed, 20, ["Diverged"];
-    a_vote_against_a_living_brain: VoteWhileHeard, mixed, 20, ["DoubleStart"];
-    an_election_by_one_vote: ElectedByOne, mixed, 20, ["Offences"];
     a_double_reservation: DoubleReserve, mixed, 20, ["Overbooked"];
     one_task_too_many: OneTaskTooMany, mixed, 20, ["Overbooked"];
-    a_leaked_reservation: LeakReservation, mixed, 20, ["Leak"];
+    a_leaked_reservation: LeakReservation, cut_off_worker, 20, ["Leak"];
     a_lost_chunk_counter: LostChunkCounter, mixed, 20, ["not at rest"];
-    a_job_that_ends_early: FinishEarly, mixed, 20, ["Incomplete", "not at rest"];
+    a_job_that_ends_early: FinishEarly, calm, 20, ["Incomplete", "not at rest"];
     a_result_without_its_copy: SkipCopies, disk_lost, 20, ["OutputGone"];
     a_lease_that_never_expires: LeaseNeverExpires, mixed, 20, ["not at rest"];
-    a_lease_that_expires_too_soon: LeaseTooShort, mixed, 20, ["DoubleStart"];
-    a_worker_that_does_not_fence_itself: NeverFence, mixed, 20, ["DoubleStart"];
-    a_renewal_counted_from_its_arrival: RenewAtArrival, mixed, 20, ["DoubleStart"];
-    a_takeover_in_a_hurry: AdoptAtOnce, mixed, 20, ["DoubleStart"];
+    a_lease_that_expires_too_soon: LeaseTooShort, cut_off_worker, 20, ["DoubleStart"];
+    a_worker_that_fences_itself_too_late: FenceTooLate, cut_off_worker, 20, ["DoubleStart"];
+    a_renewal_counted_from_its_arrival: RenewAtArrival, late_answers, 20, ["DoubleStart"];
+    a_takeover_in_a_hurry: AdoptAtOnce, takeover_with_room, 20, ["DoubleStart"];
     a_takeover_that_forgets_finished_chunks: TakeoverForgets, mixed, 20, ["Rerun"];
-    a_second_seal: SealTwice, mixed, 20, ["not at rest"];
     tasks_that_outlive_their_lease: TasksOutliveLease, mixed, 20, ["Orphan", "Overbooked"];
     an_ignored_cancel: IgnoreCancel, cancelled, 20, ["not within"];
     failures_that_nobody_counts: ForgetFailures, failing, 20, ["not within"];
-    an_unsigned_fact: AcceptUnsigned, liar, 20, ["Unsigned", "not within"];
     an_entry_at_the_edge_of_a_range: ReconcileEdge, mixed, 20, ["not at rest"];
     a_forgotten_job_that_comes_back: ResurrectForgotten, forgotten, 20, ["Revived", "not at rest"];
     a_seal_without_what_it_seals: SealUnseen, mixed, 20, ["Diverged"];
@@ -150,6 +153,13 @@ sound! {
     without_a_bug_lost_disks_pass: disk_lost;
     without_a_bug_cancels_pass: cancelled;
     without_a_bug_failures_pass: failing;
+    without_a_bug_late_replication_passes: late_replication;
+    without_a_bug_bad_links_pass: bad_link;
+    without_a_bug_splits_pass: split;
+    without_a_bug_cut_off_workers_pass: cut_off_worker;
+    without_a_bug_calm_runs_pass: calm;
+    without_a_bug_late_answers_pass: late_answers;
+    without_a_bug_takeovers_pass: takeover_with_room;
 }
 
 /// Counts for the table: `MUTANTS=20 cargo nextest run ... --run-ignored all measure --no-capture`, or one bug's with
