@@ -10,7 +10,7 @@ pub enum Bug {
     SkipEpochCheck,
     /// A brain takes results from whoever sends them.
     AcceptUnawarded,
-    /// A steward stores for a brain that it has voted out.
+    /// A steward stores for a brain that it has voted out, and does not tell it.
     SkipTermCheck,
     /// A brain decides and renews leases although its set does not answer.
     SkipInCharge,

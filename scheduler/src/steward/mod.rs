@@ -211,7 +211,7 @@ impl Stewards {
         let kept = self.kept.iter().filter(|((job, ..), at)| now - **at <= LEASE && member(job));
         let kept = kept.map(|((job, node, fence), _)| (*node, Lease { job: *job, fence: *fence })).collect();
         let moved = self.moved.iter().filter(|(job, (_, brain))| *brain != from && member(job));
-        let moved = moved.map(|(job, (term, _))| (*job, *term)).collect();
+        let moved = moved.map(|(job, (term, _))| (*job, *term)).filter(|_| !planted(Bug::SkipTermCheck)).collect();
         ctx.send(from, Message::SetBeatAck { seq, kept, moved });
     }
 

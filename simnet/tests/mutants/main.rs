@@ -98,21 +98,21 @@ macro_rules! mutants {
 mutants! {
     a_result_after_the_award_was_given_up: SkipEpochCheck, late_result, 20, ["LateResult"];
     a_result_of_a_task_not_awarded: AcceptUnawarded, liar, 20, ["Invented"];
-    an_unsigned_fact: AcceptUnsigned, liar, 20, ["Unsigned", "not within"];
+    an_unsigned_fact: AcceptUnsigned, liar, 20, ["Unsigned"];
     a_steward_that_stores_for_the_deposed: SkipTermCheck, late_replication, 20, ["not at rest", "Diverged"];
-    a_forgotten_vote: ForgetVote, late_replication, 20, ["not at rest", "Diverged"];
+    a_forgotten_vote: ForgetVote, late_replication, 60, ["not at rest", "Diverged"];
     a_seal_before_the_verdict_is_final: SealBeforeFinal, late_replication, 20, ["not at rest", "Diverged"];
     a_vote_against_a_living_brain: VoteWhileHeard, bad_link, 20, ["deposed"];
     an_election_by_one_vote: ElectedByOne, mixed, 20, ["not at rest", "Offences"];
     a_brain_out_of_touch_that_decides: SkipInCharge, split, 20, ["DoubleStart"];
     a_brain_that_does_not_step_down: IgnoreDeposed, split, 20, ["not at rest"];
-    an_answer_before_the_disk: SendBeforePersist, power_cut, 20, ["not within"];
-    a_majority_of_one: QuorumOfOne, power_cut, 20, ["not within"];
+    an_answer_before_the_disk: SendBeforePersist, power_cut, 40, ["Lost"];
+    a_majority_of_one: QuorumOfOne, power_cut, 40, ["Lost"];
     a_double_reservation: DoubleReserve, mixed, 20, ["Overbooked"];
     one_task_too_many: OneTaskTooMany, mixed, 20, ["Overbooked"];
     a_leaked_reservation: LeakReservation, cut_off_worker, 20, ["Leak"];
     a_lost_chunk_counter: LostChunkCounter, mixed, 20, ["not at rest"];
-    a_job_that_ends_early: FinishEarly, calm, 20, ["Incomplete", "not at rest"];
+    a_job_that_ends_early: FinishEarly, calm, 20, ["Incomplete", "not within"];
     a_result_without_its_copy: SkipCopies, disk_lost, 20, ["OutputGone"];
     a_lease_that_never_expires: LeaseNeverExpires, mixed, 20, ["not at rest"];
     a_lease_that_expires_too_soon: LeaseTooShort, cut_off_worker, 20, ["DoubleStart"];

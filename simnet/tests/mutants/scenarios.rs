@@ -3,7 +3,7 @@
 use sinew_crdt_state::error_code::ErrorCode;
 use sinew_crdt_state::fact::Outcome;
 use sinew_simnet::{
-    NodeSetup, World, completed, failed, finished, job, millis, round, running, seconds, started, taken_over,
+    NodeSetup, World, completed, ended, failed, finished, job, millis, round, running, seconds, started, taken_over,
 };
 
 /// A node that leads and stores but runs nothing.
@@ -46,9 +46,10 @@ pub(crate) fn liar(seed: u64) {
     world.run_for(millis(wait));
     world.forge_cancel("d", "a", job);
     world.forge_report("d", "a", job);
-    world.run_until(completed(job));
+    world.run_until(ended(job));
     world.run_until_idle();
     world.check_invariants();
+    world.expect(completed(job));
     assert!(world.counters().lies == 2 && world.counters().lies_refused > 0);
 }
 
@@ -64,9 +65,9 @@ pub(crate) fn power_cut(seed: u64) {
     for name in SET {
         world.restart(name);
     }
-    world.run_until(completed(job));
     world.run_until_idle();
     world.check_invariants();
+    world.expect(completed(job));
 }
 
 /// Jobs end and are forgotten while a node that works for them is away.
@@ -178,10 +179,10 @@ pub(crate) fn late_answers(seed: u64) {
     let worker = if world.holds(&running(task, "w1")) { "w1" } else { "w2" };
     world.run_for(seconds(1));
     world.cut_one_way("brain", worker);
-    let wait = 200 + world.pick(200) as u64;
+    let wait = 50 + world.pick(100) as u64;
     world.run_for(millis(wait));
     world.cut_one_way(worker, "brain");
-    world.run_for(millis(500));
+    world.run_for(millis(650));
     world.mend_one_way("brain", worker);
     world.run_for(seconds(2));
     world.check_safety();
@@ -243,9 +244,12 @@ pub(crate) fn late_replication(seed: u64) {
     world.cut_one_way(candidate, voter);
     let wait = world.pick(400) as u64;
     world.run_for(millis(wait));
+    let loss = 4_000 * world.pick(2) as u64;
+    world.lose_frames(loss);
     world.heal();
     world.run_for(seconds(1));
     world.check_safety();
+    world.lose_frames(0);
     world.restart(worker);
     world.run_until(completed(job));
     world.run_until_idle();
