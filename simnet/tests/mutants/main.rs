@@ -96,36 +96,36 @@ macro_rules! mutants {
 }
 
 mutants! {
-    a_result_after_the_award_was_given_up: SkipEpochCheck, late_result, 20, ["LateResult"];
-    a_result_of_a_task_not_awarded: AcceptUnawarded, liar, 20, ["Invented"];
-    an_unsigned_fact: AcceptUnsigned, liar, 20, ["Unsigned"];
-    a_steward_that_stores_for_the_deposed: SkipTermCheck, late_replication, 20, ["not at rest", "Diverged"];
+    a_result_after_the_award_was_given_up: SkipEpochCheck, late_result, 3, ["LateResult"];
+    a_result_of_a_task_not_awarded: AcceptUnawarded, liar, 3, ["Invented"];
+    an_unsigned_fact: AcceptUnsigned, liar, 3, ["Unsigned"];
+    a_steward_that_stores_for_the_deposed: SkipTermCheck, late_replication, 30, ["not at rest", "Diverged"];
     a_forgotten_vote: ForgetVote, late_replication, 60, ["not at rest", "Diverged"];
-    a_seal_before_the_verdict_is_final: SealBeforeFinal, late_replication, 20, ["not at rest", "Diverged"];
-    a_vote_against_a_living_brain: VoteWhileHeard, bad_link, 20, ["deposed"];
-    an_election_by_one_vote: ElectedByOne, mixed, 20, ["not at rest", "Offences"];
+    a_seal_before_the_verdict_is_final: SealBeforeFinal, late_replication, 3, ["not at rest", "Diverged"];
+    a_vote_against_a_living_brain: VoteWhileHeard, bad_link, 3, ["deposed"];
+    an_election_by_one_vote: ElectedByOne, mixed, 3, ["not at rest", "Offences"];
     a_brain_out_of_touch_that_decides: SkipInCharge, split, 20, ["DoubleStart"];
     a_brain_that_does_not_step_down: IgnoreDeposed, split, 20, ["not at rest"];
     an_answer_before_the_disk: SendBeforePersist, power_cut, 40, ["Lost"];
     a_majority_of_one: QuorumOfOne, power_cut, 40, ["Lost"];
-    a_double_reservation: DoubleReserve, mixed, 20, ["Overbooked"];
-    one_task_too_many: OneTaskTooMany, mixed, 20, ["Overbooked"];
+    a_double_reservation: DoubleReserve, mixed, 3, ["Overbooked"];
+    one_task_too_many: OneTaskTooMany, mixed, 3, ["Overbooked"];
     a_leaked_reservation: LeakReservation, cut_off_worker, 20, ["Leak"];
-    a_lost_chunk_counter: LostChunkCounter, mixed, 20, ["not at rest"];
-    a_job_that_ends_early: FinishEarly, calm, 20, ["Incomplete", "not within"];
-    a_result_without_its_copy: SkipCopies, disk_lost, 20, ["OutputGone"];
-    a_lease_that_never_expires: LeaseNeverExpires, mixed, 20, ["not at rest"];
+    a_lost_chunk_counter: LostChunkCounter, mixed, 3, ["not at rest"];
+    a_job_that_ends_early: FinishEarly, calm, 3, ["Incomplete", "not within"];
+    a_result_without_its_copy: SkipCopies, disk_lost, 10, ["OutputGone"];
+    a_lease_that_never_expires: LeaseNeverExpires, mixed, 10, ["not at rest"];
     a_lease_that_expires_too_soon: LeaseTooShort, cut_off_worker, 20, ["DoubleStart"];
     a_worker_that_fences_itself_too_late: FenceTooLate, cut_off_worker, 20, ["DoubleStart"];
-    a_renewal_counted_from_its_arrival: RenewAtArrival, late_answers, 20, ["DoubleStart"];
-    a_takeover_in_a_hurry: AdoptAtOnce, takeover_with_room, 20, ["DoubleStart"];
-    a_takeover_that_forgets_finished_chunks: TakeoverForgets, mixed, 20, ["Rerun"];
-    tasks_that_outlive_their_lease: TasksOutliveLease, mixed, 20, ["Orphan", "Overbooked"];
-    an_ignored_cancel: IgnoreCancel, cancelled, 20, ["not within"];
-    failures_that_nobody_counts: ForgetFailures, failing, 20, ["not within"];
-    an_entry_at_the_edge_of_a_range: ReconcileEdge, mixed, 20, ["not at rest"];
-    a_forgotten_job_that_comes_back: ResurrectForgotten, forgotten, 20, ["Revived", "not at rest"];
-    a_seal_without_what_it_seals: SealUnseen, mixed, 20, ["Diverged"];
+    a_renewal_counted_from_its_arrival: RenewAtArrival, late_answers, 40, ["DoubleStart"];
+    a_takeover_in_a_hurry: AdoptAtOnce, takeover_with_room, 10, ["DoubleStart"];
+    a_takeover_that_forgets_finished_chunks: TakeoverForgets, mixed, 10, ["Rerun"];
+    tasks_that_outlive_their_lease: TasksOutliveLease, cut_off_worker, 20, ["Orphan", "DoubleStart"];
+    an_ignored_cancel: IgnoreCancel, cancelled, 3, ["not within"];
+    failures_that_nobody_counts: ForgetFailures, failing, 3, ["not within"];
+    an_entry_at_the_edge_of_a_range: ReconcileEdge, mixed, 3, ["not at rest"];
+    a_forgotten_job_that_comes_back: ResurrectForgotten, forgotten, 3, ["Revived", "not at rest"];
+    a_seal_without_what_it_seals: SealUnseen, mixed, 3, ["Diverged"];
 }
 
 macro_rules! sound {
