@@ -2,8 +2,10 @@
 
 use sinew_crdt_state::error_code::ErrorCode;
 use sinew_crdt_state::fact::Outcome;
+use sinew_crdt_state::ids::JobId;
 use sinew_simnet::{
-    NodeSetup, World, completed, ended, failed, finished, job, millis, round, running, seconds, started, taken_over,
+    NodeSetup, Plan, World, completed, ended, failed, finished, job, millis, round, running, seconds, started,
+    taken_over,
 };
 
 /// A node that leads and stores but runs nothing.
@@ -12,7 +14,7 @@ fn idle() -> NodeSetup {
 }
 
 /// Four tasks on five nodes: whoever loses one, somebody has room for it at once.
-fn with_room() -> sinew_simnet::Plan {
+fn with_room() -> Plan {
     job().tasks(4).lasting(seconds(4)).spread()
 }
 
@@ -134,14 +136,22 @@ pub(crate) fn calm(seed: u64) {
     world.check_invariants();
 }
 
+/// A node other than `a` that works for the job, if any does, and the rest.
+fn worker_of(world: &mut World, job: JobId) -> (&'static str, Vec<&'static str>) {
+    let mut others = vec!["b", "c", "d", "e"];
+    let busy: Vec<usize> = (0..4).filter(|i| world.holds(&running(job, others[*i]))).collect();
+    let chosen = if busy.is_empty() { 0 } else { busy[world.pick(busy.len())] };
+    (others.remove(chosen), others)
+}
+
 /// A worker is cut off while others have room for its tasks.
 pub(crate) fn cut_off_worker(seed: u64) {
     let mut world = World::seed(seed).nodes(["a", "b", "c", "d", "e"]);
     let job = world.submit("a", &with_room());
-    let off = ["b", "c", "d", "e"][world.pick(4)];
-    let others: Vec<&str> = ["a", "b", "c", "d", "e"].into_iter().filter(|n| *n != off).collect();
     let wait = 500 + world.pick(1_000) as u64;
     world.run_for(millis(wait));
+    let (off, mut others) = worker_of(&mut world, job);
+    others.push("a");
     world.partition([off], others);
     world.run_for(seconds(3));
     world.check_safety();
@@ -157,9 +167,7 @@ pub(crate) fn split(seed: u64) {
     let job = world.submit("a", &with_room());
     let wait = 500 + world.pick(1_000) as u64;
     world.run_for(millis(wait));
-    let with = world.pick(4);
-    let mut others = vec!["b", "c", "d", "e"];
-    let with = others.remove(with);
+    let (with, others) = worker_of(&mut world, job);
     world.partition(["a", with], others);
     world.run_for(seconds(4));
     world.check_safety();
@@ -257,7 +265,7 @@ pub(crate) fn late_replication(seed: u64) {
 }
 
 /// Runs until both stewards have voted; tells who asked, then who followed.
-fn vote(world: &mut World, job: sinew_crdt_state::ids::JobId) -> (&'static str, &'static str) {
+fn vote(world: &mut World, job: JobId) -> (&'static str, &'static str) {
     let voted = |world: &World, name: &str| world.state(name, &job).is_some_and(|s| !s.votes.is_empty());
     while !voted(world, "b") && !voted(world, "c") {
         assert!(world.step());
