@@ -11,6 +11,7 @@ use crate::certificate::Roles;
 use crate::envelope::{Envelope, EnvelopeError, Opened, VerifiedRoots};
 use crate::fact::{FACT_LEN_MAX, Fact, Outcome, Statement};
 use crate::ids::{FactId, JobId, MeshId, NodeId};
+use crate::planted::{Bug, planted};
 use crate::reconcile::{Digest, Index};
 use crate::rules::{self, RuleError};
 use crate::spec::SpecError;
@@ -188,7 +189,7 @@ impl Ledger {
         let Fact::Seal { term, outcome: Outcome::Completed, .. } = &statement.fact else { return Ok(()) };
         let whole = self.live.get(&entry).is_none_or(|live| live.state.is_whole(*term));
         let over = statement.at_ms.saturating_add(self.grace_ms) <= now_ms;
-        if whole || over { Ok(()) } else { Err(Refusal::Incomplete) }
+        if whole || over || planted(Bug::SealUnseen) { Ok(()) } else { Err(Refusal::Incomplete) }
     }
 
     /// Merges an envelope from this node's own disk or hand: no signature check.
@@ -268,7 +269,9 @@ impl Ledger {
         }
         let author_roles = roles(envelope.author).ok_or(Refusal::UnknownAuthor(envelope.author))?;
         rules::check(&spec, envelope.author, author_roles, &statement.fact)?;
-        if self.owners.get(&spec.submitter).is_some_and(|mark| mark.covers(spec.serial)) {
+        if self.owners.get(&spec.submitter).is_some_and(|mark| mark.covers(spec.serial))
+            && !planted(Bug::ResurrectForgotten)
+        {
             return Err(Refusal::Compacted);
         }
         Ok(JobState::new(spec))

@@ -13,6 +13,7 @@ pub mod ids;
 pub mod intervals;
 pub mod ledger;
 pub mod manifest;
+pub mod planted;
 pub mod reconcile;
 pub mod rules;
 pub mod spec;

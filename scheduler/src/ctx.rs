@@ -15,6 +15,7 @@ use sinew_crdt_state::fact::{Fact, Statement};
 use sinew_crdt_state::identity::{Identity, Signature};
 use sinew_crdt_state::ids::{FactId, JobId, MeshId, NodeId};
 use sinew_crdt_state::ledger::{Admitted, Ledger, Refusal};
+use sinew_crdt_state::planted::{Bug, planted};
 
 use crate::config::CoreConfig;
 use crate::io::{Effect, Note, Record, Ticket};
@@ -195,7 +196,10 @@ impl Ctx {
 
     /// Does something once everything recorded so far, and in this batch, is on disk.
     pub(crate) fn after_persist(&mut self, after: After) {
-        self.after.push(after);
+        match after {
+            After::Send { to, message } if planted(Bug::SendBeforePersist) => self.send(to, message),
+            after => self.after.push(after),
+        }
     }
 
     pub(crate) fn next_fetch(&mut self) -> crate::io::FetchId {

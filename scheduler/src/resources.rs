@@ -1,5 +1,6 @@
 //! What this node has and has reserved (J3): a reservation is made whole before an award is claimed, or not at all.
 
+use sinew_crdt_state::planted::{Bug, planted};
 use sinew_crdt_state::spec::Resources;
 
 /// Totals and what is free of them.
@@ -39,13 +40,15 @@ impl Pool {
     /// Reserves up to `wanted` slots of `need` each, and says how many.
     pub fn reserve(&mut self, need: Resources, wanted: u32) -> u32 {
         let slots = self.slots(need).min(wanted);
-        self.free.cpu_milli -= need.cpu_milli.max(10) * slots;
-        self.free.memory_bytes -= need.memory_bytes * u64::from(slots);
+        let taken = if planted(Bug::DoubleReserve) { 0 } else { slots };
+        self.free.cpu_milli -= need.cpu_milli.max(10) * taken;
+        self.free.memory_bytes -= need.memory_bytes * u64::from(taken);
         slots
     }
 
     /// Gives back what [`Self::reserve`] took.
     pub fn release(&mut self, need: Resources, slots: u32) {
+        let slots = if planted(Bug::DoubleReserve) { 0 } else { slots };
         self.free.cpu_milli += need.cpu_milli.max(10) * slots;
         self.free.memory_bytes += need.memory_bytes * u64::from(slots);
         assert!(

@@ -10,6 +10,7 @@ use sinew_crdt_state::certificate::Roles;
 use sinew_crdt_state::envelope::Envelope;
 use sinew_crdt_state::fact::{Executed, Fact, Fence, ReportItem, Run, Statement, Usage};
 use sinew_crdt_state::ids::{FactId, Hash, JobId, NodeId};
+use sinew_crdt_state::planted::{Bug, planted};
 use sinew_crdt_state::rules::brain_of;
 use sinew_crdt_state::spec::{BlobRef, JobSpec, Phase, Resources};
 use sinew_crdt_state::state::JobState;
@@ -18,7 +19,7 @@ use crate::config::{ASK_STEWARDS_AFTER, BEAT_EVERY, FENCE_AFTER, REPORT_EVERY, R
 use crate::ctx::Ctx;
 use crate::io::{Effect, Note, RunId, StartTask, TaskKey, TaskResult};
 use crate::resources::Pool;
-use crate::time::Time;
+use crate::time::{Span, Time};
 use crate::wire::{Assign, Lease, LoadDigest, Located, Message};
 
 /// Beats whose answers are still awaited: older ones could not renew anything.
@@ -343,9 +344,13 @@ impl Worker {
         let Some(held) = self.held.remove(&lease) else { return };
         for run in held.running.values() {
             self.runs.remove(run);
-            ctx.effect(Effect::Stop(*run));
+            if !planted(Bug::TasksOutliveLease) {
+                ctx.effect(Effect::Stop(*run));
+            }
         }
-        self.pool.release(held.spec.resources, held.slots);
+        if !planted(Bug::LeakReservation) || held.open() == 0 {
+            self.pool.release(held.spec.resources, held.slots);
+        }
         self.load_changed = true;
         let orphans = held.unsettled.into_iter().map(|id| (id, lease.fence));
         self.done.entry(lease.job).or_default().orphans.extend(orphans);
@@ -377,7 +382,7 @@ impl Worker {
     fn start_tasks(&mut self, ctx: &mut Ctx, lease: Lease) {
         let job_slots = self.leases_of(lease.job).iter().filter_map(|l| self.held.get(l)).map(|h| h.slots).sum();
         let Some(held) = self.held.get_mut(&lease) else { return };
-        let ahead = ctx.config.start_ahead.saturating_mul(held.slots);
+        let ahead = ctx.config.start_ahead.saturating_mul(held.slots) + u32::from(planted(Bug::OneTaskTooMany));
         while held.running.len() < held.slots.saturating_add(ahead) as usize {
             let Some((phase, run)) = held.queue.front_mut() else { return };
             let (phase, task) = (*phase, run.start);
@@ -533,8 +538,9 @@ impl Worker {
         if now < self.look_at {
             return;
         }
+        let fence_after = if planted(Bug::FenceTooLate) { Span(2 * FENCE_AFTER.0) } else { FENCE_AFTER };
         let silent: Vec<Lease> =
-            self.held.iter().filter(|(_, h)| now - h.answered() >= FENCE_AFTER).map(|(l, _)| *l).collect();
+            self.held.iter().filter(|(_, h)| now - h.answered() >= fence_after).map(|(l, _)| *l).collect();
         for lease in silent {
             ctx.note(Note::Fenced { lease });
             self.drop_held(ctx, lease);
@@ -546,7 +552,7 @@ impl Worker {
             done.offer_orphans(ctx, *job);
         }
         // A renewal in between moves a lease's end on; that only makes the next look an early one.
-        let fences = self.held.values().map(|h| h.answered() + FENCE_AFTER);
+        let fences = self.held.values().map(|h| h.answered() + fence_after);
         self.look_at = fences.fold(now + RESEND_EVERY, Time::min);
     }
 
@@ -582,6 +588,7 @@ impl Worker {
         void: &[Lease],
     ) {
         let Some((_, sent)) = self.beats.iter().find(|(s, _)| *s == seq).copied() else { return };
+        let sent = if planted(Bug::RenewAtArrival) { ctx.now.at } else { sent };
         for lease in renewed {
             if let Some(held) = self.held.get_mut(lease).filter(|h| h.brain == from) {
                 held.renewed = held.renewed.max(sent);

@@ -38,9 +38,23 @@ pub enum Violation {
     Invented(JobId, Phase, u32),
     /// An output of a completed job is nowhere.
     OutputGone(JobId, Phase, u32),
+    /// A job counts as completed without a result of every task.
+    Incomplete(JobId),
+    /// A task runs on the node of this name, which has no lease of its job.
+    Orphan(String),
+    /// Slots stay reserved at rest, on the node of this name.
+    Leak(String),
+    /// A task started long after its job was sealed.
+    Revived(JobId, Phase, u32),
+    /// A task ran again although the brain that awarded it knew its result.
+    Rerun(JobId, Phase, u32),
+    /// A result counts that came after its award was given up.
+    LateResult(JobId, Phase, u32),
+    /// A disk holds a fact that its author did not sign.
+    Unsigned(JobId),
 }
 
-type Results = BTreeMap<(Phase, u32), (NodeId, Fence)>;
+pub(crate) type Results = BTreeMap<(Phase, u32), (NodeId, Fence)>;
 
 impl World {
     /// Runs until nothing is under way: no job open, no task running, all ledgers equal.
@@ -136,6 +150,7 @@ impl World {
         if self.counters.offences > 0 {
             found.push(Violation::Offences(self.counters.offences));
         }
+        found.extend(self.orphans());
         found
     }
 
@@ -185,6 +200,7 @@ impl World {
                 _ => found.push(Violation::Diverged(*job)),
             }
         }
+        found.extend(self.audit());
         found
     }
 
@@ -234,6 +250,10 @@ impl World {
         }
         if *outcome == Outcome::Completed {
             let plan = self.plan_of(&self.name_of(job));
+            let whole = !self.nodes.iter().any(|n| n.disk.has_forgotten(job));
+            if whole && results.len() != plan.tasks_total() {
+                found.push(Violation::Incomplete(*job));
+            }
             let last = results.keys().map(|(phase, _)| *phase).max().unwrap_or(0);
             for (phase, task) in results.keys().filter(|(phase, _)| *phase == last) {
                 if let Some(blob) = plan.output(&self.name_of(job), *phase, *task)

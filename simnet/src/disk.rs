@@ -209,6 +209,11 @@ impl Disk {
         }
     }
 
+    /// Whether only a receipt stays of the job.
+    pub(crate) fn has_forgotten(&self, job: &JobId) -> bool {
+        self.image.receipts.contains_key(job)
+    }
+
     /// An entry's facts, those still being written too: a daemon reads behind its own writes.
     pub(crate) fn facts(&self, job: &JobId) -> Vec<Envelope> {
         let pending = self.writes.iter().flat_map(|w| &w.records).filter_map(|r| match r {

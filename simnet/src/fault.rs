@@ -117,6 +117,13 @@ impl World {
         self.cut(from, to);
     }
 
+    /// Mends the way from one node to another, and only that way.
+    pub fn mend_one_way(&mut self, from: &str, to: &str) {
+        let (from, to) = (self.index(from), self.index(to));
+        self.say(from, format!("MENDED towards {to}"));
+        self.mend(from, to);
+    }
+
     /// Mends every cut.
     pub fn heal(&mut self) {
         self.say(0, "HEALED".to_owned());

@@ -5,6 +5,7 @@
 //! that lose what was not synced, links with latency, loss and cuts, machines that run tasks, blobs as sets of hashes.
 //! Nothing here reads a clock, touches a file or a socket, or starts a thread. The same seed gives the same trace.
 
+mod audit;
 mod check;
 mod clock;
 mod condition;
@@ -13,6 +14,7 @@ mod distribution;
 mod exec;
 mod fault;
 mod flap;
+mod forge;
 mod link;
 mod machine;
 mod network;

@@ -115,6 +115,7 @@ impl World {
         }
         let messages: Vec<Message> = cbor::from_slice(bytes).expect("what a core encodes, a core decodes");
         let id = self.nodes[from].id();
+        self.watch_reports(to.node, &messages);
         let inputs = messages.into_iter().map(|message| Input::Message { from: id, message }).collect();
         self.inputs(to.node, inputs);
     }

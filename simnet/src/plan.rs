@@ -180,6 +180,14 @@ impl Plan {
         self.cpu_milli
     }
 
+    /// Tasks of all phases.
+    pub(crate) const fn tasks_total(&self) -> usize {
+        match self.work {
+            Shape::Batch { tasks } => tasks as usize,
+            Shape::Round { chunks, partitions } => chunks as usize + partitions as usize,
+        }
+    }
+
     /// Blobs that the submitter has before it submits.
     pub(crate) fn inputs(&self, name: &str) -> Vec<BlobRef> {
         match self.work {

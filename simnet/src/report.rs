@@ -62,6 +62,10 @@ pub struct Counters {
     pub lost_leases: u64,
     /// Protocol offences reported.
     pub offences: u64,
+    /// Facts that a scenario had a node forge.
+    pub lies: u64,
+    /// Offences of such nodes.
+    pub lies_refused: u64,
     /// Tasks that a core started on a node without room for them.
     pub overbooked: u64,
 }

@@ -14,6 +14,7 @@ use sinew_scheduler::io::{Effect, Input, Note, Request, RequestId, Response, Sub
 use sinew_scheduler::time::{Span, Time};
 use sinew_scheduler::wire::Message;
 
+use crate::audit::Watch;
 use crate::exec::Execution;
 use crate::link::Links;
 use crate::node::{Node, NodeSetup};
@@ -59,10 +60,11 @@ pub struct World {
     seed: u64,
     /// The admin who let every node in, and its own certificate.
     founder: (Identity, Credential),
-    mesh: MeshId,
+    pub(crate) mesh: MeshId,
     pub(crate) setup: NodeSetup,
     pub(crate) machines: Vec<NodeSetup>,
     request_last: u64,
+    pub(crate) watch: Watch,
 }
 
 impl World {
@@ -100,6 +102,7 @@ impl World {
             setup: NodeSetup::default(),
             machines: Vec::new(),
             request_last: 0,
+            watch: Watch::default(),
         }
     }
 
@@ -309,6 +312,7 @@ impl World {
             Effect::Fetch { id, job, blobs, providers } => self.start_fetch(node, id, job, blobs, providers),
             Effect::EndJob { job, keep, outcome } => {
                 self.nodes[node].disk.end_job(&job, &keep);
+                self.watch.sealed.entry(job).or_insert(self.now);
                 self.saw_outcome(job, outcome);
             }
             Effect::Load { job, to } => {
@@ -333,7 +337,11 @@ impl World {
                 }
             }
             Effect::Offence { peer, what } => {
-                self.counters.offences += 1;
+                if self.watch.liars.contains(&peer) {
+                    self.counters.lies_refused += 1;
+                } else {
+                    self.counters.offences += 1;
+                }
                 self.say(node, format!("OFFENCE by {}: {what}", self.name_of_node(peer)));
             }
             Effect::Note(note) => self.note(node, note),
@@ -350,7 +358,10 @@ impl World {
             Note::Took { job, term } => {
                 self.took.push(Took { at: self.now, node, job: *job, term: *term });
             }
-            Note::Lost { .. } => self.counters.lost_leases += 1,
+            Note::Lost { lease, .. } => {
+                self.counters.lost_leases += 1;
+                self.watch.lost.insert(*lease, node);
+            }
             Note::Fenced { .. } => self.counters.fenced += 1,
             Note::Stale { .. } => self.counters.stale_results += 1,
             Note::Peer { .. } => {}

@@ -27,15 +27,31 @@ fn reachable(metadata: &Value, root: &str) -> BTreeSet<String> {
     seen.iter().map(|id| name_of[id].clone()).collect()
 }
 
-#[test]
-fn the_core_and_its_simulator_cannot_reach_the_outside_world() {
+/// What cargo resolves for the whole workspace, tests included, with no feature asked for.
+fn metadata() -> Value {
     let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml");
     let output = Command::new(env!("CARGO"))
         .args(["metadata", "--format-version", "1", "--offline", "--manifest-path", manifest])
         .output()
-        .unwrap();
+        .expect("cargo runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
+    serde_json::from_slice(&output.stdout).expect("cargo prints JSON")
+}
+
+/// Planted bugs are for `mutants` alone: no build, and no test's dependency, may turn them on for everybody.
+#[test]
+fn no_build_plants_bugs_unasked() {
+    let metadata = metadata();
+    let nodes = metadata["resolve"]["nodes"].as_array().cloned().unwrap_or_default();
+    let planted = |node: &&Value| node["features"].as_array().is_some_and(|f| f.iter().any(|f| f == "planted"));
+    let of_ours = |node: &&Value| node["id"].as_str().is_some_and(|id| id.contains("crdt-state"));
+    assert_eq!(nodes.iter().filter(of_ours).count(), 1, "the walk works");
+    assert_eq!(nodes.iter().find(planted), None);
+}
+
+#[test]
+fn the_core_and_its_simulator_cannot_reach_the_outside_world() {
+    let metadata = metadata();
     for root in ["sinew-simnet", "sinew-scheduler", "sinew-crdt-state"] {
         let reached = reachable(&metadata, root);
         assert!(reached.contains("blake3"), "the walk works");

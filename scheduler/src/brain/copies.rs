@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use sinew_crdt_state::fact::{Accepted, Run};
 use sinew_crdt_state::ids::{FactId, NodeId};
+use sinew_crdt_state::planted::{Bug, planted};
 use sinew_crdt_state::spec::{BlobRef, Phase};
 
 use super::Brain;
@@ -25,7 +26,7 @@ pub(super) struct Copying {
 impl Brain {
     /// Counts a result once its outputs are safe.
     pub(super) fn secure(&mut self, ctx: &mut Ctx, accepted: Accepted, report: Option<FactId>) {
-        let wants = !accepted.outputs.is_empty() && self.spec.copies > 1;
+        let wants = !accepted.outputs.is_empty() && self.spec.copies > 1 && !planted(Bug::SkipCopies);
         let target = if wants { self.copy_target(ctx, accepted.node) } else { None };
         // Without a second node to hold it, one copy is all there can be.
         let Some(target) = target else { return self.accept(accepted, report) };

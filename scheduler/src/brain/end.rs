@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use sinew_crdt_state::fact::{Fact, Outcome};
 use sinew_crdt_state::ids::{FactId, NodeId};
+use sinew_crdt_state::planted::{Bug, planted};
 
 use super::{Brain, Stage};
 use crate::config::RECEIPTS_WAIT;
@@ -24,6 +25,9 @@ impl Brain {
         let (finish, _) = ctx.state(self.job, Fact::Finish { term: self.term, outcome });
         self.quorum.add(ctx, &[finish]);
         self.stage = Stage::Ending { finish, is_final: false };
+        if planted(Bug::SealBeforeFinal) {
+            self.finished(ctx);
+        }
     }
 
     /// The verdict is final: tell everyone concerned and ask for receipts.

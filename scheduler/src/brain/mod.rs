@@ -18,6 +18,7 @@ use std::sync::Arc;
 use sinew_crdt_state::fact::{Fact, Fence, Outcome, Run, Statement};
 use sinew_crdt_state::ids::{FactId, JobId, NodeId};
 use sinew_crdt_state::intervals::IntervalMap;
+use sinew_crdt_state::planted::{Bug, planted};
 use sinew_crdt_state::spec::{JobSpec, PHASE_MAP, Phase};
 
 use self::adopt::Adoption;
@@ -200,7 +201,9 @@ impl Brain {
     /// Whether this brain may decide and renew leases: a majority of its set answered, lately, a beat that it sent in this
     /// term. The first brain needs no answers for a moment: nobody else can have been elected yet.
     fn in_charge(&self, ctx: &Ctx) -> bool {
-        self.term == 1 && ctx.now.at - self.since <= IN_CHARGE_FOR || self.quorum.reachable(ctx, self.since)
+        planted(Bug::SkipInCharge)
+            || self.term == 1 && ctx.now.at - self.since <= IN_CHARGE_FOR
+            || self.quorum.reachable(ctx, self.since)
     }
 
     /// Takes note of a fact about the job, own or foreign.
@@ -218,6 +221,9 @@ impl Brain {
 
     /// Another brain leads a higher term: this one ends without another word.
     pub(crate) fn depose(&mut self, ctx: &mut Ctx) {
+        if planted(Bug::IgnoreDeposed) {
+            return;
+        }
         self.stage = Stage::Over;
         if let Some((request, _)) = self.answer.take() {
             // A higher term needed a majority that knew the spec: the job is safe, and goes on elsewhere.
@@ -292,7 +298,7 @@ impl Brain {
             self.watch_copies(ctx);
         }
         let canceled = ctx.ledger.live(&self.job).is_some_and(|l| l.state.cancel.is_some());
-        if canceled && self.verdict.is_none() {
+        if canceled && !planted(Bug::IgnoreCancel) && self.verdict.is_none() {
             self.verdict = Some(Outcome::Cancelled);
         }
         while let Some(entry) = self.later.first_entry().filter(|e| *e.key() <= ctx.now.at) {
@@ -318,7 +324,8 @@ impl Brain {
             self.finish(ctx, verdict);
             return true;
         }
-        while self.done_count == self.total && self.copying.is_empty() && self.ready.is_empty() {
+        let missing = u32::from(planted(Bug::FinishEarly));
+        while self.done_count + missing == self.total && self.copying.is_empty() && self.ready.is_empty() {
             let last = usize::from(self.phase) + 1 == self.spec.phases().len();
             if last {
                 self.finish(ctx, Outcome::Completed);

@@ -5,8 +5,9 @@ use sinew_crdt_state::envelope::Envelope;
 use sinew_crdt_state::error_code::ErrorCode;
 use sinew_crdt_state::fact::{Accepted, Fact, Failure, Fence, ITEMS_MAX, Outcome, Output, ReportItem, Run, Statement};
 use sinew_crdt_state::ids::{FactId, JobId, NodeId};
+use sinew_crdt_state::planted::{Bug, planted};
 
-use super::{Brain, Stage};
+use super::{Brain, Seat, Stage};
 use crate::config::{PROGRESS_EVERY, SHUN_FOR};
 use crate::ctx::Ctx;
 use crate::io::{Effect, Note};
@@ -50,10 +51,11 @@ impl Brain {
             else {
                 continue;
             };
+            let awarded = |s: &Seat| s.node == from || planted(Bug::AcceptUnawarded);
             let current = matches!(self.stage, Stage::Running)
                 && phase == self.phase
                 && envelope.author == from
-                && self.seats.get(&fence).is_some_and(|s| s.node == from);
+                && self.seats.get(&fence).map_or(planted(Bug::SkipEpochCheck), awarded);
             if current {
                 self.take_report(ctx, from, fence, id, &items);
             } else if self.stage != Stage::Adopting && !self.reports.contains_key(&id) {
@@ -155,7 +157,7 @@ impl Brain {
 
     pub(super) fn accept(&mut self, accepted: Accepted, report: Option<FactId>) {
         self.done.insert(accepted.run, &(), |()| false);
-        self.done_count += accepted.run.len;
+        self.done_count += if planted(Bug::LostChunkCounter) { 1 } else { accepted.run.len };
         match self.ready.last_mut() {
             Some(Ready { accepted: last, reports })
                 if last.outputs.is_empty()
@@ -203,9 +205,9 @@ impl Brain {
             self.shunned.insert(from, ctx.now.at + SHUN_FOR);
         }
         let attempts = self.attempts.entry(task).or_default();
-        *attempts += 1;
+        *attempts += u32::from(!planted(Bug::ForgetFailures));
         if failure.retryable && *attempts <= self.spec.retry.attempts {
-            let doubled = self.spec.retry.delay_ms.saturating_mul(1 << (*attempts - 1).min(16));
+            let doubled = self.spec.retry.delay_ms.saturating_mul(1 << attempts.saturating_sub(1).min(16));
             let delay = Span::ms(doubled.min(RETRY_DELAY_MAX_MS));
             self.later.entry(ctx.now.at + delay).or_default().push(task);
         } else {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use sinew_crdt_state::fact::{Fact, Fence, Run};
 use sinew_crdt_state::ids::NodeId;
 use sinew_crdt_state::intervals::IntervalMap;
+use sinew_crdt_state::planted::{Bug, planted};
 
 use super::{Brain, Stage};
 use crate::config::{BEAT_EVERY, FENCE_AFTER, LEASE, QUEUE_AHEAD, SPECULATE_AFTER, WINDOW_MAX};
@@ -86,8 +87,9 @@ impl Brain {
 
     pub(super) fn drop_lost_seats(&mut self, ctx: &mut Ctx) {
         let now = ctx.now.at;
-        let lost: Vec<Fence> =
-            self.seats.iter().filter(|(_, s)| now - s.heard >= LEASE).map(|(fence, _)| *fence).collect();
+        let lease = if planted(Bug::LeaseTooShort) { Span(LEASE.0 / 2) } else { LEASE };
+        let over = |s: &Seat| now - s.heard >= lease && !planted(Bug::LeaseNeverExpires);
+        let lost: Vec<Fence> = self.seats.iter().filter(|(_, s)| over(s)).map(|(fence, _)| *fence).collect();
         for fence in lost {
             let Some(seat) = self.seats.remove(&fence) else { continue };
             let lease = Lease { job: self.job, fence };

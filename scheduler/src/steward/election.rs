@@ -9,6 +9,7 @@ use rand::RngExt;
 use sinew_crdt_state::envelope::Envelope;
 use sinew_crdt_state::fact::{Fact, Fence};
 use sinew_crdt_state::ids::{FactId, JobId, NodeId};
+use sinew_crdt_state::planted::{Bug, planted};
 use sinew_crdt_state::rules::{brain_of, next_term_of};
 use sinew_crdt_state::spec::JobSpec;
 
@@ -178,7 +179,7 @@ impl Stewards {
             Some(brain) if brain == ctx.own => brains.get(&job).is_none() || !in_touch(ctx, spec),
             Some(brain) => {
                 let disowned = self.watched.get(&job).is_some_and(|w| w.disowned);
-                disowned || ctx.now.at - self.brain_heard(job, brain) >= STICKY_FOR
+                disowned || ctx.now.at - self.brain_heard(job, brain) >= STICKY_FOR || planted(Bug::VoteWhileHeard)
             }
             None => false,
         }
@@ -257,7 +258,7 @@ impl Stewards {
     /// Goes on to the vote when a majority is willing, and takes office when a majority has voted.
     fn count(&mut self, ctx: &mut Ctx, brains: &mut Brains, job: JobId) {
         let Some(live) = ctx.ledger.live(&job) else { return };
-        let majority = live.state.spec.majority();
+        let majority = if planted(Bug::ElectedByOne) { 1 } else { live.state.spec.majority() };
         let Some(watched) = self.watched.get_mut(&job) else { return };
         let Some(campaign) = &watched.campaign else { return };
         if campaign.trial {

@@ -1,0 +1,95 @@
+//! Deliberate mistakes, to measure what the simulator finds. Behind the feature `planted`, which no default build and no
+//! dev-dependency turns on: without it [`planted`] is a constant and every site is as if it were not there.
+//!
+//! Here and not in the scheduler, so that both crates ask the same switch. One mistake at a time, per thread.
+
+/// One deliberate mistake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bug {
+    /// A brain takes results under awards that it has given up.
+    SkipEpochCheck,
+    /// A brain takes results from whoever sends them.
+    AcceptUnawarded,
+    /// A steward stores for a brain that it has voted out, and does not tell it.
+    SkipTermCheck,
+    /// A brain decides and renews leases although its set does not answer.
+    SkipInCharge,
+    /// A brain that learns of its successor goes on.
+    IgnoreDeposed,
+    /// "Stored" and votes leave before they are on disk.
+    SendBeforePersist,
+    /// One copy on disk counts as a majority.
+    QuorumOfOne,
+    /// A steward's vote does not bind it.
+    ForgetVote,
+    /// A steward votes although it hears the brain.
+    VoteWhileHeard,
+    /// One vote elects a brain.
+    ElectedByOne,
+    /// Reserved slots are still offered to others.
+    DoubleReserve,
+    /// An award starts one task more than it has slots.
+    OneTaskTooMany,
+    /// Slots stay reserved when an award ends with work left.
+    LeakReservation,
+    /// Of several chunks finished in a row, one is counted.
+    LostChunkCounter,
+    /// A job completes with one task missing.
+    FinishEarly,
+    /// Results count before their second copy exists.
+    SkipCopies,
+    /// A brain never gives up a silent worker.
+    LeaseNeverExpires,
+    /// A brain awards a silent worker's tasks anew before the worker has stopped.
+    LeaseTooShort,
+    /// A worker that nobody answers goes on for too long.
+    FenceTooLate,
+    /// A late answer renews a lease from when it arrived, not from when the beat was sent.
+    RenewAtArrival,
+    /// A new brain goes to work without waiting for what workers hold.
+    AdoptAtOnce,
+    /// A new brain has finished chunks done again.
+    TakeoverForgets,
+    /// A brain announces and seals a verdict that no majority has on disk.
+    SealBeforeFinal,
+    /// An award ends, and its tasks run on.
+    TasksOutliveLease,
+    /// A brain does not look at cancels.
+    IgnoreCancel,
+    /// Failed attempts are not counted.
+    ForgetFailures,
+    /// A fact counts without a valid signature.
+    AcceptUnsigned,
+    /// Anti-entropy leaves out the entry at a range's edge.
+    ReconcileEdge,
+    /// The ledger takes in again what it has forgotten.
+    ResurrectForgotten,
+    /// After its seal an entry's late results are waited for no longer, so that some replicas never learn where they are.
+    SealUnseen,
+}
+
+#[cfg(feature = "planted")]
+thread_local! {
+    static ACTIVE: std::cell::Cell<Option<Bug>> = const { std::cell::Cell::new(None) };
+}
+
+/// Makes this mistake from now on in this thread, or none.
+#[cfg(feature = "planted")]
+pub fn plant(bug: Option<Bug>) {
+    ACTIVE.set(bug);
+}
+
+/// Whether this mistake is to be made.
+#[cfg(feature = "planted")]
+#[must_use]
+pub fn planted(bug: Bug) -> bool {
+    ACTIVE.get() == Some(bug)
+}
+
+/// No mistake is to be made.
+#[cfg(not(feature = "planted"))]
+#[inline]
+#[must_use]
+pub const fn planted(_: Bug) -> bool {
+    false
+}

@@ -1,0 +1,51 @@
+//! Lies that a scenario has a node tell: facts that it may not state. The node's core stays honest; what is forged goes out
+//! beside it.
+
+use sinew_crdt_state::envelope::{Envelope, seal_batch};
+use sinew_crdt_state::fact::{Fact, ReportItem, Run, Statement, Usage};
+use sinew_crdt_state::ids::JobId;
+use sinew_scheduler::wire::{Class, Lease, Message};
+
+use crate::queue::Index;
+use crate::world::World;
+
+impl World {
+    /// `liar` sends `to` a cancel in the submitter's name, which it cannot sign.
+    pub fn forge_cancel(&mut self, liar: &str, to: &str, job: JobId) {
+        let (liar, to) = (self.index(liar), self.index(to));
+        let submitter = self.spec_of(job).map(|live| live.state.spec.submitter);
+        let Some(author) = submitter else { return };
+        let forged = self.signed(liar, job, Fact::Cancel { reason: "forged".to_owned() });
+        let forged = Envelope { author, ..forged };
+        self.watch.forged.push((job, forged.fact_id()));
+        self.lie(liar, to, Message::Facts(vec![forged]));
+    }
+
+    /// `liar` reports to `to`, under another node's award that is under way, a task that it never ran.
+    pub fn forge_report(&mut self, liar: &str, to: &str, job: JobId) {
+        let (liar, to) = (self.index(liar), self.index(to));
+        let under_way = self.executions_of(&job).find(|e| e.node != liar && e.end.is_none());
+        let Some((fence, phase, task)) = under_way.map(|e| (e.fence, e.phase, e.task)) else { return };
+        let run = Run { start: task, len: 1 };
+        let items = vec![ReportItem::Plain { run, usage: Usage::default() }];
+        let report = self.signed(liar, job, Fact::Report { fence, phase, items });
+        self.lie(liar, to, Message::Report { lease: Lease { job, fence }, facts: vec![report] });
+    }
+
+    fn spec_of(&self, job: JobId) -> Option<&sinew_crdt_state::ledger::LiveEntry> {
+        self.nodes.iter().filter_map(|n| n.core.as_ref()).find_map(|core| core.ledger().live(&job))
+    }
+
+    fn signed(&self, by: Index, job: JobId, fact: Fact) -> Envelope {
+        let statement = Statement { at_ms: self.clock(by).unix_ms, fact };
+        let mut batch = seal_batch(&self.nodes[by].identity, self.mesh, &[(job, statement)]);
+        batch.swap_remove(0).1
+    }
+
+    fn lie(&mut self, liar: Index, to: Index, message: Message) {
+        self.watch.liars.insert(self.nodes[liar].id());
+        self.counters.lies += 1;
+        self.say(liar, "LIES".to_owned());
+        self.send(liar, to, Class::Control, &[message]);
+    }
+}

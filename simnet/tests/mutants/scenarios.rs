@@ -1,0 +1,278 @@
+//! Runs in which certain mistakes show quickly, each from a seed. They pass on the core as it is.
+
+use sinew_crdt_state::error_code::ErrorCode;
+use sinew_crdt_state::fact::Outcome;
+use sinew_crdt_state::ids::JobId;
+use sinew_simnet::{
+    NodeSetup, Plan, World, completed, ended, failed, finished, job, millis, round, running, seconds, started,
+    taken_over,
+};
+
+/// A node that leads and stores but runs nothing.
+fn idle() -> NodeSetup {
+    NodeSetup { cpu_milli: 0, ..NodeSetup::default() }
+}
+
+/// Four tasks on five nodes: whoever loses one, somebody has room for it at once.
+fn with_room() -> Plan {
+    job().tasks(4).lasting(seconds(4)).spread()
+}
+
+const SET: [&str; 3] = ["a", "b", "c"];
+
+/// A worker is cut off just before its task ends, and its report arrives after the task was awarded to another.
+pub(crate) fn late_result(seed: u64) {
+    let mut world = World::seed(seed);
+    world.join_as("brain", idle());
+    let mut world = world.nodes(["w1", "w2"]);
+    let task = world.submit("brain", &job().cpus(1.0).lasting_exactly(millis(1_500)));
+    world.run_until(started(task));
+    let (first, second) = if world.holds(&running(task, "w1")) { ("w1", "w2") } else { ("w2", "w1") };
+    let until = 700 + world.pick(700) as u64;
+    world.run_for(millis(until));
+    world.partition([first], ["brain", second]);
+    world.run_for(millis(1_900));
+    world.check_safety();
+    world.heal();
+    world.run_until_idle();
+    world.check_invariants();
+    assert!(world.counters().stalled_frames > 0);
+}
+
+/// A member forges a cancel and reports a task that others run.
+pub(crate) fn liar(seed: u64) {
+    let mut world = World::seed(seed).nodes(["a", "b", "c", "d"]);
+    let job = world.submit("a", &job().tasks(12).lasting(seconds(1)).spread());
+    world.run_until(running(job, "b"));
+    let wait = world.pick(900) as u64;
+    world.run_for(millis(wait));
+    world.forge_cancel("d", "a", job);
+    world.forge_report("d", "a", job);
+    world.run_until(ended(job));
+    world.run_until_idle();
+    world.check_invariants();
+    world.expect(completed(job));
+    assert!(world.counters().lies == 2 && world.counters().lies_refused > 0);
+}
+
+/// The power goes everywhere at the moment of an acknowledgement, and the brain's disk with it.
+pub(crate) fn power_cut(seed: u64) {
+    let mut world = World::seed(seed).nodes(SET);
+    let job = world.submit("a", &job().tasks(3));
+    for name in SET {
+        world.kill(name);
+    }
+    world.wipe("a");
+    world.run_for(millis(300));
+    for name in SET {
+        world.restart(name);
+    }
+    world.run_until_idle();
+    world.check_invariants();
+    world.expect(completed(job));
+}
+
+/// Jobs end and are forgotten while a node that works for them is away.
+pub(crate) fn forgotten(seed: u64) {
+    let setup = NodeSetup { ledger_grace_ms: 4_000, ..NodeSetup::default() };
+    let mut world = World::seed(seed).with(setup).nodes(["a", "b", "c", "d"]);
+    let job = world.submit("a", &job().tasks(40).lasting(millis(400)).spread());
+    world.run_for(seconds(2));
+    world.kill("d");
+    world.run_until(completed(job));
+    world.run_for(seconds(20));
+    world.restart("d");
+    world.run_for(seconds(90));
+    world.run_until_idle();
+    world.check_invariants();
+    assert_eq!(world.entries(), [0, 0, 0, 0], "everything is forgotten");
+}
+
+/// A node is lost for good as soon as a round is complete.
+pub(crate) fn disk_lost(seed: u64) {
+    let mut world = World::seed(seed).nodes(["a", "b", "c", "d"]);
+    let job = world.submit("a", &round(12, 6).lasting(millis(200)));
+    world.run_until(completed(job));
+    let name = ["b", "c", "d"][world.pick(3)];
+    world.kill(name);
+    world.wipe(name);
+    world.run_for(seconds(1));
+    world.restart(name);
+    world.run_until_idle();
+    world.check_invariants();
+}
+
+/// A job is cancelled while it runs.
+pub(crate) fn cancelled(seed: u64) {
+    let mut world = World::seed(seed).nodes(SET);
+    let job = world.submit("a", &job().tasks(20).lasting(seconds(5)));
+    world.run_until(started(job));
+    let wait = world.pick(2_000) as u64;
+    world.run_for(millis(wait));
+    assert_eq!(world.cancel("b", job), Ok(()));
+    world.run_until_within(finished(job, Outcome::Cancelled), seconds(3));
+    world.check_safety();
+    world.run_until_idle();
+    world.check_invariants();
+}
+
+/// A task fails once more often than its job tolerates.
+pub(crate) fn failing(seed: u64) {
+    let mut world = World::seed(seed).nodes(SET);
+    let job = world.submit("a", &job().tasks(4).failing(0, 2, 4));
+    world.run_until(failed(job, ErrorCode::Exit, 2));
+    world.run_until_idle();
+    world.check_invariants();
+}
+
+/// Nothing goes wrong.
+pub(crate) fn calm(seed: u64) {
+    let mut world = World::seed(seed).nodes(SET);
+    for plan in [round(12, 3), job().tasks(9), job()] {
+        let job = world.submit("b", &plan);
+        world.run_until(completed(job));
+    }
+    world.run_until_idle();
+    world.check_invariants();
+}
+
+/// A node other than `a` that works for the job, if any does, and the rest.
+fn worker_of(world: &mut World, job: JobId) -> (&'static str, Vec<&'static str>) {
+    let mut others = vec!["b", "c", "d", "e"];
+    let busy: Vec<usize> = (0..4).filter(|i| world.holds(&running(job, others[*i]))).collect();
+    let chosen = if busy.is_empty() { 0 } else { busy[world.pick(busy.len())] };
+    (others.remove(chosen), others)
+}
+
+/// A worker is cut off while others have room for its tasks.
+pub(crate) fn cut_off_worker(seed: u64) {
+    let mut world = World::seed(seed).nodes(["a", "b", "c", "d", "e"]);
+    let job = world.submit("a", &with_room());
+    let wait = 500 + world.pick(1_000) as u64;
+    world.run_for(millis(wait));
+    let (off, mut others) = worker_of(&mut world, job);
+    others.push("a");
+    world.partition([off], others);
+    world.run_for(seconds(3));
+    world.check_safety();
+    world.heal();
+    world.run_until(completed(job));
+    world.run_until_idle();
+    world.check_invariants();
+}
+
+/// The brain and a worker are cut off from everybody else, where there is room.
+pub(crate) fn split(seed: u64) {
+    let mut world = World::seed(seed).nodes(["a", "b", "c", "d", "e"]);
+    let job = world.submit("a", &with_room());
+    let wait = 500 + world.pick(1_000) as u64;
+    world.run_for(millis(wait));
+    let (with, others) = worker_of(&mut world, job);
+    world.partition(["a", with], others);
+    world.run_for(seconds(4));
+    world.check_safety();
+    world.heal();
+    world.run_until(completed(job));
+    world.run_until_idle();
+    world.check_invariants();
+}
+
+/// Answers to a worker's beats arrive late, after the way of the beats was cut.
+pub(crate) fn late_answers(seed: u64) {
+    let mut world = World::seed(seed);
+    world.join_as("brain", idle());
+    let mut world = world.nodes(["w1", "w2"]);
+    let task = world.submit("brain", &job().lasting(seconds(6)));
+    world.run_until(started(task));
+    let worker = if world.holds(&running(task, "w1")) { "w1" } else { "w2" };
+    world.run_for(seconds(1));
+    world.cut_one_way("brain", worker);
+    let wait = 50 + world.pick(100) as u64;
+    world.run_for(millis(wait));
+    world.cut_one_way(worker, "brain");
+    world.run_for(millis(650));
+    world.mend_one_way("brain", worker);
+    world.run_for(seconds(2));
+    world.check_safety();
+    world.heal();
+    world.run_until(completed(task));
+    world.run_until_idle();
+    world.check_invariants();
+}
+
+/// One steward cannot hear the brain, which the other hears well.
+pub(crate) fn bad_link(seed: u64) {
+    let mut world = World::seed(seed).nodes(SET);
+    let job = world.submit("a", &job().tasks(30).lasting(seconds(1)));
+    let wait = world.pick(1_000) as u64;
+    world.run_for(millis(wait));
+    world.partition(["a"], ["c"]);
+    world.run_for(seconds(4));
+    assert!(!world.holds(&taken_over(job)), "a brain that a majority hears was deposed");
+    world.heal();
+    world.run_until(completed(job));
+    world.run_until_idle();
+    world.check_invariants();
+}
+
+/// The brain dies while its workers run and others have room.
+pub(crate) fn takeover_with_room(seed: u64) {
+    let mut world = World::seed(seed);
+    world.join_as("a", idle());
+    let mut world = world.nodes(["b", "c", "d", "e", "f"]);
+    let job = world.submit("a", &with_room());
+    let wait = 500 + world.pick(1_000) as u64;
+    world.run_for(millis(wait));
+    world.kill("a");
+    world.run_until_within(taken_over(job), seconds(3));
+    world.run_for(seconds(1));
+    world.check_safety();
+    world.restart("a");
+    world.run_until(completed(job));
+    world.run_until_idle();
+    world.check_invariants();
+}
+
+/// A verdict is held up on its way to the stewards until they have elected another brain; the worker is gone by then, and the
+/// new brain's first word is held up as well.
+pub(crate) fn late_replication(seed: u64) {
+    let mut world = World::seed(seed).with(idle()).nodes(SET);
+    let job = world.submit("a", &job().lasting_exactly(seconds(1)));
+    world.join_as("d", NodeSetup::default());
+    world.join_as("e", NodeSetup::default());
+    world.run_until(started(job));
+    let (worker, other) = if world.holds(&running(job, "d")) { ("d", "e") } else { ("e", "d") };
+    world.run_for(millis(900));
+    world.cut_one_way("a", "b");
+    world.cut_one_way("a", "c");
+    world.run_for(millis(200));
+    world.partition(["a"], ["b", "c", other]);
+    world.kill(worker);
+    let (candidate, voter) = vote(&mut world, job);
+    world.cut_one_way(candidate, voter);
+    let wait = world.pick(400) as u64;
+    world.run_for(millis(wait));
+    let loss = 4_000 * world.pick(2) as u64;
+    world.lose_frames(loss);
+    world.heal();
+    world.run_for(seconds(1));
+    world.check_safety();
+    world.lose_frames(0);
+    world.restart(worker);
+    world.run_until(completed(job));
+    world.run_until_idle();
+    world.check_invariants();
+}
+
+/// Runs until both stewards have voted; tells who asked, then who followed.
+fn vote(world: &mut World, job: JobId) -> (&'static str, &'static str) {
+    let voted = |world: &World, name: &str| world.state(name, &job).is_some_and(|s| !s.votes.is_empty());
+    while !voted(world, "b") && !voted(world, "c") {
+        assert!(world.step());
+    }
+    let (candidate, voter) = if voted(world, "b") { ("b", "c") } else { ("c", "b") };
+    while !voted(world, voter) {
+        assert!(world.step());
+    }
+    (candidate, voter)
+}
