@@ -8,13 +8,16 @@
 mod check;
 mod condition;
 mod disk;
+mod doubles;
 mod exec;
 mod fault;
 mod link;
+pub mod nemesis;
 mod node;
 mod plan;
 mod queue;
 mod report;
+pub mod run;
 mod world;
 
 pub use check::Violation;

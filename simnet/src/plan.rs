@@ -143,6 +143,14 @@ impl Plan {
         self.cpu_milli
     }
 
+    /// How many tasks each phase has.
+    pub(crate) fn tasks_by_phase(&self) -> Vec<u32> {
+        match self.work {
+            Shape::Batch { tasks } => vec![tasks],
+            Shape::Round { chunks, partitions } => vec![chunks, partitions],
+        }
+    }
+
     /// Blobs that the submitter has before it submits.
     pub(crate) fn inputs(&self, name: &str) -> Vec<BlobRef> {
         match self.work {

@@ -26,8 +26,10 @@ pub struct Counters {
     pub fenced: u64,
     /// Leases that a brain gave up.
     pub lost_leases: u64,
-    /// Protocol offences reported.
+    /// Protocol offences reported of nodes that do not lie.
     pub offences: u64,
+    /// Protocol offences reported of nodes that do.
+    pub caught: u64,
     /// Tasks that a core started on a node without room for them.
     pub overbooked: u64,
 }

@@ -1,6 +1,6 @@
 //! The world itself: nodes, the clock, and the loop that hands events to cores and their effects to the models.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -65,6 +65,8 @@ pub struct World {
     pub(crate) answers: BTreeMap<RequestId, (Time, Response)>,
     pub(crate) trace: blake3::Hasher,
     pub(crate) verbose: bool,
+    /// Nodes that lie: accusing them is right.
+    pub(crate) liars: BTreeSet<NodeId>,
     plans: BTreeMap<String, Plan>,
     names: BTreeMap<JobId, String>,
     log: std::collections::VecDeque<String>,
@@ -101,6 +103,7 @@ impl World {
             answers: BTreeMap::new(),
             trace: blake3::Hasher::new(),
             verbose: false,
+            liars: BTreeSet::new(),
             plans: BTreeMap::new(),
             names: BTreeMap::new(),
             log: std::collections::VecDeque::new(),
@@ -349,7 +352,8 @@ impl World {
                 }
             }
             Effect::Offence { peer, what } => {
-                self.counters.offences += 1;
+                let honest = !self.liars.contains(&peer);
+                *(if honest { &mut self.counters.offences } else { &mut self.counters.caught }) += 1;
                 self.say(node, format!("OFFENCE by {}: {what}", self.name_of_node(peer)));
             }
             Effect::Note(note) => self.note(node, note),
@@ -392,6 +396,10 @@ impl World {
             let life = self.nodes[node].life(node);
             self.queue.push(due, Event::Disk(life));
         }
+    }
+
+    pub(crate) const fn mesh(&self) -> MeshId {
+        self.mesh
     }
 
     pub(crate) fn clock(&self) -> Now {
