@@ -7,11 +7,10 @@ use sinew_crdt_state::fact::{Fact, Fence, Outcome, Statement};
 use sinew_crdt_state::ids::{JobId, NodeId};
 use sinew_crdt_state::spec::Phase;
 use sinew_crdt_state::state::JobState;
-use sinew_scheduler::io::Note;
-use sinew_scheduler::time::{Span, Time};
-use sinew_scheduler::wire::Lease;
+use sinew_scheduler::time::Span;
 
-use crate::exec::{Execution, Stopped};
+use crate::doubles::Doubles;
+use crate::exec::Stopped;
 use crate::world::World;
 
 /// Everything that is under way has come to an end by then.
@@ -34,12 +33,12 @@ pub enum Violation {
     Leftover(String),
     /// A peer was accused although none misbehaves.
     Offences(u64),
+    /// A completed job counts another number of results than it has tasks in a phase.
+    Miscounted(JobId, Phase),
     /// A result counts that no execution produced.
     Invented(JobId, Phase, u32),
     /// An output of a completed job is nowhere.
     OutputGone(JobId, Phase, u32),
-    /// A job counts as completed without a result of every task.
-    Incomplete(JobId),
     /// A task runs on the node of this name, which has no lease of its job.
     Orphan(String),
     /// Slots stay reserved at rest, on the node of this name.
@@ -73,7 +72,8 @@ impl World {
         self.restless().is_empty()
     }
 
-    fn restless(&self) -> String {
+    /// Why there is no rest yet; empty when there is.
+    pub(crate) fn restless(&self) -> String {
         let mut why = Vec::new();
         let mut roots = BTreeSet::new();
         for node in &self.nodes {
@@ -102,7 +102,7 @@ impl World {
     /// When one does not hold.
     pub fn check_invariants(&self) {
         let mut found = self.safety();
-        found.extend(self.at_rest());
+        found.extend(self.violations_at_rest());
         assert!(found.is_empty(), "{found:?}\n{}\n{}", self.log_tail(), self.evidence(&found));
     }
 
@@ -116,7 +116,7 @@ impl World {
     }
 
     /// What led to the violations, for the message.
-    fn evidence(&self, found: &[Violation]) -> String {
+    pub(crate) fn evidence(&self, found: &[Violation]) -> String {
         let mut text = String::new();
         for violation in found.iter().take(3) {
             match violation {
@@ -144,6 +144,13 @@ impl World {
             .into_iter()
             .map(|(job, phase, task)| Violation::DoubleStart(job, phase, task))
             .collect();
+        found.extend(self.violations_any_time());
+        found
+    }
+
+    /// What must never be, but for double starts.
+    pub(crate) fn violations_any_time(&self) -> Vec<Violation> {
+        let mut found = Vec::new();
         if self.counters.overbooked > 0 {
             found.push(Violation::Overbooked(self.counters.overbooked));
         }
@@ -158,29 +165,13 @@ impl World {
     /// straggler a second time does so in the same term and without having given the first award up.
     #[must_use]
     pub fn double_starts(&self) -> Vec<(JobId, Phase, u32)> {
-        let mut by_task: BTreeMap<(JobId, Phase, u32), Vec<&Execution>> = BTreeMap::new();
-        for e in &self.executions {
-            by_task.entry((e.job, e.phase, e.task)).or_default().push(e);
-        }
-        let end = |e: &Execution| e.end.map_or(Time(u64::MAX), |(at, _)| at);
-        let given_up = |e: &Execution, before: Time| {
-            let lease = Lease { job: e.job, fence: e.fence };
-            let lost = |note: &Note| matches!(note, Note::Lost { lease: of, .. } if *of == lease);
-            self.notes.iter().any(|(at, _, note)| *at <= before && lost(note))
-        };
-        let doubled = |a: &Execution, b: &Execution| {
-            let overlap = b.start < end(a) && a.node != b.node;
-            let overlap = overlap && self.both_went_on(a.node, b.node, b.start, end(a).min(end(b)));
-            overlap && (a.fence.term != b.fence.term || given_up(a, b.start))
-        };
-        by_task
-            .into_iter()
-            .filter(|(_, runs)| (1..runs.len()).any(|i| runs[..i].iter().any(|a| doubled(a, runs[i]))))
-            .map(|(task, _)| task)
-            .collect()
+        let mut doubles = Doubles::default();
+        doubles.look(self);
+        doubles.found().iter().copied().collect()
     }
 
-    fn at_rest(&self) -> Vec<Violation> {
+    /// What must not be once everything is at rest.
+    pub(crate) fn violations_at_rest(&self) -> Vec<Violation> {
         let mut found = Vec::new();
         let mut roots = BTreeSet::new();
         for node in &self.nodes {
@@ -250,9 +241,14 @@ impl World {
         }
         if *outcome == Outcome::Completed {
             let plan = self.plan_of(&self.name_of(job));
+            // A node that came late may know only the receipt of what is forgotten elsewhere.
             let whole = !self.nodes.iter().any(|n| n.disk.has_forgotten(job));
-            if whole && results.len() != plan.tasks_total() {
-                found.push(Violation::Incomplete(*job));
+            for (phase, tasks) in (0..).zip(plan.tasks_by_phase()).filter(|_| whole) {
+                let counted = results.keys().filter(|(p, task)| *p == phase && *task < tasks).count();
+                let strange = results.keys().any(|(p, task)| *p == phase && *task >= tasks);
+                if counted != tasks as usize || strange {
+                    found.push(Violation::Miscounted(*job, phase));
+                }
             }
             let last = results.keys().map(|(phase, _)| *phase).max().unwrap_or(0);
             for (phase, task) in results.keys().filter(|(phase, _)| *phase == last) {

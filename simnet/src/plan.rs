@@ -180,11 +180,11 @@ impl Plan {
         self.cpu_milli
     }
 
-    /// Tasks of all phases.
-    pub(crate) const fn tasks_total(&self) -> usize {
+    /// How many tasks each phase has.
+    pub(crate) fn tasks_by_phase(&self) -> Vec<u32> {
         match self.work {
-            Shape::Batch { tasks } => tasks as usize,
-            Shape::Round { chunks, partitions } => chunks as usize + partitions as usize,
+            Shape::Batch { tasks } => vec![tasks],
+            Shape::Round { chunks, partitions } => vec![chunks, partitions],
         }
     }
 

@@ -60,7 +60,7 @@ pub struct Counters {
     pub fenced: u64,
     /// Leases that a brain gave up.
     pub lost_leases: u64,
-    /// Protocol offences reported.
+    /// Protocol offences reported of nodes that do not lie.
     pub offences: u64,
     /// Facts that a scenario had a node forge.
     pub lies: u64,

@@ -112,7 +112,7 @@ mutants! {
     one_task_too_many: OneTaskTooMany, mixed, 3, ["Overbooked"];
     a_leaked_reservation: LeakReservation, cut_off_worker, 3, ["Leak"];
     a_lost_chunk_counter: LostChunkCounter, mixed, 3, ["not at rest"];
-    a_job_that_ends_early: FinishEarly, calm, 3, ["Incomplete", "not within"];
+    a_job_that_ends_early: FinishEarly, calm, 3, ["Miscounted", "not within"];
     a_result_without_its_copy: SkipCopies, disk_lost, 10, ["OutputGone"];
     a_lease_that_never_expires: LeaseNeverExpires, mixed, 10, ["not at rest"];
     a_lease_that_expires_too_soon: LeaseTooShort, cut_off_worker, 3, ["DoubleStart"];

@@ -1,0 +1,60 @@
+//! Tasks that run in two places at once, found as a run goes: every execution is looked at once, when it is new.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sinew_crdt_state::ids::JobId;
+use sinew_crdt_state::spec::Phase;
+use sinew_scheduler::io::Note;
+use sinew_scheduler::time::Time;
+use sinew_scheduler::wire::Lease;
+
+use crate::exec::Execution;
+use crate::world::World;
+
+/// A task of some job.
+pub(crate) type Task = (JobId, Phase, u32);
+
+/// What was seen of a world so far.
+#[derive(Debug, Default)]
+pub(crate) struct Doubles {
+    executions_seen: usize,
+    notes_seen: usize,
+    by_task: BTreeMap<Task, Vec<usize>>,
+    /// When a brain gave an award up, first.
+    given_up: BTreeMap<Lease, Time>,
+    found: BTreeSet<Task>,
+}
+
+impl Doubles {
+    /// Looks at what is new. Executions must be looked at no earlier than they start, which they always are.
+    pub(crate) fn look(&mut self, world: &World) {
+        for (at, _, note) in &world.notes[self.notes_seen..] {
+            if let Note::Lost { lease, .. } = note {
+                self.given_up.entry(*lease).or_insert(*at);
+            }
+        }
+        self.notes_seen = world.notes.len();
+        for (number, e) in world.executions.iter().enumerate().skip(self.executions_seen) {
+            let earlier = self.by_task.entry((e.job, e.phase, e.task)).or_default();
+            if earlier.iter().any(|a| doubled(world, &world.executions[*a], e, &self.given_up)) {
+                self.found.insert((e.job, e.phase, e.task));
+            }
+            earlier.push(number);
+        }
+        self.executions_seen = world.executions.len();
+    }
+
+    /// The tasks found so far.
+    pub(crate) const fn found(&self) -> &BTreeSet<Task> {
+        &self.found
+    }
+}
+
+/// Whether `b` started while `a` ran elsewhere, although their brain meant the task to run once. A brain that starts a
+/// straggler a second time does so in the same term and without having given the first award up.
+fn doubled(world: &World, a: &Execution, b: &Execution, given_up: &BTreeMap<Lease, Time>) -> bool {
+    let end = |e: &Execution| e.end.map_or(Time(u64::MAX), |(at, _)| at);
+    let overlap = a.node != b.node && world.both_went_on(a.node, b.node, b.start, end(a).min(end(b)));
+    let lost = || given_up.get(&Lease { job: a.job, fence: a.fence }).is_some_and(|at| *at <= b.start);
+    overlap && (a.fence.term != b.fence.term || lost())
+}

@@ -1,0 +1,212 @@
+//! One simulated run: a mesh, a workload and a nemesis from one seed; first any faults with safety checked all the while,
+//! then everything is healed and every acknowledged job must end.
+
+mod options;
+mod report;
+mod shrink;
+mod workload;
+
+use std::collections::BTreeMap;
+
+use sinew_crdt_state::fact::Outcome;
+use sinew_crdt_state::ids::{Hash, JobId};
+use sinew_scheduler::io::{RequestId, Response};
+use sinew_scheduler::time::{Span, Time};
+
+pub use options::{InvalidOptions, Latency, Options, Workload};
+pub use report::Report;
+pub use shrink::{Shrunk, shrink};
+
+use crate::check::Violation;
+use crate::doubles::Doubles;
+use crate::exec::Stopped;
+use crate::nemesis::{self, FiredByClass, Nemesis};
+use crate::world::World;
+
+/// Safety is checked this often. What it looks at is kept, so that nothing between two looks is missed.
+const CHECK_EVERY: Span = Span::ms(500);
+/// After the faults, before anything is demanded: connections come back, leases run out.
+const CALM: Span = Span::ms(5_000);
+/// Everything that is under way must have come to an end by so long after the faults.
+const LIVENESS_MAX: Span = Span::ms(240_000);
+
+/// Why a run is not as it must be.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    /// What does not hold.
+    pub what: String,
+    /// The virtual time at which it was found, from the beginning.
+    pub at: Span,
+    /// The last lines of the world's log.
+    pub log: String,
+    /// The trace until then.
+    pub trace: Hash,
+}
+
+struct Running<'a> {
+    options: &'a Options,
+    world: World,
+    doubles: Doubles,
+    nemesis: Nemesis,
+    begin: Time,
+    submitted: BTreeMap<RequestId, Time>,
+    refused: u64,
+}
+
+/// Runs `options`. The same options always give the same report, trace hash included.
+///
+/// # Errors
+/// When an invariant does not hold, or the mesh does not come to rest once healed.
+pub fn run(options: &Options) -> Result<Report, Box<Failure>> {
+    let mut running = Running::start(options);
+    running.under_faults()?;
+    running.nemesis.heal(&mut running.world);
+    let healed = running.world.now;
+    running.until_rest(healed)?;
+    let found = running.world.violations_at_rest();
+    if !found.is_empty() {
+        return Err(running.failure(&format!("{found:?}")));
+    }
+    let converged = running.world.now - healed;
+    Ok(running.report(converged))
+}
+
+impl<'a> Running<'a> {
+    fn start(options: &'a Options) -> Self {
+        let names: Vec<String> = (0..options.nodes).map(|n| format!("n{n}")).collect();
+        let (low, high) = options.latency.bounds_us();
+        let mut world = World::seed(options.seed).latency_us(low, high);
+        if options.verbose {
+            world = world.verbose();
+        }
+        let mut world = world.nodes(names.iter().map(String::as_str));
+        let mut strikes = nemesis::schedule(options.seed, &options.faults, options.duration, options.churn_per_s());
+        if let Some(only) = &options.strikes {
+            strikes.retain(|s| only.contains(&s.number));
+        }
+        let liars = (options.nodes - options.liars()..options.nodes).collect();
+        let nemesis = Nemesis::new(&mut world, strikes, liars);
+        let begin = world.now;
+        Self { options, world, doubles: Doubles::default(), nemesis, begin, submitted: BTreeMap::new(), refused: 0 }
+    }
+
+    /// Jobs and faults, as their times come.
+    fn under_faults(&mut self) -> Result<(), Box<Failure>> {
+        let mut jobs = workload::jobs(self.options).into_iter().peekable();
+        let (end, mut check) = (self.begin + self.options.duration, self.begin + CHECK_EVERY);
+        loop {
+            let job = jobs.peek().map(|j| self.begin + j.at);
+            let next = job.into_iter().chain(self.nemesis.next_at()).fold(end.min(check), Time::min);
+            self.world.run_for(next - self.world.now);
+            self.nemesis.act(&mut self.world);
+            while let Some(job) = jobs.next_if(|j| self.begin + j.at <= next) {
+                self.submit(&job);
+            }
+            if next >= check {
+                self.check()?;
+                check = next + CHECK_EVERY;
+            }
+            if next >= end {
+                return self.check();
+            }
+        }
+    }
+
+    /// Submits at the wanted node, or at the next one that is up.
+    fn submit(&mut self, job: &workload::Due) {
+        let honest = self.options.nodes - self.options.liars();
+        let up = (0..honest).map(|i| (job.node + i) % honest).find(|n| self.world.nodes[*n].is_up());
+        let Some(node) = up else {
+            self.refused += 1;
+            return;
+        };
+        let name = self.world.nodes[node].name.clone();
+        let id = self.world.submit_later(&name, &job.plan);
+        self.submitted.insert(id, self.world.now);
+    }
+
+    fn until_rest(&mut self, healed: Time) -> Result<(), Box<Failure>> {
+        self.world.run_for(CALM);
+        loop {
+            self.check()?;
+            let why = self.world.restless();
+            if why.is_empty() {
+                return Ok(());
+            }
+            if self.world.now - healed > LIVENESS_MAX {
+                return Err(self.failure(&format!("not at rest: {why}")));
+            }
+            self.world.run_for(CHECK_EVERY);
+        }
+    }
+
+    fn check(&mut self) -> Result<(), Box<Failure>> {
+        self.doubles.look(&self.world);
+        let mut found = self.world.violations_any_time();
+        found.extend(self.doubles.found().iter().map(|(job, phase, task)| Violation::DoubleStart(*job, *phase, *task)));
+        if found.is_empty() {
+            return Ok(());
+        }
+        let evidence = self.world.evidence(&found);
+        Err(self.failure(&format!("{found:?}\n{evidence}")))
+    }
+
+    fn failure(&self, what: &str) -> Box<Failure> {
+        let at = self.world.now - self.begin;
+        Box::new(Failure { what: what.to_owned(), at, log: self.world.log_tail(), trace: self.world.trace() })
+    }
+
+    fn report(&self, converged: Span) -> Report {
+        let world = &self.world;
+        let mut starts: Vec<Span> = Vec::new();
+        let (mut completed, mut ended_otherwise, mut refused) = (0, 0, self.refused);
+        for (id, at) in &self.submitted {
+            let Some((_, Response::Submitted(verdict))) = world.answers.get(id) else { continue };
+            let Ok(job) = verdict else {
+                refused += 1;
+                continue;
+            };
+            starts.extend(world.executions_of(job).map(|e| e.start).min().map(|start| start - *at));
+            match world.outcomes.get(job) {
+                Some((_, Outcome::Completed)) => completed += 1,
+                Some(_) => ended_otherwise += 1,
+                None => {}
+            }
+        }
+        starts.sort_unstable();
+        Report {
+            seed: self.options.seed,
+            nodes: self.options.nodes,
+            virtual_time: world.now - self.begin,
+            jobs_submitted: self.submitted.len() as u64,
+            jobs_acknowledged: world.acknowledged.len() as u64,
+            jobs_completed: completed,
+            jobs_ended_otherwise: ended_otherwise,
+            jobs_refused: refused,
+            tasks_started: world.executions.len() as u64,
+            tasks_run_again: self.run_again(),
+            double_starts: self.doubles.found().len() as u64,
+            starts,
+            frames: world.counters.frames,
+            bytes: world.counters.bytes,
+            events: world.counters.events,
+            caught: world.counters.lies_refused,
+            converged,
+            fired: self.fired(),
+            trace: world.trace(),
+        }
+    }
+
+    fn fired(&self) -> FiredByClass {
+        self.nemesis.fired().clone()
+    }
+
+    /// Attempts that ended well beyond the first of each task.
+    fn run_again(&self) -> u64 {
+        let mut done: BTreeMap<(JobId, u8, u32), u64> = BTreeMap::new();
+        for e in self.world.executions.iter().filter(|e| matches!(e.end, Some((_, Stopped::Done)))) {
+            *done.entry((e.job, e.phase, e.task)).or_default() += 1;
+        }
+        done.values().map(|n| n - 1).sum()
+    }
+}

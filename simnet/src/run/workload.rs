@@ -1,0 +1,46 @@
+//! What is submitted when and where, drawn from a stream of its own: faults that are left out do not change the jobs.
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use sinew_scheduler::time::Span;
+
+use super::options::{Options, Workload};
+use crate::plan::{Plan, job, round};
+
+/// Sets this stream apart from the nemesis's and the world's.
+const STREAM: u64 = 0x6a6f_6273;
+/// Of so many jobs of a mixed workload, one is a round.
+const ROUND_EVERY: u64 = 4;
+
+/// A job to be submitted.
+#[derive(Debug)]
+pub(super) struct Due {
+    pub(super) at: Span,
+    pub(super) node: usize,
+    pub(super) plan: Plan,
+}
+
+/// All jobs of a run, evenly spread over it with some jitter, in order of time.
+pub(super) fn jobs(options: &Options) -> Vec<Due> {
+    let mut rng = ChaCha8Rng::seed_from_u64(options.seed ^ STREAM);
+    let count = u64::from(options.jobs);
+    let due = |i: u64| {
+        let jitter: u64 = rng.random_range(0..1_000);
+        let at = (u128::from(options.duration.0) * (u128::from(i) * 1_000 + u128::from(jitter)))
+            / (u128::from(count) * 1_000);
+        let at = Span(u64::try_from(at).unwrap_or(u64::MAX));
+        let node = usize::try_from(rng.random_range(0..u64::MAX)).unwrap_or(0) % options.nodes;
+        Due { at, node, plan: plan(options.workload, i, &mut rng) }
+    };
+    (0..count).map(due).collect()
+}
+
+fn plan(workload: Workload, number: u64, rng: &mut ChaCha8Rng) -> Plan {
+    let (tasks, ms) = (rng.random_range(1..=12_u32), rng.random_range(50..850_u64));
+    match workload {
+        Workload::Jobs => job().lasting(Span::ms(100)),
+        Workload::Rounds => round(tasks * 2, 3).lasting(Span::ms(ms)),
+        Workload::Mixed if number % ROUND_EVERY == 0 => round(tasks * 2, 3).lasting(Span::ms(ms)).spread(),
+        Workload::Mixed => job().tasks(tasks).lasting(Span::ms(ms)).spread(),
+    }
+}
