@@ -6,6 +6,7 @@
 //! Nothing here reads a clock, touches a file or a socket, or starts a thread. The same seed gives the same trace.
 
 mod check;
+pub mod cli;
 mod condition;
 mod disk;
 mod doubles;
