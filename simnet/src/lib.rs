@@ -8,6 +8,7 @@
 mod audit;
 mod check;
 mod clock;
+pub mod cli;
 mod condition;
 mod disk;
 mod distribution;

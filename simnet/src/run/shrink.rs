@@ -77,13 +77,13 @@ impl<F: FnMut(&Options) -> bool> Shrinker<F> {
     }
 
     fn nodes(&mut self) {
-        let mut nodes = NODES_MIN;
-        while nodes < self.best.nodes {
+        let mut too_few = NODES_MIN - 1;
+        while self.best.nodes > too_few + 1 {
+            let nodes = too_few + (self.best.nodes - too_few) / 2;
             let smaller = Options { nodes, ..self.best.clone() };
-            if self.keep(smaller) {
-                return;
+            if !self.keep(smaller) {
+                too_few = nodes;
             }
-            nodes += (self.best.nodes - nodes).div_ceil(2);
         }
     }
 
