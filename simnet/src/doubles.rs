@@ -56,5 +56,6 @@ fn doubled(world: &World, a: &Execution, b: &Execution, given_up: &BTreeMap<Leas
     let end = |e: &Execution| e.end.map_or(Time(u64::MAX), |(at, _)| at);
     let overlap = a.node != b.node && world.both_went_on(a.node, b.node, b.start, end(a).min(end(b)));
     let lost = || given_up.get(&Lease { job: a.job, fence: a.fence }).is_some_and(|at| *at <= b.start);
-    overlap && (a.fence.term != b.fence.term || lost())
+    // An older award than the one that was given up: a straggler whose twin ran first.
+    overlap && (a.fence.term != b.fence.term || (a.fence.epoch < b.fence.epoch && lost()))
 }

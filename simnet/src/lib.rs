@@ -7,8 +7,8 @@
 
 mod audit;
 mod check;
-mod clock;
 pub mod cli;
+mod clock;
 mod condition;
 mod disk;
 mod distribution;

@@ -44,6 +44,8 @@ struct Asked {
 #[derive(Debug)]
 pub(super) struct Adoption {
     since: Time,
+    /// Until then somebody may hold an award that nobody here knows.
+    not_before: Time,
     again: Time,
     nodes: BTreeMap<NodeId, Asked>,
     lead: Vec<FactId>,
@@ -59,7 +61,7 @@ impl Adoption {
             (false, _) => Span(0),
         };
         let longest = self.nodes.iter().map(wait).max().unwrap_or_default();
-        self.since + if planted(Bug::AdoptAtOnce) { Span(0) } else { longest }
+        if planted(Bug::AdoptAtOnce) { self.since } else { self.not_before.max(self.since + longest) }
     }
 
     pub(super) fn timeout(&self, ctx: &Ctx) -> Time {
@@ -169,7 +171,10 @@ impl Brain {
         }
         let now = ctx.now.at;
         self.stage = Stage::Adopting;
-        self.adoption = Some(Adoption { since: now, again: now, nodes, lead });
+        // Its former life may have sent awards that reached no other disk, nor its own: their holders stop by themselves. After
+        // a silence that made others elect somebody else, they have stopped already.
+        let not_before = if own_return { now + ADOPT_WAIT_ALIVE } else { now };
+        self.adoption = Some(Adoption { since: now, not_before, again: now, nodes, lead });
         self.step_adopting(ctx);
     }
 
@@ -231,7 +236,7 @@ impl Brain {
         if let Some((fence, _)) = asked.award {
             self.fill_seat(ctx, from, fence, slots, tasks);
         }
-        if self.adoption.as_ref().is_some_and(|a| a.nodes.is_empty()) {
+        if self.adoption.as_ref().is_some_and(|a| a.nodes.is_empty() && ctx.now.at >= a.until(ctx)) {
             self.adopted(ctx);
         }
     }
