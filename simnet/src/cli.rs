@@ -130,7 +130,7 @@ mod tests {
             ..Options::default()
         };
         let command = options.command();
-        let args = command.split_once(" -- ").map(|(_, args)| args).unwrap();
+        let args = command.strip_prefix("sinew sim ").unwrap();
         assert_eq!(parse(&words(args)), Ok(options));
     }
 

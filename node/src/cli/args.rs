@@ -11,6 +11,7 @@ use sinew_crdt_state::manifest::units::{parse_cpus, parse_duration, parse_size, 
 use sinew_crdt_state::manifest::{PARTITIONS_DEFAULT, Split};
 
 use super::bench::BenchArgs;
+use super::commands::sim::SimArgs;
 use super::up::UpArgs;
 use super::values::{parse_env, parse_label};
 
@@ -138,6 +139,8 @@ pub(crate) enum Command {
         #[arg(long, value_name = "PATH", num_args = 1..)]
         input: Vec<PathBuf>,
     },
+    /// Run a mesh in virtual time, with faults, and check that nothing is lost
+    Sim(Box<SimArgs>),
     /// Measure this version on this machine
     #[command(subcommand)]
     Bench(BenchArgs),

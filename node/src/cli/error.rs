@@ -43,6 +43,9 @@ pub(crate) enum CliError {
     /// The daemon itself, in `sinew up`.
     #[error(transparent)]
     Daemon(#[from] DaemonError),
+    /// What was asked of the simulator.
+    #[error(transparent)]
+    Simulation(Box<sinew_simnet::run::InvalidOptions>),
     /// The ticket.
     #[error(transparent)]
     Ticket(#[from] TicketError),
@@ -217,6 +220,7 @@ impl CliError {
             Self::Config(_)
             | Self::Ticket(_)
             | Self::Manifest(_)
+            | Self::Simulation(_)
             | Self::Program { .. }
             | Self::NoName(_)
             | Self::NotUtf8(_)

@@ -27,7 +27,7 @@ pub use up::{LogFormat, UpArgs};
 pub use watch::{show_watch, show_watch_of};
 
 use self::args::{BlobCommand, Cli, Command};
-use self::commands::{blobs, jobs, map_reduce, node, pages, run};
+use self::commands::{blobs, jobs, map_reduce, node, pages, run, sim};
 use self::error::CliError;
 use self::interrupts::Interrupts;
 use self::ui::Ui;
@@ -67,6 +67,7 @@ fn dispatch(cli: Cli, ui: Ui) -> Result<u8, CliError> {
         Command::Completions { shell } => pages::completions(ui, shell),
         Command::Man { out } => pages::man(ui, &out),
         Command::Bench(args) => node::bench(ui, args),
+        Command::Sim(args) => sim::sim(ui, &args),
         Command::Demo { nodes, input } => node::demo(ui, nodes, input),
         Command::Up(args) => node::up(&data_dir(cli.data_dir)?, ui, &args),
         command => {
@@ -124,6 +125,7 @@ async fn ask(app: &App, command: Command) -> Result<u8, CliError> {
         | Command::Submit { .. }
         | Command::MapReduce(_)
         | Command::Demo { .. }
+        | Command::Sim(_)
         | Command::Bench(_)
         | Command::Completions { .. }
         | Command::Man { .. }

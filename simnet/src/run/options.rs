@@ -134,7 +134,7 @@ impl Options {
     #[must_use]
     pub fn command(&self) -> String {
         let mut text = format!(
-            "cargo run --release -p sinew-simnet --example sim -- --seed {} --nodes {} --jobs {} --duration {}ms --latency {} --workload {}",
+            "sinew sim --seed {} --nodes {} --jobs {} --duration {}ms --latency {} --workload {}",
             self.seed,
             self.nodes,
             self.jobs,
