@@ -17,6 +17,7 @@ use sinew_scheduler::wire::Message;
 use crate::exec::Execution;
 use crate::link::Links;
 use crate::node::{Node, NodeSetup};
+use crate::overlay::Overlay;
 use crate::plan::Plan;
 use crate::queue::{Event, Index, Life, Queue};
 use crate::report::{Counters, Took};
@@ -48,6 +49,7 @@ pub struct World {
     indices: BTreeMap<NodeId, Index>,
     pub(crate) queue: Queue,
     pub(crate) links: Links,
+    pub(crate) overlay: Overlay,
     pub(crate) counters: Counters,
     pub(crate) executions: Vec<Execution>,
     /// Whether each execution had all its inputs.
@@ -87,6 +89,7 @@ impl World {
             indices: BTreeMap::new(),
             queue: Queue::default(),
             links: Links::default(),
+            overlay: Overlay::default(),
             counters: Counters::default(),
             executions: Vec::new(),
             gathered: Vec::new(),
@@ -128,6 +131,8 @@ impl World {
     /// Starts these nodes, connected to each other and acquainted.
     #[must_use]
     pub fn nodes<'a>(mut self, names: impl IntoIterator<Item = &'a str>) -> Self {
+        let names: Vec<&str> = names.into_iter().collect();
+        self.links.expected = self.nodes.len() + names.len();
         for name in names {
             let setup = self.machine();
             self.join_as(name, setup);
@@ -146,7 +151,8 @@ impl World {
         let node = self.nodes.len() - 1;
         self.indices.insert(self.nodes[node].id(), node);
         self.boot(node);
-        for peer in 0..node {
+        for peer in self.choose_peers(node) {
+            self.links.keep(node, peer);
             self.connect_soon(node, peer, true);
         }
     }
@@ -245,7 +251,6 @@ impl World {
     fn happen(&mut self, event: Event) {
         match event {
             Event::Frame { from, to, bytes } => self.frame_arrived(from, to, &bytes),
-            Event::Gossip { from, to, topic, payload } => self.gossip_arrived(from, to, topic, payload),
             Event::Tick(life) => {
                 if self.is_alive(life) && self.nodes[life.node].tick_at == self.now {
                     self.input(life.node, Input::Tick);
