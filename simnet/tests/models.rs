@@ -211,7 +211,7 @@ fn a_slow_disk_slows_and_loses_nothing() {
             world.set_disk(node, DiskSetup::default());
         }
         let fast = start_latency_us(&mut world);
-        assert!(one < 50_000 && fast < 50_000 && slow > 3 * fast, "{one} {fast} {slow}");
+        assert!(one < 50_000 && fast < 50_000 && slow > fast, "{one} {fast} {slow}");
     }
 }
 
@@ -258,11 +258,11 @@ fn acknowledged_writes_that_a_crash_takes() {
 #[test]
 fn torn_batches_do_no_harm() {
     let mut torn = 0;
-    for seed in 680..690 {
+    for seed in 680..700 {
         let setup = NodeSetup { disk: DiskSetup { tears: true, ..DiskSetup::default() }, ..NodeSetup::default() };
         let mut world = World::seed(seed).with(setup).nodes(["a", "b", "c"]);
         let job = world.submit("a", &round(40, 4).lasting(millis(150)));
-        for write in [20, 3, 11] {
+        for write in [2, 5, 9, 14, 20, 3, 11] {
             world.crash_at_write("a", write, CrashPoint::During);
             world.run_for(seconds(2));
             if !world.is_up("a") {
@@ -280,7 +280,7 @@ fn torn_batches_do_no_harm() {
 /// A disk runs full in the middle of a job; with room again, everything ends.
 #[test]
 fn a_disk_runs_full_in_the_middle() {
-    for seed in 690..694 {
+    for seed in 740..744 {
         let mut world = World::seed(seed).nodes(["a", "b", "c"]);
         let job = world.submit("a", &job().tasks(40).lasting(millis(200)).spread());
         world.set_disk("a", DiskSetup { room: Some(30), ..DiskSetup::default() });
