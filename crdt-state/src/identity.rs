@@ -1,11 +1,15 @@
 //! A node's key pair and domain-separated signatures. Where the key is kept is the daemon's business.
 
+mod memo;
+
 use std::fmt;
 
 use ed25519_dalek::{Signer, SigningKey, VerifyingKey};
 use serde::{Deserialize, Serialize};
 
 use crate::ids::NodeId;
+
+pub use memo::remember_signatures;
 
 /// What a signature is for. A signature made for one domain is worthless in another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,7 +102,11 @@ impl Identity {
     /// Signs `message` for `domain`.
     #[must_use]
     pub fn sign(&self, domain: Domain, message: &[u8]) -> Signature {
-        Signature(self.key.sign(&framed(domain, message)).to_bytes())
+        let signature = Signature(self.key.sign(&framed(domain, message)).to_bytes());
+        if let Some(key) = memo::key(&self.id.0, domain, message, &signature) {
+            memo::remember(key);
+        }
+        signature
     }
 }
 
@@ -108,9 +116,17 @@ impl Identity {
 /// # Errors
 /// [`BadSignature`].
 pub fn verify(author: &[u8; 32], domain: Domain, message: &[u8], signature: &Signature) -> Result<(), BadSignature> {
+    let known = memo::key(author, domain, message, signature);
+    if known.as_ref().is_some_and(memo::holds) {
+        return Ok(());
+    }
     let key = VerifyingKey::from_bytes(author).map_err(|_| BadSignature)?;
     let signature = ed25519_dalek::Signature::from_bytes(&signature.0);
-    key.verify_strict(&framed(domain, message), &signature).map_err(|_| BadSignature)
+    key.verify_strict(&framed(domain, message), &signature).map_err(|_| BadSignature)?;
+    if let Some(key) = known {
+        memo::remember(key);
+    }
+    Ok(())
 }
 
 fn framed(domain: Domain, message: &[u8]) -> Vec<u8> {

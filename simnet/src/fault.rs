@@ -45,7 +45,7 @@ impl World {
         for (_, run) in std::mem::take(&mut n.runs) {
             self.executions[run.execution].end = Some((now, Stopped::Crash));
         }
-        for peer in (0..self.nodes.len()).filter(|p| *p != node) {
+        for peer in self.links.peers(node).collect::<Vec<_>>() {
             // A reset cannot cross a cut: that end finds out as it would of any silence.
             let notice = if self.links.is_cut(node, peer) { Span::ms(10_000) } else { RESET_SEEN_AFTER };
             self.disconnect(node, peer, notice);
@@ -59,7 +59,7 @@ impl World {
         self.say(node, "RESTARTED".to_owned());
         self.counters.restarts += 1;
         self.boot(node);
-        for peer in (0..self.nodes.len()).filter(|p| *p != node) {
+        for peer in self.links.partners(node).collect::<Vec<_>>() {
             self.connect_soon(node, peer, false);
         }
     }

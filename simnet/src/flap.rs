@@ -48,6 +48,12 @@ impl World {
     pub(crate) fn model(&mut self, event: Model) {
         match event {
             Model::Flap { a, b, number, up, down } => self.flap_changes(a, b, number, up, down),
+            Model::Gossip { from, to, rumour } => self.gossip_arrived(from, to, rumour),
+            Model::Announce { rumour, round } => self.announce(rumour, round),
+            Model::Control { from, to, topic, graft } => self.control_arrived(from, to, topic, graft),
+            Model::Beat(life) => self.beat(life),
+            Model::Dialled { from, to } => self.dialled(from, to),
+            Model::Idle { a, b } => self.idle(a, b),
         }
     }
 }

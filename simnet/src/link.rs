@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use sinew_crdt_state::cbor;
 use sinew_scheduler::io::Input;
 use sinew_scheduler::time::{Span, Time};
-use sinew_scheduler::wire::{Class, Message, Topic};
+use sinew_scheduler::wire::{Class, Message};
 
 use crate::network::Network;
 use crate::queue::{Event, Index, Life};
@@ -22,6 +22,9 @@ const RETRANSMIT_MAX_MS: u64 = 200;
 /// Connecting again takes up to this long: dialling backs off.
 const RECONNECT_MAX_MS: u64 = 300;
 
+/// Messages that go in one frame, on the stream they take.
+pub(crate) type Parcel = (Class, Vec<Message>);
+
 /// A frame on its way.
 #[derive(Debug)]
 struct Stalled {
@@ -31,7 +34,7 @@ struct Stalled {
 }
 
 /// The links of a world.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Links {
     /// What they are like.
     pub(crate) network: Network,
@@ -44,8 +47,20 @@ pub(crate) struct Links {
     pub(crate) loss: u64,
     /// Whether all adverts are lost.
     pub(crate) adverts_lost: bool,
-    /// Open connections; the lower number first.
-    connected: BTreeSet<(Index, Index)>,
+    /// Open connections, from each end.
+    connected: Vec<BTreeSet<Index>>,
+    /// Connections that are kept, from each end.
+    kept: Vec<BTreeSet<Index>>,
+    /// See [`World::connections`].
+    pub(crate) limits: (usize, usize),
+    /// Nodes that the mesh is about to have.
+    pub(crate) expected: usize,
+    /// Messages that wait for a connection.
+    pub(crate) waiting: BTreeMap<(Index, Index), Vec<Parcel>>,
+    /// Dials that failed, and when.
+    pub(crate) failed: BTreeMap<(Index, Index), Time>,
+    /// Connections made for a message, and when they were last used.
+    pub(crate) casual: BTreeMap<(Index, Index), Time>,
     /// Directed cuts, each with the number of its making.
     cuts: BTreeMap<(Index, Index), u64>,
     cut_last: u64,
@@ -54,8 +69,40 @@ pub(crate) struct Links {
     last_at: BTreeMap<(Index, Index, Class), Time>,
 }
 
-fn pair(a: Index, b: Index) -> (Index, Index) {
+impl Default for Links {
+    fn default() -> Self {
+        Self {
+            network: Network::default(),
+            free_at: BTreeMap::new(),
+            flaps: BTreeMap::new(),
+            flap_last: 0,
+            loss: 0,
+            adverts_lost: false,
+            connected: Vec::new(),
+            kept: Vec::new(),
+            limits: crate::dial::LIMITS,
+            expected: 0,
+            waiting: BTreeMap::new(),
+            failed: BTreeMap::new(),
+            casual: BTreeMap::new(),
+            cuts: BTreeMap::new(),
+            cut_last: 0,
+            stalled: BTreeMap::new(),
+            last_at: BTreeMap::new(),
+        }
+    }
+}
+
+pub(crate) fn pair(a: Index, b: Index) -> (Index, Index) {
     (a.min(b), a.max(b))
+}
+
+fn insert(sets: &mut Vec<BTreeSet<Index>>, a: Index, b: Index) -> bool {
+    if sets.len() <= a.max(b) {
+        sets.resize_with(a.max(b) + 1, BTreeSet::new);
+    }
+    sets[b].insert(a);
+    sets[a].insert(b)
 }
 
 impl Links {
@@ -64,7 +111,38 @@ impl Links {
     }
 
     pub(crate) fn is_connected(&self, a: Index, b: Index) -> bool {
-        self.connected.contains(&pair(a, b))
+        self.connected.get(a).is_some_and(|peers| peers.contains(&b))
+    }
+
+    /// Whom a node is connected to.
+    pub(crate) fn peers(&self, node: Index) -> impl Iterator<Item = Index> {
+        self.connected.get(node).into_iter().flatten().copied()
+    }
+
+    /// Whom a node keeps a connection to, or tries to.
+    pub(crate) fn partners(&self, node: Index) -> impl Iterator<Item = Index> {
+        self.kept.get(node).into_iter().flatten().copied()
+    }
+
+    pub(crate) fn are_partners(&self, a: Index, b: Index) -> bool {
+        self.kept.get(a).is_some_and(|kept| kept.contains(&b))
+    }
+
+    pub(crate) fn keep(&mut self, a: Index, b: Index) {
+        insert(&mut self.kept, a, b);
+    }
+
+    fn connect(&mut self, a: Index, b: Index) -> bool {
+        insert(&mut self.connected, a, b)
+    }
+
+    fn part(&mut self, a: Index, b: Index) -> bool {
+        if !self.is_connected(a, b) {
+            return false;
+        }
+        self.connected[a].remove(&b);
+        self.connected[b].remove(&a);
+        true
     }
 }
 
@@ -76,7 +154,12 @@ impl World {
 
     pub(crate) fn send(&mut self, from: Index, to: Index, class: Class, messages: &[Message]) {
         if !self.links.is_connected(from, to) {
-            return;
+            return self.dial_for(from, to, class, messages);
+        }
+        if !self.links.casual.is_empty()
+            && let Some(used) = self.links.casual.get_mut(&pair(from, to))
+        {
+            *used = self.now;
         }
         if self.verbose {
             let text = messages.iter().map(crate::world::brief).collect::<Vec<_>>().join(" ");
@@ -120,37 +203,6 @@ impl World {
         self.inputs(to.node, inputs);
     }
 
-    pub(crate) fn publish(&mut self, from: Index, topic: Topic, payload: &[u8]) {
-        self.trace.update(payload);
-        for to in 0..self.nodes.len() {
-            if to != from && self.reaches(from, to) {
-                self.gossip(from, to, topic, payload);
-            }
-        }
-    }
-
-    fn gossip(&mut self, from: Index, to: Index, topic: Topic, payload: &[u8]) {
-        if self.chance(self.links.loss.max(self.links.network.loss)) {
-            self.counters.lost_gossip += 1;
-            return;
-        }
-        let copies = 1 + u64::from(self.chance(self.links.network.duplicates));
-        self.counters.doubled_gossip += copies - 1;
-        let life = self.nodes[to].life(to);
-        for _ in 0..copies {
-            let wait = self.transmit(from, to, payload.len() as u64);
-            let at = self.now + wait + self.latency(from, to);
-            self.queue.push(at, Event::Gossip { from, to: life, topic, payload: payload.to_vec() });
-        }
-    }
-
-    pub(crate) fn gossip_arrived(&mut self, from: Index, to: Life, topic: Topic, payload: Vec<u8>) {
-        if self.is_alive(to) {
-            let from = self.nodes[from].id();
-            self.input(to.node, Input::Gossip { from, topic, payload });
-        }
-    }
-
     /// Dials: soon when `fast`, otherwise after a backoff.
     pub(crate) fn connect_soon(&mut self, a: Index, b: Index, fast: bool) {
         let wait = if fast { Span(1_000 + self.dice(2_000)) } else { Span::ms(20 + self.dice(RECONNECT_MAX_MS)) };
@@ -164,9 +216,10 @@ impl World {
             return;
         }
         let possible = self.nodes[a].is_up() && self.nodes[b].is_up() && !self.links.is_cut(a, b);
-        if !possible || !self.links.connected.insert(pair(a, b)) {
+        if !possible || !self.links.connect(a, b) {
             return;
         }
+        self.overlay_connected(a, b);
         for (node, peer) in [(a, b), (b, a)] {
             // A leftover of an earlier connection that this end has not seen close.
             self.close_seen(node, peer);
@@ -186,11 +239,12 @@ impl World {
 
     /// The connection breaks; each end that lives notices after `notice`.
     pub(crate) fn disconnect(&mut self, a: Index, b: Index, notice: Span) {
-        if !self.links.connected.remove(&pair(a, b)) {
+        if !self.links.part(a, b) {
             return;
         }
         self.links.stalled.remove(&(a, b));
         self.links.stalled.remove(&(b, a));
+        self.overlay_disconnected(a, b);
         for (node, peer) in [(a, b), (b, a)] {
             let life = self.nodes[node].life(node);
             self.queue.push(self.now + notice, Event::Closed { life, peer });
@@ -229,7 +283,7 @@ impl World {
             for frame in self.links.stalled.remove(&(a, b)).unwrap_or_default() {
                 self.deliver(a, frame.to, frame.class, frame.bytes, extra);
             }
-        } else {
+        } else if self.links.are_partners(a, b) {
             self.connect_soon(a, b, false);
         }
     }

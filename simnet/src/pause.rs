@@ -2,7 +2,7 @@
 
 use sinew_scheduler::time::{Span, Time};
 
-use crate::queue::{Event, Index};
+use crate::queue::{Event, Index, Model};
 use crate::world::World;
 
 /// A peer that says nothing for so long has its connections closed: as QUIC's default idle timeout.
@@ -41,8 +41,10 @@ impl World {
         self.say(node, "RESUMED".to_owned());
         self.pauses.push(Pause { node, from: frozen.since, to: self.now });
         if self.now - frozen.since >= CONNECTION_SURVIVES {
-            for peer in (0..self.nodes.len()).filter(|p| *p != node) {
+            for peer in self.links.peers(node).collect::<Vec<_>>() {
                 self.disconnect(node, peer, Span(0));
+            }
+            for peer in self.links.partners(node).collect::<Vec<_>>() {
                 self.connect_soon(node, peer, false);
             }
         }
@@ -56,7 +58,9 @@ impl World {
     /// Hands the event back, unless it is for a machine that stands still.
     pub(crate) fn unless_frozen(&mut self, event: Event) -> Option<Event> {
         let node = match &event {
-            Event::Frame { to, .. } | Event::Gossip { to, .. } => to.node,
+            Event::Frame { to, .. } => to.node,
+            Event::Model(Model::Gossip { to, .. } | Model::Control { to, .. }) => to.node,
+            Event::Model(Model::Beat(life) | Model::Dialled { from: life, .. }) => life.node,
             Event::Tick(life) | Event::Disk(life) => life.node,
             Event::TaskEnd { life, .. } | Event::Fetched { life, .. } => life.node,
             Event::Loaded { life, .. } | Event::Closed { life, .. } => life.node,

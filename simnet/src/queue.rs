@@ -14,6 +14,18 @@ use sinew_scheduler::wire::Topic;
 pub(crate) enum Model {
     /// A flapping link changes.
     Flap { a: Index, b: Index, number: u64, up: Span, down: Span },
+    /// A gossip message arrives.
+    Gossip { from: Index, to: Life, rumour: u64 },
+    /// Heartbeats announce a gossip message.
+    Announce { rumour: u64, round: u32 },
+    /// A graft or a prune arrives.
+    Control { from: Index, to: Life, topic: Topic, graft: bool },
+    /// A heartbeat with work for the overlay.
+    Beat(Life),
+    /// A dial for a message ends.
+    Dialled { from: Life, to: Index },
+    /// A connection made for a message may have become idle.
+    Idle { a: Index, b: Index },
 }
 
 /// A node's number in its world.
@@ -30,8 +42,6 @@ pub(crate) struct Life {
 pub(crate) enum Event {
     /// A frame arrives.
     Frame { from: Index, to: Life, bytes: Vec<u8> },
-    /// A gossip message arrives.
-    Gossip { from: Index, to: Life, topic: Topic, payload: Vec<u8> },
     /// The core asked to be called.
     Tick(Life),
     /// The disk finished a write.

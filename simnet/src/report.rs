@@ -32,6 +32,26 @@ pub struct Counters {
     pub flaps: u64,
     /// Dials between nodes that can only dial out.
     pub unreachable: u64,
+    /// Gossip messages that cores published.
+    pub gossip_published: u64,
+    /// Copies of gossip messages sent from node to node.
+    pub gossip_sent: u64,
+    /// Bytes of these.
+    pub gossip_bytes: u64,
+    /// Copies that reached nodes that had the message.
+    pub gossip_duplicates: u64,
+    /// Announcements of a gossip message to a node that lacked it.
+    pub ihave: u64,
+    /// Gossip messages asked for after an announcement.
+    pub iwant: u64,
+    /// Peers taken into a gossip mesh.
+    pub grafts: u64,
+    /// Peers let go of, or not taken.
+    pub prunes: u64,
+    /// Dials for a message to a node that was not connected.
+    pub dials: u64,
+    /// Connections closed because nobody used them.
+    pub idle_closed: u64,
     /// Batches of records that cores asked to have written.
     pub writes: u64,
     /// Batches lost in crashes before they were acknowledged.

@@ -6,7 +6,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use sinew_crdt_state::certificate::Credential;
 use sinew_crdt_state::fact::Outcome;
-use sinew_crdt_state::identity::Identity;
+use sinew_crdt_state::identity::{Identity, remember_signatures};
 use sinew_crdt_state::ids::{Hash, JobId, MeshId, NodeId};
 use sinew_scheduler::Setup;
 use sinew_scheduler::core::Core;
@@ -18,6 +18,7 @@ use crate::audit::Watch;
 use crate::exec::Execution;
 use crate::link::Links;
 use crate::node::{Node, NodeSetup};
+use crate::overlay::Overlay;
 use crate::plan::Plan;
 use crate::queue::{Event, Index, Life, Queue};
 use crate::report::{Counters, Took};
@@ -38,6 +39,7 @@ pub struct World {
     indices: BTreeMap<NodeId, Index>,
     pub(crate) queue: Queue,
     pub(crate) links: Links,
+    pub(crate) overlay: Overlay,
     pub(crate) counters: Counters,
     pub(crate) executions: Vec<Execution>,
     /// Whether each execution had all its inputs.
@@ -71,6 +73,7 @@ impl World {
     /// An empty world in which everything follows from `seed`.
     #[must_use]
     pub fn seed(seed: u64) -> Self {
+        remember_signatures();
         let (mesh, admin) = (Identity::from_seed([77; 32]), Identity::from_seed([78; 32]));
         let credential = Credential::found(&mesh, admin.id(), EPOCH_MS, u64::MAX);
         let founder = (admin, credential);
@@ -80,6 +83,7 @@ impl World {
             indices: BTreeMap::new(),
             queue: Queue::default(),
             links: Links::default(),
+            overlay: Overlay::default(),
             counters: Counters::default(),
             executions: Vec::new(),
             gathered: Vec::new(),
@@ -123,6 +127,8 @@ impl World {
     /// Starts these nodes, connected to each other and acquainted.
     #[must_use]
     pub fn nodes<'a>(mut self, names: impl IntoIterator<Item = &'a str>) -> Self {
+        let names: Vec<&str> = names.into_iter().collect();
+        self.links.expected = self.nodes.len() + names.len();
         for name in names {
             let setup = self.machine();
             self.join_as(name, setup);
@@ -141,7 +147,8 @@ impl World {
         let node = self.nodes.len() - 1;
         self.indices.insert(self.nodes[node].id(), node);
         self.boot(node);
-        for peer in 0..node {
+        for peer in self.choose_peers(node) {
+            self.links.keep(node, peer);
             self.connect_soon(node, peer, true);
         }
     }
@@ -241,7 +248,6 @@ impl World {
         let Some(event) = self.unless_frozen(event) else { return };
         match event {
             Event::Frame { from, to, bytes } => self.frame_arrived(from, to, &bytes),
-            Event::Gossip { from, to, topic, payload } => self.gossip_arrived(from, to, topic, payload),
             Event::Tick(life) => {
                 if self.is_alive(life) && self.nodes[life.node].tick_at == self.now {
                     self.input(life.node, Input::Tick);
