@@ -85,10 +85,12 @@ pub const SUBMIT_TIMEOUT: Span = Span::ms(15_000);
 
 /// Load digests with few connections: as heartbeats (M5), 1 s and 10 % of jitter.
 const LOAD_EVERY: Span = Span::ms(1_000);
-/// With more connections than this a node sends its digests more rarely, so that what each hears stays the same: four a second.
-const LOAD_PEERS: u64 = 4;
-/// Whoever had room and has none any more, or the other way round, says so at once, but not more often than this.
-pub const LOAD_NEWS_EVERY: Span = Span::ms(1_000);
+/// With more connections than this a node sends its digests more rarely, so that what each hears stays the same: two a second.
+const LOAD_PEERS: u64 = 2;
+/// A node whose load changed says so sooner: at least so long after the last digest ...
+const LOAD_NEWS_EVERY: Span = Span::ms(500);
+/// ... and longer with more connections than this: each hears ten a second at most, however busy all are.
+const LOAD_NEWS_PEERS: u64 = 5;
 /// Every so many load digests the card goes along, in case it was lost.
 pub const CARD_EVERY: u32 = 5;
 /// A node that was silent for so many load digests gets no offers and no copies even while its connection looks open: across a
@@ -99,6 +101,12 @@ const SILENT_DIGESTS: u64 = 3;
 #[must_use]
 pub fn load_every(peers: usize) -> Span {
     Span(LOAD_EVERY.0.saturating_mul((peers as u64).max(LOAD_PEERS)) / LOAD_PEERS)
+}
+
+/// How soon after its last digest a node with so many connections tells a change of its load.
+#[must_use]
+pub fn load_news_every(peers: usize) -> Span {
+    Span(LOAD_NEWS_EVERY.0.saturating_mul((peers as u64).max(LOAD_NEWS_PEERS)) / LOAD_NEWS_PEERS)
 }
 
 /// After which silence a peer is taken for gone, by a node with so many connections.

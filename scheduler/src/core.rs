@@ -15,7 +15,7 @@ use sinew_crdt_state::spec::{BlobRef, JobSpec, Phase, Resources, SignedSpec, Sou
 
 use crate::brain::Brain;
 use crate::brains::Brains;
-use crate::config::{CARD_EVERY, CoreConfig, FORGOTTEN_FOR, LOAD_NEWS_EVERY, load_every};
+use crate::config::{CARD_EVERY, CoreConfig, FORGOTTEN_FOR, load_every, load_news_every};
 use crate::ctx::{After, Ctx, Setup};
 use crate::io::{CancelError, Effect, FetchId, Input, NewJob, Note, Record, Request, RequestId, Response, SubmitError};
 use crate::members;
@@ -74,8 +74,8 @@ pub struct Core {
     copies: std::collections::BTreeMap<FetchId, (CopyFor, Vec<BlobRef>)>,
     load_at: Time,
     load_count: u32,
-    /// When the load was told last, and whether there was room then.
-    load_told: (Time, bool),
+    /// When the load was told last, and what was.
+    load_told: (Time, Option<LoadDigest>),
     compact_at: Time,
     serial_last: u64,
     /// Sealed in this batch: dropped from memory once their last facts are signed and on their way.
@@ -100,7 +100,7 @@ impl Core {
             copies: std::collections::BTreeMap::new(),
             load_at: now.at,
             load_count: 0,
-            load_told: (now.at, false),
+            load_told: (now.at, None),
             compact_at: now.at + COMPACT_EVERY,
             serial_last: 0,
             dehydrate: Vec::new(),
@@ -545,9 +545,9 @@ impl Core {
         let load = self.worker.load(&self.ctx);
         let own = self.ctx.own;
         self.ctx.peers.set_load(own, load);
-        let room = has_room(&load);
-        if room != self.load_told.1 {
-            self.load_at = self.load_at.min(self.load_told.0 + LOAD_NEWS_EVERY);
+        if self.load_told.1.is_some_and(|told| told != load) {
+            let soon = load_news_every(self.ctx.peers.connections());
+            self.load_at = self.load_at.min(self.load_told.0 + soon);
         }
         // Whoever has awards running here plans with these numbers: tell them at once.
         for node in self.worker.brains() {
@@ -561,7 +561,7 @@ impl Core {
     fn tell_load(&mut self) {
         self.load_count = self.load_count.wrapping_add(1);
         let load = self.worker.load(&self.ctx);
-        self.load_told = (self.ctx.now.at, has_room(&load));
+        self.load_told = (self.ctx.now.at, Some(load));
         let card = self.load_count.is_multiple_of(CARD_EVERY).then(|| self.card());
         let peers: Vec<NodeId> = self.ctx.peers.connected().collect();
         for node in peers {
@@ -779,10 +779,6 @@ impl Core {
     pub fn holds(&mut self, blobs: impl IntoIterator<Item = BlobRef>) {
         self.worker.blobs.extend(blobs.into_iter().map(|b| b.hash));
     }
-}
-
-const fn has_room(load: &LoadDigest) -> bool {
-    load.eligible && load.cpu_milli_free > 0
 }
 
 /// The blobs that inline or referenced inputs name, for callers that prepare a job.
