@@ -347,7 +347,8 @@ impl Core {
             }
             Message::Offer { submit, slots } => self.worker.on_offer(ctx, from, &submit, slots),
             Message::Bid(bid) => self.on_bid(from, &bid),
-            Message::NoBid { job } => {
+            Message::NoBid { job, load } => {
+                ctx.peers.set_load(from, load);
                 if let Some(brain) = self.brains.touch(&job) {
                     brain.on_no_bid(from);
                 }

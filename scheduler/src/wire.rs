@@ -76,6 +76,8 @@ pub enum Message {
     NoBid {
         /// The job.
         job: JobId,
+        /// What is free at the candidate, so that it is not asked in vain again.
+        load: LoadDigest,
     },
     /// Idle node to brain, on an advert: offer it to me.
     Interest {
