@@ -265,8 +265,10 @@ impl World {
     pub(crate) fn cut(&mut self, a: Index, b: Index) {
         self.links.cut_last += 1;
         let cut = self.links.cut_last;
-        // A cut that is there already goes on under its own number and timeout.
-        if *self.links.cuts.entry((a, b)).or_insert(cut) == cut {
+        // A cut that is there already goes on under its own number and timeout. One without a connection has none to end, and
+        // as long as it lasts there will be none.
+        let new = *self.links.cuts.entry((a, b)).or_insert(cut) == cut;
+        if new && self.links.is_connected(a, b) {
             self.queue.push(self.now + CONNECTION_SURVIVES, Event::CutTimeout { a, b, cut });
         }
     }
