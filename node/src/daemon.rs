@@ -1,6 +1,6 @@
 //! The daemon: opens what is on disk, joins the mesh, starts the core, and keeps them talking until it is told to end.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -33,6 +33,7 @@ use crate::frames::{self, Frame};
 use crate::logs::LogHub;
 use crate::mesh_link::MeshLink;
 use crate::probe;
+use crate::sightings::Sightings;
 use crate::storage::{Storage, StorageError, StorageEvent, StorageReader};
 use crate::tasks::{TaskHost, TaskPool};
 
@@ -132,33 +133,6 @@ impl Watchers {
     }
 }
 
-/// Which adverts were published or heard here lately, for measuring how gossip spreads.
-#[derive(Debug, Default)]
-pub struct Adverts {
-    seen: Mutex<VecDeque<(JobId, u64)>>,
-}
-
-/// Adverts remembered: enough for a benchmark, nothing for a node's memory.
-const ADVERTS_KEPT: usize = 256;
-
-impl Adverts {
-    /// Notes an advert, now.
-    pub fn note(&self, payload: &[u8]) {
-        let Ok(advert) = sinew_crdt_state::cbor::from_slice::<wire::Advert>(payload) else { return };
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if seen.len() == ADVERTS_KEPT {
-            seen.pop_front();
-        }
-        seen.push_back((advert.job, crate::clock::unix_us()));
-    }
-
-    /// The adverts and when they were seen, unix microseconds, oldest first.
-    #[must_use]
-    pub fn seen(&self) -> Vec<(JobId, u64)> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
-    }
-}
-
 /// What the parts of a running daemon share.
 #[derive(Debug)]
 pub struct Shared {
@@ -184,8 +158,8 @@ pub struct Shared {
     pub started: Instant,
     /// Who waits for news of which job.
     pub watchers: Watchers,
-    /// Adverts seen.
-    pub adverts: Adverts,
+    /// What was seen lately.
+    pub sightings: Sightings,
     /// Ends the daemon.
     pub shutdown: Notify,
     pending: Mutex<Pending>,
@@ -299,7 +273,7 @@ impl Daemon {
             roles,
             started: Instant::now(),
             watchers: Watchers::default(),
-            adverts: Adverts::default(),
+            sightings: Sightings::default(),
             shutdown: Notify::new(),
             pending: Mutex::default(),
             membership,
@@ -407,7 +381,7 @@ impl Daemon {
                 if fine {
                     self.shared.link.mesh().report_gossip(id, Verdict::Accept);
                     if topic == wire::Topic::Advert {
-                        self.shared.adverts.note(payload);
+                        self.shared.sightings.advert(payload);
                     }
                     engine.input(Input::Gossip { from, topic, payload: payload.to_vec() });
                 } else {

@@ -1,6 +1,7 @@
 //! The mesh over real loopback sockets: members find each other and exchange frames, gossip and blobs; everyone else is
 //! refused and counted, whatever they send.
 
+mod counters;
 mod support;
 
 use std::time::{Duration, Instant};
@@ -88,7 +89,7 @@ async fn gossip_reaches_all_and_duplicates_collapse() {
     // The same words again are the same message.
     b.mesh.publish(Topic::Advert, bytes);
     assert!(a.try_next(500, is_gossip).await.is_none());
-    assert!(b.mesh.status().await.gossip_dropped > 0);
+    assert!(b.mesh.status().await.gossip.dropped > 0);
     lab.stop([a, b, c]).await;
 }
 
