@@ -160,6 +160,7 @@ impl World {
         let now = self.clock(node);
         let n = &mut self.nodes[node];
         n.incarnation += 1;
+        n.tick_at = None;
         let setup = Setup {
             identity: n.identity.clone(),
             mesh: self.mesh,
@@ -249,10 +250,10 @@ impl World {
     fn happen(&mut self, event: Event) {
         let Some(event) = self.unless_frozen(event) else { return };
         match event {
-            Event::Frame { from, to, bytes } => self.frame_arrived(from, to, &bytes),
+            Event::Frame { from, to, messages } => self.frame_arrived(from, to, messages),
             Event::Tick(life) => {
-                if self.is_alive(life) && self.nodes[life.node].tick_at == self.now {
-                    self.input(life.node, Input::Tick);
+                if self.is_alive(life) && self.nodes[life.node].tick_at == Some(self.now) {
+                    self.tick(life.node);
                 }
             }
             Event::Disk(life) => {
@@ -275,10 +276,10 @@ impl World {
     }
 
     pub(crate) fn input(&mut self, node: Index, input: Input) {
-        self.inputs(node, vec![input]);
+        self.inputs(node, [input]);
     }
 
-    pub(crate) fn inputs(&mut self, node: Index, inputs: Vec<Input>) {
+    pub(crate) fn inputs(&mut self, node: Index, inputs: impl IntoIterator<Item = Input>) {
         let now = self.clock(node);
         let Some(core) = &mut self.nodes[node].core else { return };
         for input in inputs {
@@ -296,16 +297,30 @@ impl World {
         let Some(core) = &n.core else { return };
         // A core that wants to be called at once, for ever, would stop the clock.
         let at = n.clock.when(core.poll_timeout()).max(self.now + Span(1));
-        n.tick_at = at;
-        let life = n.life(node);
-        self.queue.push(at, Event::Tick(life));
+        // A tick that is in the queue already, and comes no later, will look again.
+        if n.tick_at.is_none_or(|tick| at < tick || tick <= self.now) {
+            n.tick_at = Some(at);
+            let life = n.life(node);
+            self.queue.push(at, Event::Tick(life));
+        }
+    }
+
+    /// Calls the core if it asked to be called by now; otherwise later.
+    fn tick(&mut self, node: Index) {
+        self.nodes[node].tick_at = None;
+        let n = &self.nodes[node];
+        if n.core.as_ref().is_some_and(|core| n.clock.when(core.poll_timeout()) <= self.now) {
+            self.input(node, Input::Tick);
+        } else {
+            self.schedule_tick(node);
+        }
     }
 
     fn effect(&mut self, node: Index, effect: Effect) {
         match effect {
             Effect::Send { to, class, messages } => {
                 if let Some(to) = self.index_of(to) {
-                    self.send(node, to, class, &messages);
+                    self.send(node, to, class, messages);
                 }
             }
             Effect::Publish { topic, payload } => self.publish_advert_or_load(node, topic, &payload),
