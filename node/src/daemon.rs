@@ -41,8 +41,8 @@ use crate::tasks::{TaskHost, TaskPool};
 const FRAME_LEN_MAX: usize = 16 << 20;
 /// Processes that outlived their task are looked for this often.
 const SWEEP_EVERY: std::time::Duration = std::time::Duration::from_secs(2);
-/// Round-trip times are handed to the core this often.
-const RTT_EVERY: std::time::Duration = std::time::Duration::from_secs(5);
+/// Round-trip times and the mesh's size are handed to the core this often.
+const MEASURES_EVERY: std::time::Duration = std::time::Duration::from_secs(5);
 /// With this variable set a daemon ends when its stdin does.
 pub const STDIN_VAR: &str = "SINEW_STOP_AT_STDIN_EOF";
 /// Blob streams served at once: bounds memory and descriptors that peers can take.
@@ -308,7 +308,7 @@ impl Daemon {
         let permits = Arc::new(tokio::sync::Semaphore::new(SERVES_MAX));
         let mut sweeper = Sweeper::new(self.tag.clone());
         let mut sweep = tokio::time::interval(SWEEP_EVERY);
-        let mut rtt = tokio::time::interval(RTT_EVERY);
+        let mut measures = tokio::time::interval(MEASURES_EVERY);
         let parent_gone = parent_gone();
         tokio::pin!(parent_gone);
         let mut term = signal(tokio::signal::unix::SignalKind::terminate())?;
@@ -331,7 +331,7 @@ impl Daemon {
                         self.guardian = start_guardian(&self.tag);
                     }
                 }
-                _ = rtt.tick() => self.hand_on_rtts().await,
+                _ = measures.tick() => self.hand_on_measures().await,
                 _ = term.recv() => break,
                 _ = int.recv() => break,
                 () = self.shared.shutdown.notified() => break,
@@ -380,9 +380,7 @@ impl Daemon {
                 let (topic, fine) = check_gossip(topic, payload);
                 if fine {
                     self.shared.link.mesh().report_gossip(id, Verdict::Accept);
-                    if topic == wire::Topic::Advert {
-                        self.shared.sightings.advert(payload);
-                    }
+                    self.shared.sightings.advert(payload);
                     engine.input(Input::Gossip { from, topic, payload: payload.to_vec() });
                 } else {
                     self.refuse_gossip(id, relayed_by);
@@ -455,8 +453,11 @@ impl Daemon {
         let _ = reply.send(answer);
     }
 
-    async fn hand_on_rtts(&self) {
-        for peer in self.shared.link.mesh().status().await.peers {
+    /// What only the transport knows: how far peers are, and how many members there are.
+    async fn hand_on_measures(&self) {
+        let status = self.shared.link.mesh().status().await;
+        self.shared.engine.input(Input::MeshSize(status.members_known + 1));
+        for peer in status.peers {
             if let Some(rtt) = peer.connections.iter().filter_map(|c| c.rtt).min() {
                 let rtt_us = u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX);
                 self.shared.engine.input(Input::Rtt { node: peer.node, rtt_us });
@@ -570,6 +571,7 @@ fn core_config(settings: &Settings, roles: Roles) -> CoreConfig {
         about: machine.about,
         start_ahead: 1,
         ledger_grace_ms: settings.ledger_grace_s.saturating_mul(1_000),
+        ..CoreConfig::default()
     }
 }
 
@@ -584,7 +586,6 @@ fn random_seed() -> [u8; 32] {
 fn check_gossip(topic: Topic, payload: &[u8]) -> (wire::Topic, bool) {
     match topic {
         Topic::Advert => (wire::Topic::Advert, sinew_crdt_state::cbor::from_slice::<wire::Advert>(payload).is_ok()),
-        Topic::Load => (wire::Topic::Load, sinew_crdt_state::cbor::from_slice::<wire::LoadNews>(payload).is_ok()),
     }
 }
 

@@ -125,12 +125,9 @@ impl Driver for Effects {
             Effect::Publish { topic, payload } => {
                 self.published += 1;
                 let topic = match topic {
-                    wire::Topic::Advert => {
-                        self.shared.sightings.advert(&payload);
-                        Topic::Advert
-                    }
-                    wire::Topic::Load => Topic::Load,
+                    wire::Topic::Advert => Topic::Advert,
                 };
+                self.shared.sightings.advert(&payload);
                 self.shared.link.mesh().publish(topic, gossip_frame(self.published, &payload));
             }
             Effect::Persist { ticket, records, urgent } => self.storage.persist(ticket, records, urgent),

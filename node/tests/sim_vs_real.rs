@@ -35,7 +35,8 @@ fn the_experiment_runs_in_both_worlds_and_the_counters_count() {
         let peers = both("peers in a node's gossip mesh")[world];
         assert!((2.0..=3.0).contains(&peers), "{peers}");
         assert!(both("advert to a node, p50")[world] > 0.0);
-        let (acknowledged, started) = (both("submit to acknowledged, p50")[world], both("submit to started, p50")[world]);
+        let (acknowledged, started) =
+            (both("submit to acknowledged, p50")[world], both("submit to started, p50")[world]);
         assert!(acknowledged > 0.0 && started > 0.0 && started < 1_000.0, "{acknowledged} {started}");
         // Every idle node has its connections probed; every job is stored with two others at least.
         assert!(both("control frames an idle node and second")[world] > 0.0);

@@ -1,9 +1,9 @@
 //! The snapshot behind `Mesh::status`.
 
 use super::Driver;
-use crate::handle::read;
 use crate::behaviour::gossip_topic;
 use crate::event::Topic;
+use crate::handle::read;
 use crate::status::{ConnectionStatus, GossipStatus, LaneStatus, MeshStatus, PeerStatus, Transport};
 
 impl Driver {

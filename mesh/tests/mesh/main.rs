@@ -111,7 +111,7 @@ async fn gossip_of_unknown_authors_is_dropped() {
     let mut n = 0;
     while c.refusals(RefusalKind::GossipAuthor).await == 0 {
         assert!(Instant::now() < deadline, "b's gossip never reached c");
-        b.mesh.publish(Topic::Load, Bytes::from(format!("load {n}")));
+        b.mesh.publish(Topic::Advert, Bytes::from(format!("advert {n}")));
         n += 1;
         if let Some(MeshEvent::Gossip { id, .. }) = a.try_next(200, is_gossip).await {
             a.mesh.report_gossip(id, Verdict::Accept);

@@ -20,7 +20,8 @@ pub async fn run(args: BenchArgs, json: bool) -> anyhow::Result<u8> {
     let report = match args {
         BenchArgs::SimVsReal { nodes, jobs, rate, adverts, idle } => {
             let idle = std::time::Duration::from_secs(u64::from(idle));
-            return compare::run(compare::Experiment { nodes: usize::from(nodes), adverts, jobs, rate, idle }, json).await;
+            return compare::run(compare::Experiment { nodes: usize::from(nodes), adverts, jobs, rate, idle }, json)
+                .await;
         }
         BenchArgs::Tasks { nodes, tasks, runner, command } => {
             let process = runner == Some(BenchRunner::Process) || !command.is_empty();

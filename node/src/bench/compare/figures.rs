@@ -51,15 +51,8 @@ impl Traffic {
     }
 }
 
-const TRAFFIC: [&str; 7] = [
-    "messages",
-    "control frames",
-    "control bytes",
-    "bulk frames",
-    "bulk bytes",
-    "gossip copies",
-    "gossip bytes",
-];
+const TRAFFIC: [&str; 7] =
+    ["messages", "control frames", "control bytes", "bulk frames", "bulk bytes", "gossip copies", "gossip bytes"];
 
 impl Add for Traffic {
     type Output = Self;

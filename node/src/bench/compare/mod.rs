@@ -4,6 +4,7 @@
 //! at a gentle rate, submitted to one node after the other. Both runs count the same things in the same places.
 
 mod figures;
+mod links;
 mod real;
 mod simulated;
 
@@ -45,8 +46,10 @@ pub(super) struct Conditions {
     cores: usize,
     /// Load average of the last minute before and after: includes the daemons.
     load: (f64, f64),
-    /// Half a round trip of libp2p's ping between two daemons, µs: median, and the spread of its logarithm.
+    /// Half a round trip of a frame between two nodes, µs: median, and the spread of its logarithm.
     one_way_us: (u64, f64),
+    /// Half a round trip of libp2p's ping between two daemons, which passes no queue, µs: the same.
+    ping_us: (u64, f64),
     /// From handing records to the ledger's file to their being synced, µs: the same.
     commit_us: (u64, f64),
     /// From a client's submit to the start of the task, ms: p50 and p99.
@@ -55,6 +58,8 @@ pub(super) struct Conditions {
     cpu_ms_per_job: f64,
     /// CPU of one idle daemon, percent of a core.
     cpu_percent_idle: f64,
+    /// Times that a daemon doubted another, which was alive all the while.
+    doubts: usize,
     /// Of the time in which a daemon's thread could have run, how much it waited for a core, percent: idle, with jobs.
     waited_percent: (f64, f64),
 }
@@ -91,8 +96,9 @@ impl Conditions {
         let ((link, link_sigma), (commit, commit_sigma)) = (self.one_way_us, self.commit_us);
         format!(
             "simulated with links of {link} µs (sigma {link_sigma:.2}) and syncs of {commit} µs (sigma {commit_sigma:.2}), as \
-             measured\nclient to start: p50 {:.2} ms, p99 {:.2} ms; CPU a job {:.2} ms, an idle daemon {:.2} %\nwaiting for \
-             one of {} cores: {:.0} % of the time idle, {:.0} % with jobs; load {:.1} before, {:.1} after\n",
+             measured (a ping: {} µs)\nclient to start: p50 {:.2} ms, p99 {:.2} ms; CPU a job {:.2} ms, an idle daemon {:.2} %\nwaiting for \
+             one of {} cores: {:.0} % of the time idle, {:.0} % with jobs; load {:.1} before, {:.1} after; {} doubts\n",
+            self.ping_us.0,
             self.client_start_ms.0,
             self.client_start_ms.1,
             self.cpu_ms_per_job,
@@ -102,6 +108,7 @@ impl Conditions {
             self.waited_percent.1,
             self.load.0,
             self.load.1,
+            self.doubts,
         )
     }
 }

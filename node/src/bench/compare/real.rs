@@ -11,6 +11,7 @@ use sinew_crdt_state::spec::{Builtin, Program};
 
 use super::super::meter::{commit_times, load_average, mesh_cpu_s, mesh_waited_s, quantile_ms};
 use super::figures::{Figures, Traffic};
+use super::links;
 use super::{APART, CPUS, CPUS_NOBODY_HAS, Conditions, DRAIN, Experiment};
 use crate::api::{Request, TrafficView};
 use crate::clock::unix_us;
@@ -55,7 +56,8 @@ pub(super) async fn run(plan: &Experiment) -> anyhow::Result<(Figures, Condition
     tokio::time::sleep(plan.idle).await;
     let (idle_cpu, idle) = (Cpu::of(&mesh).since(cpu), began.elapsed());
     let mut figures = Figures { idle: (traffic(&mesh).await? - before, idle), ..Figures::default() };
-    conditions.one_way_us = round_trips(&mesh).await?;
+    conditions.ping_us = round_trips(&mesh).await?;
+    conditions.one_way_us = middle(links::one_way().await?)?;
     let dir = mesh.dir().to_owned();
     conditions.commit_us = middle(tokio::task::spawn_blocking(move || commit_times(&dir)).await??)?;
     adverts(plan, &mesh, &mut figures).await?;
@@ -70,7 +72,14 @@ pub(super) async fn run(plan: &Experiment) -> anyhow::Result<(Figures, Condition
     conditions.cpu_percent_idle = idle_cpu.used / idle.as_secs_f64() / nodes * 100.0;
     conditions.waited_percent = (idle_cpu.waited_percent(), busy_cpu.waited_percent());
     conditions.load.1 = load_average();
+    conditions.doubts = mesh.nodes.iter().map(doubts).sum();
     Ok((figures, conditions))
+}
+
+/// How often a daemon took another for suspect or lost, by its log.
+fn doubts(node: &LocalNode) -> usize {
+    let log = node.log();
+    log.lines().filter(|line| line.contains("state=suspect") || line.contains("state=lost")).count()
 }
 
 /// What all daemons have sent, and got by gossip, so far.

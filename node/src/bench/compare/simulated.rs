@@ -82,7 +82,7 @@ fn adverts(plan: &Experiment, world: &mut World, names: &[String], figures: &mut
     }
     figures.arrivals.sort_unstable();
     figures.last_arrivals.sort_unstable();
-    let peers: usize = names.iter().map(|name| world.gossip_degrees(name)[0]).sum();
+    let peers: usize = names.iter().map(|name| world.gossip_degree(name)).sum();
     #[expect(clippy::cast_precision_loss, reason = "figures for people")]
     let mean = peers as f64 / names.len() as f64;
     figures.gossip_peers = mean;
