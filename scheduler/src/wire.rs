@@ -76,6 +76,8 @@ pub enum Message {
     NoBid {
         /// The job.
         job: JobId,
+        /// What is free at the candidate, so that it is not asked in vain again.
+        load: LoadDigest,
     },
     /// Idle node to brain, on an advert: offer it to me.
     Interest {
@@ -378,6 +380,7 @@ impl Message {
     pub const fn class(&self) -> Class {
         match self {
             Self::Swim(_)
+            | Self::Load(_)
             | Self::Beat { .. }
             | Self::BeatAck { .. }
             | Self::SetBeat { .. }

@@ -156,13 +156,13 @@ impl Worker {
         }
         let job = submit.entry;
         let Some(live) = ctx.ledger.live(&job) else {
-            ctx.send(from, Message::NoBid { job });
+            ctx.send(from, Message::NoBid { job, load: self.load(ctx) });
             return;
         };
         let spec = live.state.spec.clone();
         let can = self.fits(ctx, &spec).min(slots);
         if can == 0 {
-            ctx.send(from, Message::NoBid { job });
+            ctx.send(from, Message::NoBid { job, load: self.load(ctx) });
             return;
         }
         let held_bytes: u64 = spec.input_blobs().iter().filter(|b| self.blobs.contains(&b.hash)).map(|b| b.size).sum();

@@ -66,7 +66,7 @@ pub(crate) struct Links {
     cut_last: u64,
     stalled: BTreeMap<(Index, Index), Vec<Stalled>>,
     /// When the last frame of a stream arrives: later ones do not overtake it.
-    last_at: BTreeMap<(Index, Index, Class), Time>,
+    last_at: Vec<BTreeMap<(Index, Class), Time>>,
 }
 
 impl Default for Links {
@@ -88,7 +88,7 @@ impl Default for Links {
             cuts: BTreeMap::new(),
             cut_last: 0,
             stalled: BTreeMap::new(),
-            last_at: BTreeMap::new(),
+            last_at: Vec::new(),
         }
     }
 }
@@ -193,7 +193,10 @@ impl World {
     }
 
     fn deliver(&mut self, from: Index, to: Life, class: Class, messages: Vec<Message>, latency: Span) {
-        let last = self.links.last_at.entry((from, to.node, class)).or_default();
+        if self.links.last_at.len() <= from {
+            self.links.last_at.resize_with(from + 1, BTreeMap::new);
+        }
+        let last = self.links.last_at[from].entry((to.node, class)).or_default();
         let at = (self.now + latency).max(*last);
         *last = at;
         self.queue.push(at, Event::Frame { from, to, messages });

@@ -86,6 +86,8 @@ pub(crate) struct Brain {
     accept_ids: Vec<FactId>,
     accepted_at: Time,
     placement: Option<Placement>,
+    /// Rounds of offers in a row that nobody took.
+    fruitless: u32,
     place_at: Time,
     advert_at: Time,
     /// When leases, copies and stragglers are looked at next.
@@ -137,6 +139,7 @@ impl Brain {
             accept_ids: Vec::new(),
             accepted_at: now,
             placement: None,
+            fruitless: 0,
             place_at: now,
             advert_at: now,
             watch_at: now,

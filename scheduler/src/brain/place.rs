@@ -13,6 +13,9 @@ use crate::io::Effect;
 use crate::time::Time;
 use crate::wire::{Advert, Lease, Message, Topic};
 
+/// After so many rounds of offers that nobody took, a job waits: more is chasing room that others take first.
+const FRUITLESS_MAX: u32 = 8;
+
 /// Offers that are out.
 #[derive(Debug)]
 pub(super) struct Placement {
@@ -122,9 +125,16 @@ impl Brain {
         let mut bids: Vec<(NodeId, (u32, i32, u64))> =
             placement.asked.into_iter().filter_map(|(node, bid)| Some((node, bid?))).collect();
         if bids.is_empty() {
-            self.wait_for_room(ctx);
+            // Their answers told what they have free, so that others are asked now.
+            self.fruitless += 1;
+            if self.fruitless.is_multiple_of(FRUITLESS_MAX) {
+                self.wait_for_room(ctx);
+            } else {
+                self.place(ctx);
+            }
             return;
         }
+        self.fruitless = 0;
         let order: Vec<NodeId> = ctx.peers.candidates(&self.spec, ctx.now.at).into_iter().map(|(n, _)| n).collect();
         let rank = |node: &NodeId| order.iter().position(|n| n == node).unwrap_or(usize::MAX);
         // Input bytes already there weigh most, then our ranking, then the bidder's own estimate.
