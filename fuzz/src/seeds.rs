@@ -19,7 +19,7 @@ use sinew_node::api::{ApiError, Reply, Request};
 use sinew_node::frames::{LogData, LogMessage, encode_log, encode_messages};
 use sinew_scheduler::membership::{Membership, MembershipConfig, MembershipEffect};
 use sinew_scheduler::time::{Span, Time};
-use sinew_scheduler::wire::{Advert, Assign, Card, Lease, LoadDigest, LoadNews, Message};
+use sinew_scheduler::wire::{Advert, Assign, Card, Lease, LoadDigest, Message};
 
 use crate::targets::{MESH, NOW_MS, ledger_job, who};
 
@@ -45,7 +45,7 @@ pub(crate) fn seeds(name: &str) -> Vec<Vec<u8>> {
             [ask, issued, JoinMessage::Refused(JoinRefusal::Busy)].iter().map(cbor::to_vec).collect()
         }
         "membership" => packets(),
-        "gossip" => vec![cbor::to_vec(&advert()), cbor::to_vec(&LoadNews { load: load(), card: Some(card()) })],
+        "gossip" => vec![cbor::to_vec(&advert())],
         "mapfile" => vec![map_file()],
         "ledger" => vec![cbor::to_vec(&statements()), cbor::to_vec(&statements()[..9])],
         "reconcile" => {

@@ -20,7 +20,7 @@ use sinew_node::exec::mapfile::MapIndex;
 use sinew_node::frames::{self, Frame};
 use sinew_scheduler::membership::{Membership, MembershipConfig};
 use sinew_scheduler::time::{Span, Time};
-use sinew_scheduler::wire::{Advert, LoadNews};
+use sinew_scheduler::wire::Advert;
 
 /// The mesh of every target.
 pub const MESH: MeshId = MeshId([5; 32]);
@@ -194,9 +194,6 @@ pub fn membership(mut data: &[u8]) {
 pub fn gossip(data: &[u8]) {
     if let Ok(advert) = cbor::from_slice::<Advert>(data) {
         assert_eq!(cbor::from_slice::<Advert>(&cbor::to_vec(&advert)), Ok(advert));
-    }
-    if let Ok(news) = cbor::from_slice::<LoadNews>(data) {
-        assert_eq!(cbor::from_slice::<LoadNews>(&cbor::to_vec(&news)), Ok(news));
     }
 }
 

@@ -18,6 +18,7 @@ mod exec;
 mod fault;
 mod flap;
 mod forge;
+mod hearing;
 mod link;
 mod machine;
 pub mod nemesis;
@@ -43,6 +44,7 @@ pub use condition::{
 pub use disk::DiskSetup;
 pub use distribution::Distribution;
 pub use exec::{Execution, Stopped};
+pub use hearing::Heard;
 pub use network::{Latency, Network};
 pub use node::NodeSetup;
 pub use overlay::GossipSetup;

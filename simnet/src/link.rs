@@ -170,6 +170,11 @@ impl World {
         debug_assert_eq!(cbor::from_slice::<Vec<Message>>(&bytes).as_ref(), Ok(&messages));
         self.counters.frames += 1;
         self.counters.bytes += bytes.len() as u64;
+        self.counters.messages += messages.len() as u64;
+        if class == Class::Control {
+            self.counters.control_frames += 1;
+            self.counters.control_bytes += bytes.len() as u64;
+        }
         self.trace.update(&bytes);
         if self.links.loss > 0 && self.dice(10_000) < self.links.loss {
             self.counters.lost_frames += 1;

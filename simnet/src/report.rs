@@ -12,6 +12,12 @@ pub struct Counters {
     pub frames: u64,
     /// Bytes of frames.
     pub bytes: u64,
+    /// Messages in frames.
+    pub messages: u64,
+    /// Of the frames, those on control streams.
+    pub control_frames: u64,
+    /// Bytes of these.
+    pub control_bytes: u64,
     /// Frames lost by chance.
     pub lost_frames: u64,
     /// Adverts lost at their source.
