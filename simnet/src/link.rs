@@ -165,7 +165,7 @@ impl World {
             let text = messages.iter().map(crate::world::brief).collect::<Vec<_>>().join(" ");
             self.say(from, format!("→ {}: {text}", self.nodes[to].name));
         }
-        let bytes = cbor::to_vec(messages);
+        let bytes = self.counters.traffic.encode(messages);
         self.counters.frames += 1;
         self.counters.bytes += bytes.len() as u64;
         self.trace.update(&bytes);
