@@ -41,8 +41,22 @@ pub fn decode_base32(text: &str) -> Result<Vec<u8>, ParseIdError> {
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident, $len:expr) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[derive(Clone, Copy, PartialEq, Eq, Hash)]
         pub struct $name(pub [u8; $len]);
+
+        impl Ord for $name {
+            /// Byte by byte from the left. The first eight settle nearly every case, without a call.
+            fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+                let head = |id: &Self| id.0.first_chunk().map_or(0, |head| u64::from_be_bytes(*head));
+                head(self).cmp(&head(other)).then_with(|| self.0.cmp(&other.0))
+            }
+        }
+
+        impl PartialOrd for $name {
+            fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+                Some(self.cmp(other))
+            }
+        }
 
         impl $name {
             /// Width in bytes.
@@ -151,6 +165,20 @@ impl Hash {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ids_are_ordered_byte_by_byte() {
+        let mut ids: Vec<NodeId> = (0..200u8)
+            .map(|n| {
+                NodeId([n / 20, 7, n % 3, 0, 0, 0, 0, 9, n, 255 - n].repeat(4)[..32].try_into().expect("32 bytes"))
+            })
+            .collect();
+        ids.extend([NodeId([0; 32]), NodeId([255; 32])]);
+        let mut bytes: Vec<[u8; 32]> = ids.iter().map(|id| id.0).collect();
+        ids.sort();
+        bytes.sort_unstable();
+        assert_eq!(ids.iter().map(|id| id.0).collect::<Vec<_>>(), bytes);
+    }
 
     #[test]
     fn printed_form_reads_back_and_rejects_damage() {

@@ -49,7 +49,7 @@ impl Prefix {
 }
 
 /// A range's fingerprint and entry count.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 pub struct Fingerprint {
     /// Sum of digests, as little-endian bytes.
     #[serde(with = "sum_bytes")]

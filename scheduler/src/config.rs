@@ -83,32 +83,46 @@ pub const RECEIPTS_WAIT: Span = Span::ms(1_000);
 /// A submit that is on no majority's disk by then is withdrawn, counted from when its inputs were replicated last.
 pub const SUBMIT_TIMEOUT: Span = Span::ms(15_000);
 
-/// Load digests in a small mesh: as heartbeats (M5), 1 s and 10 % of jitter.
+/// Load digests with few connections: as heartbeats (M5), 1 s and 10 % of jitter.
 const LOAD_EVERY: Span = Span::ms(1_000);
-/// With more nodes than this each sends its digests more rarely, so that what a node hears stays the same: ten a second.
-const LOAD_NODES: u64 = 10;
+/// With more connections than this a node sends its digests more rarely, so that what each hears stays the same: two a second.
+const LOAD_PEERS: u64 = 2;
+/// A node whose load changed says so sooner: at least so long after the last digest ...
+const LOAD_NEWS_EVERY: Span = Span::ms(500);
+/// ... and longer with more connections than this: each hears ten a second at most, however busy all are.
+const LOAD_NEWS_PEERS: u64 = 5;
+/// Every so many load digests the card goes along, in case it was lost.
+pub const CARD_EVERY: u32 = 5;
 /// A node that was silent for so many load digests gets no offers and no copies even while its connection looks open: across a
 /// partition that takes the transport half a minute to notice.
 const SILENT_DIGESTS: u64 = 3;
 
-/// How often a node tells its load in a mesh of so many nodes.
+/// How often a node with so many connections tells its load over each of them.
 #[must_use]
-pub fn load_every(nodes: usize) -> Span {
-    Span(LOAD_EVERY.0.saturating_mul((nodes as u64).max(LOAD_NODES)) / LOAD_NODES)
+pub fn load_every(peers: usize) -> Span {
+    Span(LOAD_EVERY.0.saturating_mul((peers as u64).max(LOAD_PEERS)) / LOAD_PEERS)
 }
 
-/// After which silence a node in a mesh of so many nodes is taken for gone.
+/// How soon after its last digest a node with so many connections tells a change of its load.
 #[must_use]
-pub fn silent_after(nodes: usize) -> Span {
-    Span(load_every(nodes).0.saturating_mul(SILENT_DIGESTS))
+pub fn load_news_every(peers: usize) -> Span {
+    Span(LOAD_NEWS_EVERY.0.saturating_mul((peers as u64).max(LOAD_NEWS_PEERS)) / LOAD_NEWS_PEERS)
+}
+
+/// After which silence a peer is taken for gone, by a node with so many connections.
+#[must_use]
+pub fn silent_after(peers: usize) -> Span {
+    Span(load_every(peers).0.saturating_mul(SILENT_DIGESTS))
 }
 /// A job that was forgotten here is not asked for during this time: others forget it too, within a few seconds as their clocks
 /// and looks differ. Who still has it then never learned that it ended.
 pub const FORGOTTEN_FOR: Span = Span::ms(60_000);
-/// Cards go out with every so many load digests, for nodes that met us only by gossip.
-pub const CARD_EVERY: u32 = 5;
 /// A neighbour is asked for differences this often.
 pub const SYNC_EVERY: Span = Span::ms(1_500);
+/// An entry in which nothing changed is compared with another node again after so many looks, and one in which much does too.
+pub const LOOKS: u32 = 5;
+/// An entry that came with an offer and led to nothing is dropped after this, where nodes keep only what concerns them.
+pub const UNCONCERNED_FOR: Span = Span::ms(10_000);
 /// Entries asked for in one message, and bytes of facts sent in one: keeps frames well below their limit.
 pub const WANT_MAX: usize = 512;
 /// See [`WANT_MAX`].
@@ -128,6 +142,9 @@ pub struct CoreConfig {
     /// Tasks handed to the driver ahead of a free slot, per slot: a short task's successor then starts without a round trip
     /// to the core. The driver keeps to [`crate::io::StartTask::job_slots`].
     pub start_ahead: u32,
+    /// In a mesh of up to so many nodes every node keeps every job. In a larger one a node keeps the jobs that it submitted,
+    /// decides, or works for: or else each would pay for all that the others do.
+    pub keep_all_max: usize,
     /// How long a sealed job's entry stays before only its receipt is kept, ms.
     pub ledger_grace_ms: u64,
 }
@@ -140,6 +157,7 @@ impl Default for CoreConfig {
             labels: BTreeMap::new(),
             about: String::new(),
             start_ahead: 0,
+            keep_all_max: 64,
             // An hour: longer than any reader or late message needs, short enough for thousands of jobs a second.
             ledger_grace_ms: 3_600_000,
         }

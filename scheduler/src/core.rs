@@ -15,7 +15,7 @@ use sinew_crdt_state::spec::{BlobRef, JobSpec, Phase, Resources, SignedSpec, Sou
 
 use crate::brain::Brain;
 use crate::brains::Brains;
-use crate::config::{CARD_EVERY, CoreConfig, FORGOTTEN_FOR, load_every};
+use crate::config::{CARD_EVERY, CoreConfig, FORGOTTEN_FOR, load_every, load_news_every};
 use crate::ctx::{After, Ctx, Setup};
 use crate::io::{CancelError, Effect, FetchId, Input, NewJob, Note, Record, Request, RequestId, Response, SubmitError};
 use crate::members;
@@ -24,7 +24,7 @@ use crate::peers::Peers;
 use crate::steward::Stewards;
 use crate::sync::{self, Sync};
 use crate::time::{Now, Span, Time};
-use crate::wire::{Advert, Card, Lease, LoadNews, Message, Topic};
+use crate::wire::{Advert, Card, Lease, LoadDigest, Message, Topic};
 use crate::worker::{Worker, missing_blobs};
 
 /// Nodes in the brain set of a job: one that decides and two that could. More would cost latency for little.
@@ -74,6 +74,8 @@ pub struct Core {
     copies: std::collections::BTreeMap<FetchId, (CopyFor, Vec<BlobRef>)>,
     load_at: Time,
     load_count: u32,
+    /// When the load was told last, and what was.
+    load_told: (Time, Option<LoadDigest>),
     compact_at: Time,
     serial_last: u64,
     /// Sealed in this batch: dropped from memory once their last facts are signed and on their way.
@@ -98,6 +100,7 @@ impl Core {
             copies: std::collections::BTreeMap::new(),
             load_at: now.at,
             load_count: 0,
+            load_told: (now.at, None),
             compact_at: now.at + COMPACT_EVERY,
             serial_last: 0,
             dehydrate: Vec::new(),
@@ -156,6 +159,7 @@ impl Core {
             Input::Member(credential) => members::keep(&mut self.ctx, &credential, true),
             Input::PeerUp { node, roles } => self.on_peer_up(node, roles),
             Input::PeerDown { node } => self.on_peer_down(node),
+            Input::MeshSize(nodes) => self.ctx.peers.set_mesh_size(nodes),
             Input::Message { from, message } => {
                 self.ctx.peers.heard(from, now.at);
                 self.on_message(from, message);
@@ -221,7 +225,7 @@ impl Core {
     /// When [`Input::Tick`] (or a flush) is due at the latest.
     #[must_use]
     pub fn poll_timeout(&self) -> Time {
-        let always = self.load_at.min(self.sync.timeout()).min(self.compact_at);
+        let always = self.load_at.min(self.sync.timeout(&self.ctx)).min(self.compact_at);
         [
             self.worker.timeout(),
             self.brains.timeout(),
@@ -238,13 +242,13 @@ impl Core {
         self.worker.tick(&mut self.ctx);
         self.stewards.tick(&mut self.ctx, &mut self.brains);
         self.brains.tick(&self.ctx);
-        self.sync.tick(&mut self.ctx);
+        self.sync.tick(&mut self.ctx, &self.worker);
         self.membership.tick(now);
         if now >= self.load_at {
-            let period = load_every(self.ctx.peers.known()).0;
+            let period = load_every(self.ctx.peers.connections()).0;
             let jitter = self.ctx.rng.random_range(0..period / 5);
             self.load_at = now + Span(period - period / 10 + jitter);
-            self.publish_load();
+            self.tell_load();
         }
         if now >= self.compact_at {
             self.compact_at = now + COMPACT_EVERY;
@@ -436,6 +440,7 @@ impl Core {
                     brain.on_holding(ctx, from, term, slots, &tasks, &reports);
                 }
             }
+            Message::Heads { heads, ask } => sync::on_heads(ctx, from, &heads, ask),
             Message::Claims(claims) => sync::on_claims(ctx, from, &claims),
             Message::Listings(listings) => sync::on_listings(ctx, from, &listings),
             Message::Want(wanted) => sync::on_want(ctx, from, &wanted),
@@ -530,12 +535,6 @@ impl Core {
             Topic::Advert => cbor::from_slice(payload).map(|advert: Advert| {
                 self.worker.on_advert(&mut self.ctx, from, &advert);
             }),
-            Topic::Load => cbor::from_slice(payload).map(|news: LoadNews| {
-                if let Some(card) = news.card {
-                    self.ctx.peers.set_card(from, card);
-                }
-                self.ctx.peers.set_load(from, news.load);
-            }),
         };
         if decoded.is_err() {
             self.ctx.offence(from, "malformed gossip".to_owned());
@@ -546,7 +545,11 @@ impl Core {
         let load = self.worker.load(&self.ctx);
         let own = self.ctx.own;
         self.ctx.peers.set_load(own, load);
-        // Whoever has awards running here plans with these numbers: tell them at once, others by gossip.
+        if self.load_told.1.is_some_and(|told| told != load) {
+            let soon = load_news_every(self.ctx.peers.connections());
+            self.load_at = self.load_at.min(self.load_told.0 + soon);
+        }
+        // Whoever has awards running here plans with these numbers: tell them at once.
         for node in self.worker.brains() {
             if node != own {
                 self.ctx.send(node, Message::Load(load));
@@ -554,18 +557,31 @@ impl Core {
         }
     }
 
-    fn publish_load(&mut self) {
+    /// Tells every connected peer what is free here.
+    fn tell_load(&mut self) {
         self.load_count = self.load_count.wrapping_add(1);
+        let load = self.worker.load(&self.ctx);
+        self.load_told = (self.ctx.now.at, Some(load));
         let card = self.load_count.is_multiple_of(CARD_EVERY).then(|| self.card());
-        let news = LoadNews { load: self.worker.load(&self.ctx), card };
-        self.ctx.effect(Effect::Publish { topic: Topic::Load, payload: cbor::to_vec(&news) });
+        let peers: Vec<NodeId> = self.ctx.peers.connected().collect();
+        for node in peers {
+            if let Some(card) = &card {
+                self.ctx.send(node, Message::Card(card.clone()));
+            }
+            self.ctx.send(node, Message::Load(load));
+        }
     }
 
     fn poll_membership(&mut self) {
         while let Some(effect) = self.membership.poll_effect() {
             match effect {
                 MembershipEffect::Send { to, bytes } => self.ctx.send(to, Message::Swim(bytes)),
-                MembershipEffect::Changed { node, to, .. } => self.ctx.note(Note::Peer { node, state: to }),
+                MembershipEffect::Changed { node, to, .. } => {
+                    if matches!(to, NodeState::Suspect | NodeState::Lost) {
+                        self.ctx.peers.gave_up(node);
+                    }
+                    self.ctx.note(Note::Peer { node, state: to });
+                }
             }
         }
     }
@@ -742,6 +758,12 @@ impl Core {
     /// Jobs that this node leads, with their terms.
     pub fn led(&self) -> impl Iterator<Item = (JobId, u32)> {
         self.brains.iter().map(|(job, brain)| (*job, brain.term))
+    }
+
+    /// Whether this node keeps every job of the mesh; otherwise those that concern it.
+    #[must_use]
+    pub fn keeps_all(&self) -> bool {
+        sync::keeps_all(&self.ctx)
     }
 
     /// Leases that this node holds, with their slots: for invariant checks.

@@ -139,6 +139,8 @@ pub enum Input {
         /// Who.
         node: NodeId,
     },
+    /// How many members the mesh has, as far as the transport knows, connected or not.
+    MeshSize(usize),
     /// A message came in.
     Message {
         /// From an authenticated member.

@@ -17,12 +17,12 @@ pub enum Family {
     Facts,
     /// Anti-entropy: comparing ledgers and asking for what is missing.
     Sync,
-    /// Greetings: cards, certificates, and a load told directly.
+    /// Greetings: cards and certificates.
     Peer,
+    /// What nodes have free, told to their connections.
+    Load,
     /// The failure detector.
     Swim,
-    /// Loads by gossip, counted by copy.
-    LoadGossip,
     /// Adverts by gossip, counted by copy.
     Advert,
 }
@@ -37,8 +37,8 @@ impl Family {
         Self::Facts,
         Self::Sync,
         Self::Peer,
+        Self::Load,
         Self::Swim,
-        Self::LoadGossip,
         Self::Advert,
     ];
 
@@ -53,8 +53,8 @@ impl Family {
             Self::Facts => "facts",
             Self::Sync => "sync",
             Self::Peer => "peer",
+            Self::Load => "load",
             Self::Swim => "swim",
-            Self::LoadGossip => "load_gossip",
             Self::Advert => "advert",
         }
     }
@@ -67,21 +67,19 @@ macro_rules! kinds {
         #[expect(missing_docs, reason = "the messages of the same names say what they are")]
         pub enum Kind {
             $($variant,)*
-            GossipLoad,
             GossipAdvert,
         }
 
         impl Kind {
             /// Every kind, in the order of its number.
-            pub const ALL: [Self; [$(Self::$variant),*].len() + 2] =
-                [$(Self::$variant,)* Self::GossipLoad, Self::GossipAdvert];
+            pub const ALL: [Self; [$(Self::$variant),*].len() + 1] =
+                [$(Self::$variant,)* Self::GossipAdvert];
 
             /// Its name in reports.
             #[must_use]
             pub const fn name(self) -> &'static str {
                 match self {
                     $(Self::$variant => $name,)*
-                    Self::GossipLoad => "gossip load",
                     Self::GossipAdvert => "gossip advert",
                 }
             }
@@ -91,7 +89,6 @@ macro_rules! kinds {
             pub const fn family(self) -> Family {
                 match self {
                     $(Self::$variant => Family::$family,)*
-                    Self::GossipLoad => Family::LoadGossip,
                     Self::GossipAdvert => Family::Advert,
                 }
             }
@@ -144,10 +141,11 @@ kinds! {
     Claims "claims" Sync
     Listings "listings" Sync
     Want "want" Sync
+    Heads "heads" Sync
     WhoIs "who is" Peer
     Members "members" Peer
     Card "card" Peer
-    Load "load" Peer
+    Load "load" Load
     Swim "swim" Swim
 }
 
@@ -166,7 +164,6 @@ impl From<Topic> for Kind {
     fn from(topic: Topic) -> Self {
         match topic {
             Topic::Advert => Self::GossipAdvert,
-            Topic::Load => Self::GossipLoad,
         }
     }
 }

@@ -213,10 +213,7 @@ impl Membership {
         if self.state(node) != Some(NodeState::Healthy) {
             self.announce(node);
         }
-        if self.reaching.is_none() {
-            self.reaching = Some(node);
-            self.reach_later();
-        }
+        self.reach_soon(node);
         self.settle();
     }
 
@@ -237,6 +234,7 @@ impl Membership {
         while let Some(due) = self.io.pop_due() {
             match due {
                 // The errors are two ways of finding a timer late or outdated; foca has then already resumed.
+                Due::Foca(turn @ Timer::PeriodicGossip(_)) if self.foca.updates_backlog() == 0 => self.io.park(turn),
                 Due::Foca(timer) => {
                     self.touched.extend(timer_target(&timer));
                     // Whoever did not answer in the period that ends.
@@ -321,6 +319,15 @@ impl Membership {
         encodes(self.foca.announce(Identity::unknown(node), &mut self.io));
     }
 
+    /// Speaks to `node` until it answers, if it is connected and has not.
+    fn reach_soon(&mut self, node: NodeId) {
+        let silent = matches!(self.state(node), Some(NodeState::Joining | NodeState::Lost));
+        if silent && self.reaching.is_none() && self.connected.contains(&node) {
+            self.reaching = Some(node);
+            self.reach_later();
+        }
+    }
+
     fn reach_later(&mut self) {
         let after = self.io.jitter(self.config.probe_period);
         self.io.schedule(after, Due::Reach);
@@ -329,17 +336,13 @@ impl Membership {
     /// Speaks to one connected member that does not count as alive, in turn. Covers lost first messages, and a partition
     /// that healed without any connection having noticed: foca alone would stay idle once everyone was lost.
     fn reach(&mut self) {
-        if self.connected.is_empty() {
-            self.reaching = None;
-            return;
-        }
         let silent = |node: &&NodeId| matches!(self.state(**node), Some(NodeState::Joining | NodeState::Lost));
         let next = self.connected.iter().find(|node| Some(**node) > self.reaching && silent(node));
-        if let Some(node) = next.or_else(|| self.connected.iter().find(silent)).copied() {
-            self.reaching = Some(node);
+        self.reaching = next.or_else(|| self.connected.iter().find(silent)).copied();
+        if let Some(node) = self.reaching {
             self.announce(node);
+            self.reach_later();
         }
-        self.reach_later();
     }
 
     fn join_over(&mut self, node: NodeId) {
@@ -360,6 +363,9 @@ impl Membership {
             if self.report(id.node, state_of(&member), Some(id)) && member.state() == State::Suspect {
                 self.watch_suspect(member);
             }
+        }
+        if self.foca.updates_backlog() > 0 {
+            self.io.unpark(self.config.gossip_period);
         }
     }
 
@@ -391,6 +397,7 @@ impl Membership {
         }
         let from = Some(std::mem::replace(&mut seen.state, to));
         self.io.effects.push_back(MembershipEffect::Changed { node, from, to });
+        self.reach_soon(node);
         true
     }
 

@@ -28,7 +28,7 @@ pub struct Peer {
     pub load: Option<LoadDigest>,
     /// When it last said anything.
     pub heard: Time,
-    /// A brain here gave up an award of it, and it said nothing since.
+    /// A brain here gave up an award of it, or the failure detector doubts it, and it said nothing since.
     silent: bool,
     /// Awards made here since its last load digest: thousandths of a core.
     cpu_promised: u64,
@@ -47,6 +47,10 @@ pub struct Peer {
 pub struct Peers {
     own: NodeId,
     map: BTreeMap<NodeId, Peer>,
+    /// How many of them are connected, this node left out.
+    connections: usize,
+    /// Members of the mesh as the transport counts them.
+    mesh_size: usize,
     /// When the last set beat was sent that the node answered.
     contacts: BTreeMap<NodeId, Time>,
     /// Grows with every piece of news that may let a waiting job start.
@@ -55,7 +59,7 @@ pub struct Peers {
 
 impl Peers {
     pub(crate) const fn new(own: NodeId) -> Self {
-        Self { own, map: BTreeMap::new(), contacts: BTreeMap::new(), news: 0 }
+        Self { own, map: BTreeMap::new(), connections: 0, mesh_size: 0, contacts: BTreeMap::new(), news: 0 }
     }
 
     pub(crate) fn up(&mut self, node: NodeId, roles: Roles, now: Time) {
@@ -64,7 +68,7 @@ impl Peers {
         }
         let peer = self.map.entry(node).or_insert_with(|| Peer {
             roles,
-            connected: true,
+            connected: false,
             card: None,
             load: None,
             heard: now,
@@ -76,6 +80,7 @@ impl Peers {
             offences: 0,
         });
         peer.roles = roles;
+        self.connections += usize::from(!peer.connected && node != self.own);
         peer.connected = true;
         peer.heard = now;
         peer.silent = false;
@@ -91,6 +96,7 @@ impl Peers {
 
     pub(crate) fn down(&mut self, node: NodeId) {
         if let Some(peer) = self.map.get_mut(&node) {
+            self.connections -= usize::from(peer.connected && node != self.own);
             peer.connected = false;
             peer.load = None;
         }
@@ -103,7 +109,8 @@ impl Peers {
         }
     }
 
-    /// The node kept silent for longer than a lease lasts.
+    /// The node kept silent for longer than a lease lasts, or did not answer the failure detector. It counts as silent until it
+    /// says something: what third parties say of it cannot keep it from work for longer.
     pub(crate) fn gave_up(&mut self, node: NodeId) {
         if let Some(peer) = self.map.get_mut(&node) {
             peer.silent = true;
@@ -173,9 +180,18 @@ impl Peers {
         self.map.get(&node)
     }
 
-    /// How many nodes are known.
-    pub(crate) fn known(&self) -> usize {
-        self.map.len()
+    /// How many connections there are.
+    pub(crate) const fn connections(&self) -> usize {
+        self.connections
+    }
+
+    /// How many members the mesh has, as far as is known here.
+    pub(crate) fn mesh_size(&self) -> usize {
+        self.mesh_size.max(self.map.len())
+    }
+
+    pub(crate) const fn set_mesh_size(&mut self, nodes: usize) {
+        self.mesh_size = nodes;
     }
 
     /// Every node, in order.
@@ -194,7 +210,7 @@ impl Peers {
             || self
                 .map
                 .get(&node)
-                .is_some_and(|p| p.connected && !p.silent && now - p.heard < silent_after(self.known()))
+                .is_some_and(|p| p.connected && !p.silent && now - p.heard < silent_after(self.connections))
     }
 
     /// Connected nodes, this one left out.

@@ -1,30 +1,57 @@
 //! Anti-entropy with one neighbour at a time (L1): whatever gossip and direct messages missed arrives in the end.
+//!
+//! In a mesh of up to [`CoreConfig::keep_all_max`](crate::config::CoreConfig::keep_all_max) nodes everyone keeps every entry,
+//! and two neighbours compare all that they have. In a larger one that would cost each node what all others do, so a node
+//! keeps what concerns it, and asks the brain sets of its entries, entry by entry.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rand::RngExt;
 use sinew_crdt_state::envelope::Envelope;
 use sinew_crdt_state::ids::{FactId, JobId, NodeId};
-use sinew_crdt_state::ledger::{Admitted, Refusal};
-use sinew_crdt_state::reconcile::{Claim, Listing, Reply};
+use sinew_crdt_state::ledger::{Admitted, LiveEntry, Refusal};
+use sinew_crdt_state::reconcile::{Claim, Digest, Item, Listing, Reply};
 
-use crate::config::{FACTS_BYTES_MAX, SYNC_EVERY, WANT_MAX};
+use crate::config::{FACTS_BYTES_MAX, LOOKS, SYNC_EVERY, UNCONCERNED_FOR, WANT_MAX};
 use crate::ctx::Ctx;
-use crate::io::Effect;
-use crate::time::Time;
+use crate::io::{Effect, Record};
+use crate::time::{Span, Time};
 use crate::wire::{Message, ShortId, short_id};
+use crate::worker::Worker;
 
 #[derive(Debug, Default)]
 pub(crate) struct Sync {
     at: Time,
+    /// Open entries as they were at the last look, where nodes keep only what concerns them.
+    looked: BTreeMap<JobId, Look>,
+}
+
+/// An entry as it was when it was last looked at.
+#[derive(Debug)]
+struct Look {
+    digest: Digest,
+    since: Time,
+    looks: u32,
+}
+
+impl Look {
+    /// Soon after the last change, and now and then for ever: while much happens, and once nothing does.
+    fn is_due(&self, quiet: Span) -> bool {
+        let lately = quiet >= SYNC_EVERY && quiet.0 < SYNC_EVERY.0 * u64::from(LOOKS);
+        lately || self.looks % LOOKS == LOOKS - 1
+    }
 }
 
 impl Sync {
-    pub(crate) fn tick(&mut self, ctx: &mut Ctx) {
+    pub(crate) fn tick(&mut self, ctx: &mut Ctx, worker: &Worker) {
         if ctx.now.at < self.at {
             return;
         }
         self.at = ctx.now.at + SYNC_EVERY;
+        if !keeps_all(ctx) {
+            return self.look(ctx, worker);
+        }
+        self.looked.clear();
         let peers: Vec<NodeId> = ctx.peers.connected().collect();
         if !peers.is_empty() {
             let peer = peers[ctx.rng.random_range(0..peers.len())];
@@ -32,15 +59,95 @@ impl Sync {
         }
     }
 
-    pub(crate) const fn timeout(&self) -> Time {
-        self.at
+    /// Compares the open entries in which nothing happens with one of their brain set each, and drops those that do not concern
+    /// this node: it was asked whether it would run something, and nothing came of it.
+    fn look(&mut self, ctx: &mut Ctx, worker: &Worker) {
+        let mut by_peer: BTreeMap<NodeId, Vec<(JobId, Item)>> = BTreeMap::new();
+        let mut dropped = Vec::new();
+        let mut looked = BTreeMap::new();
+        for (job, live) in open_entries(ctx) {
+            let digest = ctx.ledger.index().get(job).unwrap_or_default();
+            let mut look = self.looked.remove(job).unwrap_or(Look { digest, since: ctx.now.at, looks: 0 });
+            if look.digest != digest {
+                (look.digest, look.since) = (digest, ctx.now.at);
+            }
+            let quiet = ctx.now.at - look.since;
+            let others: Vec<NodeId> = set_of(live).filter(|n| *n != ctx.own).collect();
+            if !set_of(live).any(|n| n == ctx.own) && !worker.works_for(job) {
+                if quiet >= UNCONCERNED_FOR {
+                    dropped.push(*job);
+                    continue;
+                }
+            } else if look.is_due(quiet) {
+                let turn = usize::try_from(look.looks).unwrap_or_default();
+                if let Some(peer) = others.get(turn % others.len().max(1)) {
+                    by_peer.entry(*peer).or_default().push((*job, Item(digest)));
+                }
+            }
+            look.looks = look.looks.wrapping_add(1);
+            looked.insert(*job, look);
+        }
+        self.looked = looked;
+        for job in dropped {
+            ctx.ledger.retract(&job);
+            ctx.record(Record::Retract { job });
+        }
+        for (peer, heads) in by_peer {
+            send_heads(ctx, peer, &heads, true);
+        }
+    }
+
+    /// When [`Self::tick`] is due. Never, as long as there is nothing to compare and nobody to compare it with.
+    pub(crate) fn timeout(&self, ctx: &Ctx) -> Time {
+        let idle = !keeps_all(ctx) && ctx.ledger.iter_live().next().is_none();
+        if idle { Time(u64::MAX) } else { self.at }
+    }
+}
+
+/// Whether every node of this mesh keeps every entry, as far as this one knows.
+pub(crate) fn keeps_all(ctx: &Ctx) -> bool {
+    ctx.peers.mesh_size() <= ctx.config.keep_all_max
+}
+
+fn open_entries(ctx: &Ctx) -> impl Iterator<Item = (&JobId, &LiveEntry)> {
+    ctx.ledger.iter_live().filter(|(job, _)| ctx.ledger.sealed(job).is_none())
+}
+
+/// Who must know all of an entry.
+fn set_of(live: &LiveEntry) -> impl Iterator<Item = NodeId> {
+    let spec = &live.state.spec;
+    let submitter = Some(spec.submitter).filter(|s| !spec.brain_set.contains(s));
+    spec.brain_set.iter().copied().chain(submitter)
+}
+
+fn send_heads(ctx: &mut Ctx, to: NodeId, heads: &[(JobId, Item)], ask: bool) {
+    for heads in heads.chunks(WANT_MAX) {
+        ctx.send(to, Message::Heads { heads: heads.to_vec(), ask });
     }
 }
 
 /// Begins an exchange with `peer`.
 pub(crate) fn start(ctx: &mut Ctx, peer: NodeId) {
-    let root = ctx.ledger.index().root();
-    ctx.send(peer, Message::Claims(vec![root]));
+    if keeps_all(ctx) {
+        let root = ctx.ledger.index().root();
+        return ctx.send(peer, Message::Claims(vec![root]));
+    }
+    let both = open_entries(ctx).filter(|(_, live)| set_of(live).any(|n| n == peer));
+    let heads: Vec<(JobId, Item)> =
+        both.map(|(job, _)| (*job, Item(ctx.ledger.index().get(job).unwrap_or_default()))).collect();
+    send_heads(ctx, peer, &heads, true);
+}
+
+/// Asks for what differs, and tells our side of it where the peer may lack something.
+pub(crate) fn on_heads(ctx: &mut Ctx, from: NodeId, heads: &[(JobId, Item)], ask: bool) {
+    let index = ctx.ledger.index();
+    let differ = heads.iter().take(WANT_MAX).filter(|(job, theirs)| index.get(job) != Some(theirs.0));
+    let differ: Vec<JobId> = differ.map(|(job, _)| *job).collect();
+    let ours: Vec<(JobId, Item)> = differ.iter().filter_map(|job| Some((*job, Item(index.get(job)?)))).collect();
+    if ask {
+        send_heads(ctx, from, &ours, false);
+    }
+    want(ctx, from, differ);
 }
 
 pub(crate) fn on_claims(ctx: &mut Ctx, from: NodeId, claims: &[Claim]) {

@@ -10,7 +10,7 @@ use sinew_crdt_state::certificate::Credential;
 use sinew_crdt_state::envelope::Envelope;
 use sinew_crdt_state::fact::{Fence, Run};
 use sinew_crdt_state::ids::{FactId, JobId, NodeId};
-use sinew_crdt_state::reconcile::{Claim, Listing};
+use sinew_crdt_state::reconcile::{Claim, Item, Listing};
 use sinew_crdt_state::spec::{BlobRef, Phase};
 
 /// Which stream a message takes. Heartbeats and votes never queue behind bulk.
@@ -27,8 +27,6 @@ pub enum Class {
 pub enum Topic {
     /// Jobs that look for nodes.
     Advert,
-    /// What nodes have free.
-    Load,
 }
 
 /// A lease that a worker wants renewed.
@@ -301,6 +299,13 @@ pub enum Message {
     WhoIs(Vec<NodeId>),
     /// In answer: certificates of those that I know.
     Members(Vec<Credential>),
+    /// Anti-entropy where nodes keep only what concerns them: how much I know of entries that concern us both.
+    Heads {
+        /// The entries, each with a digest of what is known.
+        heads: Vec<(JobId, Item)>,
+        /// Whether to answer in kind where something differs.
+        ask: bool,
+    },
     /// Anti-entropy: what I know, range by range.
     Claims(Vec<Claim>),
     /// Anti-entropy: what I know, entry by entry.
@@ -365,15 +370,6 @@ pub struct Advert {
     pub memory_bytes: u64,
     /// Labels a node must have.
     pub labels: BTreeMap<String, String>,
-}
-
-/// A load digest on the load topic.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LoadNews {
-    /// What is free.
-    pub load: LoadDigest,
-    /// Now and then, the card too, for nodes without a direct connection.
-    pub card: Option<Card>,
 }
 
 impl Message {

@@ -122,6 +122,11 @@ impl Worker {
         std::mem::take(&mut self.load_changed)
     }
 
+    /// Whether this node holds, or reported, anything of a job that has not ended.
+    pub(crate) fn works_for(&self, job: &JobId) -> bool {
+        self.done.contains_key(job) || self.held.keys().any(|lease| lease.job == *job)
+    }
+
     pub(crate) fn running(&self) -> usize {
         self.held.values().map(|h| h.running.len()).sum()
     }

@@ -5,16 +5,22 @@ use std::collections::{BTreeMap, BTreeSet};
 use sinew_crdt_state::cbor;
 use sinew_crdt_state::fact::{Fact, Fence, Outcome, Statement};
 use sinew_crdt_state::ids::{JobId, NodeId};
+use sinew_crdt_state::reconcile::Fingerprint;
 use sinew_crdt_state::spec::Phase;
 use sinew_crdt_state::state::JobState;
+use sinew_scheduler::core::Core;
 use sinew_scheduler::time::Span;
 
+use crate::disk::Disk;
 use crate::doubles::Doubles;
 use crate::exec::Stopped;
 use crate::world::World;
 
 /// Everything that is under way has come to an end by then.
 const REST_PATIENCE: Span = Span::ms(180_000);
+
+/// Reasons for unrest that are named: a few tell as much as all.
+const REASONS_MAX: usize = 12;
 
 /// An invariant that does not hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,9 +81,11 @@ impl World {
     /// Why there is no rest yet; empty when there is.
     pub(crate) fn restless(&self) -> String {
         let mut why = Vec::new();
-        let mut roots = BTreeSet::new();
         for node in &self.nodes {
             let Some(core) = &node.core else { continue };
+            if why.len() > REASONS_MAX {
+                break;
+            }
             why.extend(core.led().map(|(job, term)| format!("{} leads {} in term {term}", node.name, job.short())));
             why.extend(core.leases().map(|(lease, _)| format!("{} holds {lease:?}", node.name)));
             let open = core.ledger().iter_live().filter(|(job, _)| core.ledger().sealed(job).is_none());
@@ -87,13 +95,23 @@ impl World {
             if !node.runs.is_empty() {
                 why.push(format!("{} runs {} tasks", node.name, node.runs.len()));
             }
-            roots.insert(format!("{:?}", core.ledger().index().root()));
         }
+        let roots = self.roots();
         if roots.len() > 1 {
             why.push(format!("ledgers differ: {roots:?}"));
         }
-        why.truncate(12);
+        why.truncate(REASONS_MAX);
         why.join("; ")
+    }
+
+    /// The different fingerprints of all ledgers. None where nodes keep only what concerns them: there, no entry is open at
+    /// rest, and all that hold a sealed one hold the same.
+    fn roots(&self) -> BTreeSet<Fingerprint> {
+        let up = || self.nodes.iter().filter_map(|n| n.core.as_ref());
+        if !up().all(Core::keeps_all) {
+            return BTreeSet::new();
+        }
+        up().map(|core| core.ledger().index().root().fingerprint).collect()
     }
 
     /// Requires every invariant, at rest.
@@ -173,15 +191,13 @@ impl World {
     /// What must not be once everything is at rest.
     pub(crate) fn violations_at_rest(&self) -> Vec<Violation> {
         let mut found = Vec::new();
-        let mut roots = BTreeSet::new();
         for node in &self.nodes {
             let Some(core) = &node.core else { continue };
             if core.leases().next().is_some() || !node.runs.is_empty() || core.led().next().is_some() {
                 found.push(Violation::Leftover(node.name.clone()));
             }
-            roots.insert(format!("{:?}", core.ledger().index().root()));
         }
-        if roots.len() > 1 {
+        if self.roots().len() > 1 {
             found.push(Violation::Roots);
         }
         for job in self.acknowledged.keys() {
@@ -198,8 +214,8 @@ impl World {
     /// The different opinions of the nodes on how the job ended and whose results count.
     fn verdicts(&self, job: &JobId) -> Vec<(Outcome, Results)> {
         let mut seen: Vec<(Outcome, Results)> = Vec::new();
-        for name in self.nodes.iter().filter(|n| n.is_up()).map(|n| n.name.clone()) {
-            let Some(state) = self.state(&name, job) else { continue };
+        for node in self.nodes.iter().filter(|n| n.is_up()) {
+            let Some(state) = state_on(&node.disk, job) else { continue };
             let Some(outcome) = state.outcome().cloned() else { continue };
             let verdict = (outcome, results(&state));
             // Whatever tasks of a job that did not complete were counted, is of no account.
@@ -215,16 +231,7 @@ impl World {
     /// A job's state as folded from one node's disk.
     #[must_use]
     pub fn state(&self, name: &str, job: &JobId) -> Option<JobState> {
-        let facts = self.nodes[self.index(name)].disk.facts(job);
-        let opened: Vec<(_, _, Statement)> = facts
-            .iter()
-            .map(|e| (e.fact_id(), e.author, cbor::from_slice(&e.payload).expect("admitted facts decode")))
-            .collect();
-        let spec = opened.iter().find_map(|(_, _, s)| match &s.fact {
-            Fact::Submit(signed) => signed.open().ok(),
-            _ => None,
-        })?;
-        Some(JobState::fold(spec, &opened))
+        state_on(&self.nodes[self.index(name)].disk, job)
     }
 
     fn check_results(&self, job: &JobId, outcome: &Outcome, results: &Results) -> Vec<Violation> {
@@ -279,6 +286,19 @@ impl World {
     pub fn known_jobs(&self) -> BTreeSet<JobId> {
         self.nodes.iter().flat_map(|n| n.disk.jobs().copied()).collect()
     }
+}
+
+fn state_on(disk: &Disk, job: &JobId) -> Option<JobState> {
+    let facts = disk.facts(job);
+    let opened: Vec<(_, _, Statement)> = facts
+        .iter()
+        .map(|e| (e.fact_id(), e.author, cbor::from_slice(&e.payload).expect("admitted facts decode")))
+        .collect();
+    let spec = opened.iter().find_map(|(_, _, s)| match &s.fact {
+        Fact::Submit(signed) => signed.open().ok(),
+        _ => None,
+    })?;
+    Some(JobState::fold(spec, &opened))
 }
 
 fn results(state: &JobState) -> Results {

@@ -50,12 +50,18 @@ impl Clock {
 
     /// What the monotonic clock shows at a true time. Never goes back.
     pub(crate) fn at(&self, now: Time) -> Time {
+        if self.drift_ppm == 0 {
+            return self.shown + (now - self.since);
+        }
         let passed = i128::from((now - self.since).0) * self.rate() / MILLION;
         self.shown + Span(u64::try_from(passed).unwrap_or(u64::MAX))
     }
 
     /// The first true time at which the monotonic clock shows `at` or more.
     pub(crate) fn when(&self, at: Time) -> Time {
+        if self.drift_ppm == 0 {
+            return self.since + (at - self.shown);
+        }
         let ahead = (i128::from((at - self.shown).0) * MILLION).div_euclid(self.rate());
         let mut when = self.since + Span(u64::try_from(ahead).unwrap_or(u64::MAX));
         // Rounding down loses a microsecond or two at most.

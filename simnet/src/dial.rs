@@ -18,6 +18,8 @@ const TRIES: usize = 4;
 const JUST_FAILED: Span = Span::ms(100);
 /// A connection that nobody asked to keep goes after this: as the mesh's.
 const IDLE: Span = Span::ms(60_000);
+/// A handshake takes so many.
+pub(crate) const DIAL_ROUND_TRIPS: u64 = 2;
 
 impl World {
     /// Nodes of a mesh of more than `full_mesh_max` keep connections to `kept` peers that they dial, and to those that dial
@@ -55,18 +57,24 @@ impl World {
         chosen.into_iter().collect()
     }
 
+    /// Whether a node that no connection is kept to would take one for a message or a fetch.
+    pub(crate) fn would_answer(&self, from: Index, to: Index) -> bool {
+        let public = |n: Index| !self.nodes[n].setup.dials_out_only;
+        let there = self.nodes[to].is_up() && !self.links.is_cut(from, to) && (public(from) || public(to));
+        there && !self.links.are_partners(from, to)
+    }
+
     /// Sends once a connection is there, or never. A dial that just failed is not repeated.
-    pub(crate) fn dial_for(&mut self, from: Index, to: Index, class: Class, messages: &[Message]) {
+    pub(crate) fn dial_for(&mut self, from: Index, to: Index, class: Class, messages: Vec<Message>) {
         let failed = self.links.failed.get(&(from, to));
         if failed.is_some_and(|at| self.now - *at < JUST_FAILED) {
             return;
         }
         let waiting = self.links.waiting.entry((from, to)).or_default();
-        waiting.push((class, messages.to_vec()));
+        waiting.push((class, messages));
         if waiting.len() == 1 {
             self.counters.dials += 1;
-            // The handshake takes two round trips.
-            let wait = Span(2 * self.round_trip(from, to).0);
+            let wait = Span(DIAL_ROUND_TRIPS * self.round_trip(from, to).0);
             let life = self.nodes[from].life(from);
             self.queue.push(self.now + wait, Event::Model(Model::Dialled { from: life, to }));
         }
@@ -91,7 +99,7 @@ impl World {
             }
         }
         for (class, messages) in waiting {
-            self.send(from, to, class, &messages);
+            self.send(from, to, class, messages);
         }
     }
 
@@ -126,7 +134,7 @@ mod tests {
             .flat_map(|a| (a + 1..4).map(move |b| (a, b)))
             .find(|(a, b)| !world.links.is_connected(*a, *b))
             .expect("not everybody is connected");
-        world.dial_for(from, to, Class::Bulk, &[Message::WhoIs(Vec::new())]);
+        world.dial_for(from, to, Class::Bulk, vec![Message::WhoIs(Vec::new())]);
         assert!(!world.links.is_connected(from, to), "a dial takes time");
         world.run_for(seconds(1));
         assert!(world.links.is_connected(from, to) && world.counters.dials == 1);
@@ -144,10 +152,10 @@ mod tests {
         let mut world = World::seed(2).connections(1, 1).nodes(["a", "b", "c", "d"]);
         let to = (1..4).find(|b| !world.links.is_connected(0, *b)).expect("not everybody is connected");
         world.kill(["a", "b", "c", "d"][to]);
-        world.dial_for(0, to, Class::Bulk, &[Message::WhoIs(Vec::new())]);
+        world.dial_for(0, to, Class::Bulk, vec![Message::WhoIs(Vec::new())]);
         world.run_for(Span::ms(20));
         assert!(world.links.waiting.is_empty() && !world.links.is_connected(0, to));
-        world.dial_for(0, to, Class::Bulk, &[Message::WhoIs(Vec::new())]);
+        world.dial_for(0, to, Class::Bulk, vec![Message::WhoIs(Vec::new())]);
         assert!(world.links.waiting.is_empty(), "it has just failed");
     }
 }

@@ -7,6 +7,7 @@ use sinew_crdt_state::spec::{BlobRef, Phase};
 use sinew_scheduler::io::{FetchId, Input, RunId, StartTask, TaskResult};
 use sinew_scheduler::time::{Span, Time};
 
+use crate::dial::DIAL_ROUND_TRIPS;
 use crate::node::{Fetching, Running};
 use crate::plan::failure;
 use crate::queue::{Event, Index};
@@ -163,7 +164,8 @@ impl World {
         let mut longest = Span(0);
         for (from, size) in sources? {
             let round_trip = self.round_trip(node, from);
-            let trips = Span(round_trip.0 * FETCH_ROUND_TRIPS).max(FETCH_TIME);
+            let dial = if self.links.is_connected(node, from) { 0 } else { DIAL_ROUND_TRIPS };
+            let trips = Span(round_trip.0 * (FETCH_ROUND_TRIPS + dial)).max(FETCH_TIME);
             let transfer = self.transmit(from, node, size) + self.retransmit(from, node, size);
             longest = longest.max(trips + transfer);
         }
@@ -183,10 +185,11 @@ impl World {
         self.input(node, Input::Fetched { id, ok });
     }
 
-    /// A node among `providers` that is up, connected to `node` and has the blob.
+    /// A node among `providers` that is up, connected to `node` or to be dialled for this, and has the blob.
     fn provider_of(&self, node: Index, hash: &Hash, providers: &[NodeId]) -> Option<Index> {
         let index = |id: &NodeId| self.index_of(*id);
         let serves = |p: &Index| self.nodes[*p].frozen.is_none() && self.nodes[*p].disk.has(hash);
-        providers.iter().filter_map(index).find(|p| self.reaches(node, *p) && serves(p))
+        let near = |p: &Index| self.reaches(node, *p) || self.would_answer(node, *p);
+        providers.iter().filter_map(index).find(|p| near(p) && serves(p))
     }
 }

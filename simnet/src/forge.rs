@@ -46,6 +46,6 @@ impl World {
         self.watch.liars.insert(self.nodes[liar].id());
         self.counters.lies += 1;
         self.say(liar, "LIES".to_owned());
-        self.send(liar, to, Class::Control, &[message]);
+        self.send(liar, to, Class::Control, vec![message]);
     }
 }

@@ -84,7 +84,7 @@ pub(crate) struct Node {
     pub(crate) runs: BTreeMap<RunId, Running>,
     pub(crate) fetches: BTreeMap<FetchId, Fetching>,
     /// The tick that counts; others are leftovers.
-    pub(crate) tick_at: Time,
+    pub(crate) tick_at: Option<Time>,
     pub(crate) disk_at: Option<Time>,
     /// What reached it while it stands still.
     pub(crate) frozen: Option<crate::pause::Frozen>,
@@ -113,7 +113,7 @@ impl Node {
             peers: BTreeSet::new(),
             runs: BTreeMap::new(),
             fetches: BTreeMap::new(),
-            tick_at: Time::default(),
+            tick_at: None,
             disk_at: None,
             frozen: None,
             crash_at: None,

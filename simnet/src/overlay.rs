@@ -111,7 +111,7 @@ impl Overlay {
     }
 }
 
-const TOPICS: [Topic; 2] = [Topic::Advert, Topic::Load];
+const TOPICS: [Topic; 1] = [Topic::Advert];
 
 impl World {
     /// Gossip works with these parameters.
@@ -121,10 +121,10 @@ impl World {
         self
     }
 
-    /// How many peers a node has in each topic's mesh.
+    /// How many peers a node has in the mesh for adverts.
     #[must_use]
-    pub fn gossip_degrees(&self, name: &str) -> [usize; 2] {
-        TOPICS.map(|topic| self.overlay.degree(self.index(name), topic))
+    pub fn gossip_degree(&self, name: &str) -> usize {
+        self.overlay.degree(self.index(name), Topic::Advert)
     }
 
     pub(crate) fn publish(&mut self, from: Index, topic: Topic, payload: &[u8]) {

@@ -48,11 +48,12 @@ impl World {
                 self.connect_soon(node, peer, false);
             }
         }
-        // Whatever tick was missed counts now.
-        self.nodes[node].tick_at = self.now;
         for event in frozen.events {
             self.queue.push(self.now, event);
         }
+        // The tick may be among those that were missed.
+        self.nodes[node].tick_at = None;
+        self.schedule_tick(node);
     }
 
     /// Hands the event back, unless it is for a machine that stands still.

@@ -7,7 +7,7 @@ use sinew_crdt_state::envelope::Envelope;
 use sinew_crdt_state::ids::NodeId;
 use sinew_scheduler::io::{FetchId, RunId};
 use sinew_scheduler::time::{Span, Time};
-use sinew_scheduler::wire::Topic;
+use sinew_scheduler::wire::{Message, Topic};
 
 /// What happens inside the models, unknown to any core.
 #[derive(Debug)]
@@ -41,7 +41,7 @@ pub(crate) struct Life {
 #[derive(Debug)]
 pub(crate) enum Event {
     /// A frame arrives.
-    Frame { from: Index, to: Life, bytes: Vec<u8> },
+    Frame { from: Index, to: Life, messages: Vec<Message> },
     /// The core asked to be called.
     Tick(Life),
     /// The disk finished a write.

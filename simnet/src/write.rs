@@ -105,7 +105,7 @@ impl World {
             return self.crash(node, 0);
         }
         if !done.is_empty() {
-            self.inputs(node, done.into_iter().map(Input::Persisted).collect());
+            self.inputs(node, done.into_iter().map(Input::Persisted));
         }
         self.schedule_disk(node);
     }

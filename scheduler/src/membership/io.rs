@@ -36,6 +36,8 @@ pub(super) struct Io {
     /// The node foca probes in this period. foca does not compare it with what a forwarded answer is about; we do.
     pub(super) probing: Option<NodeId>,
     timers: BTreeMap<(Time, u64), Due>,
+    /// foca's turn of passing on news, while there are none.
+    parked: Option<Timer<Identity>>,
     /// Keeps timers of one instant in the order they were asked for.
     sequence: u64,
     rng: ChaCha8Rng,
@@ -48,6 +50,7 @@ impl Io {
             effects: VecDeque::new(),
             probing: None,
             timers: BTreeMap::new(),
+            parked: None,
             sequence: 0,
             rng,
         }
@@ -89,6 +92,20 @@ impl Io {
 
     pub(super) fn clear_timers(&mut self) {
         self.timers.clear();
+        self.parked = None;
+    }
+
+    /// Keeps foca's turn of passing on news until there are some: five times a second is often for nothing.
+    pub(super) fn park(&mut self, turn: Timer<Identity>) {
+        self.parked = Some(turn);
+    }
+
+    /// There are news.
+    pub(super) fn unpark(&mut self, period: Span) {
+        if let Some(turn) = self.parked.take() {
+            let after = self.jitter(period);
+            self.schedule(after, Due::Foca(turn));
+        }
     }
 }
 
@@ -108,6 +125,9 @@ impl foca::Runtime<Identity> for Io {
         }
         if repeats(&event) {
             after = self.jitter(after);
+            if matches!(event, Timer::PeriodicGossip(_)) {
+                self.parked = None;
+            }
             // foca tells an outdated chain by an 8-bit token only; with one chain of each kind it cannot mix them up.
             let kind = std::mem::discriminant(&event);
             self.timers.retain(|_, due| !matches!(due, Due::Foca(timer) if std::mem::discriminant(timer) == kind));

@@ -118,7 +118,7 @@ impl Liar {
     /// Sends, and says whether there was a connection to send on.
     fn tell(&self, world: &mut World, to: Index, message: &Message) -> bool {
         let before = world.counters.frames;
-        world.send(self.node, to, message.class(), std::slice::from_ref(message));
+        world.send(self.node, to, message.class(), vec![message.clone()]);
         world.counters.frames > before
     }
 }

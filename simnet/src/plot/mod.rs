@@ -71,7 +71,7 @@ mod tests {
         assert!(starts.contains("milliseconds") && starts.contains("percent of the jobs"), "{starts}");
         assert!(jobs.contains("virtual seconds") && jobs.contains("completed"), "{jobs}");
         assert!(faults.contains("crash") && faults.contains("one-way") && faults.contains("felt"), "{faults}");
-        assert!(messages.contains("swim") && messages.contains("gossip load"), "{messages}");
+        assert!(messages.contains("swim") && messages.contains("set beat ack"), "{messages}");
         assert!(of(&[]).is_empty());
     }
 

@@ -130,13 +130,13 @@ mod tests {
             let per_node = number(&format!("{what}_per_node_s")) * 4.0 * number("virtual_ms") / 1e3;
             assert!((per_node - parts).abs() < parts / 1e3, "{what}");
         }
-        for family in ["claim", "work", "lease", "brain_set", "swim", "load_gossip", "sync"] {
+        for family in ["claim", "work", "lease", "brain_set", "swim", "load", "sync"] {
             assert!(number(&format!("messages_{family}")) > 0.0, "{family}");
         }
         assert!(number("struck_crash") > 0.0 && number("felt_drop") > 0.0 && number("struck_wipe") == 0.0);
         assert!(number("start_p50_ms") < number("completion_p50_ms"));
         assert!(number("completion_p50_ms") <= number("completion_p99_ms"));
-        let direct = number("messages") - number("messages_load_gossip") - number("messages_advert");
+        let direct = number("messages") - number("messages_advert");
         assert!(number("frames") < direct, "some frames hold several messages");
         assert!(csv.ends_with(&format!("\"{}\"\n", report.command)));
     }

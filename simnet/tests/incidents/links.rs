@@ -12,8 +12,11 @@ fn messages_that_come_twice_late_and_out_of_order() {
     for seed in 1_900..1_905 {
         let bad = Network { loss: 300, duplicates: 2_000, reordered: 2_000, ..Network::lan() };
         let mut world = World::seed(seed).network(bad).nodes(["a", "b", "c", "d"]);
-        let job = world.submit("a", &round(60, 6).lasting(millis(200)));
-        world.run_until(completed(job));
+        let round = world.submit("a", &round(60, 6).lasting(millis(200)));
+        let too_large = world.submit("b", &job().cpus(64.0));
+        world.run_until(completed(round));
+        world.run_for(seconds(30));
+        world.cancel("b", too_large).expect("it waits still");
         all_ends_well(&mut world);
         let counters = world.counters();
         assert!(counters.doubled_gossip > 0 && counters.reordered > 0 && counters.retransmitted > 0, "{counters:?}");
