@@ -21,7 +21,7 @@ fn main() -> ExitCode {
     for options in &plans {
         match run::run(options) {
             Ok(report) => {
-                println!("{report}");
+                println!("{}", if plans.len() > 1 { report.line() } else { report.to_string() });
                 held.push(report);
             }
             Err(failure) => {

@@ -92,6 +92,21 @@ impl Report {
         count as f64 / self.nodes.max(1) as f64 / (self.virtual_time.0.max(1) as f64 / 1e6)
     }
 
+    /// The run in one line, for lists of many.
+    #[must_use]
+    pub fn line(&self) -> String {
+        let start = percentile(&self.starts, 99).map_or("-".to_owned(), |t| format!("{:.1} ms", ms(t)));
+        let felt: u64 = self.fired.values().map(|fired| fired.felt).sum();
+        format!(
+            "seed {}: {} nodes, {} of {} jobs completed, start p99 {start}, {felt} faults felt, trace {}",
+            self.seed,
+            self.nodes,
+            self.jobs_completed,
+            self.jobs_submitted,
+            &self.trace.to_string()[..8]
+        )
+    }
+
     /// As JSON: all times in ms.
     #[must_use]
     pub fn to_json(&self) -> Value {
