@@ -83,25 +83,17 @@ pub const RECEIPTS_WAIT: Span = Span::ms(1_000);
 /// A submit that is on no majority's disk by then is withdrawn, counted from when its inputs were replicated last.
 pub const SUBMIT_TIMEOUT: Span = Span::ms(15_000);
 
-/// Load digests with few connections: as heartbeats (M5), 1 s and 10 % of jitter.
-const LOAD_EVERY: Span = Span::ms(1_000);
-/// With more connections than this a node sends its digests more rarely, so that what each hears stays the same: two a second.
-const LOAD_PEERS: u64 = 2;
-/// A node whose load changed says so sooner: at least so long after the last digest ...
+/// A node whose load changed tells all its peers, no sooner than this after the last time ...
 const LOAD_NEWS_EVERY: Span = Span::ms(500);
 /// ... and longer with more connections than this: each hears ten a second at most, however busy all are.
 const LOAD_NEWS_PEERS: u64 = 5;
-/// Every so many load digests the card goes along, in case it was lost.
-pub const CARD_EVERY: u32 = 5;
-/// A node that was silent for so many load digests gets no offers and no copies even while its connection looks open: across a
-/// partition that takes the transport half a minute to notice.
-const SILENT_DIGESTS: u64 = 3;
-
-/// How often a node with so many connections tells its load over each of them.
-#[must_use]
-pub fn load_every(peers: usize) -> Span {
-    Span(LOAD_EVERY.0.saturating_mul((peers as u64).max(LOAD_PEERS)) / LOAD_PEERS)
-}
+/// Load digests go along with every packet of the failure detector, in case one was lost; cards with every so many.
+pub const CARD_EVERY: u32 = 16;
+/// A node that was silent for so long gets no offers and no copies even while its connection looks open: across a partition
+/// that takes the transport half a minute to notice. The failure detector notices sooner, unless others can reach the node.
+const SILENT_AFTER: Span = Span::ms(3_000);
+/// ... times the share of peers above so many: of four a failure detector speaks to each, and hears from it, every four seconds.
+const SILENT_PEERS: u64 = 2;
 
 /// How soon after its last digest a node with so many connections tells a change of its load.
 #[must_use]
@@ -112,7 +104,7 @@ pub fn load_news_every(peers: usize) -> Span {
 /// After which silence a peer is taken for gone, by a node with so many connections.
 #[must_use]
 pub fn silent_after(peers: usize) -> Span {
-    Span(load_every(peers).0.saturating_mul(SILENT_DIGESTS))
+    Span(SILENT_AFTER.0.saturating_mul((peers as u64).max(SILENT_PEERS)) / SILENT_PEERS)
 }
 /// A job that was forgotten here is not asked for during this time: others forget it too, within a few seconds as their clocks
 /// and looks differ. Who still has it then never learned that it ended.

@@ -4,7 +4,6 @@
 //! Call [`Core::handle`] for each input, [`Core::flush`] after a batch of them, then drain [`Core::poll_effect`], and hand
 //! in [`Input::Tick`] no later than [`Core::poll_timeout`].
 
-use rand::RngExt;
 use sinew_crdt_state::cbor;
 use sinew_crdt_state::certificate::{Credential, Roles};
 use sinew_crdt_state::envelope::{Envelope, Opened};
@@ -15,7 +14,7 @@ use sinew_crdt_state::spec::{BlobRef, JobSpec, Phase, Resources, SignedSpec, Sou
 
 use crate::brain::Brain;
 use crate::brains::Brains;
-use crate::config::{CARD_EVERY, CoreConfig, FORGOTTEN_FOR, load_every, load_news_every};
+use crate::config::{CARD_EVERY, CoreConfig, FORGOTTEN_FOR, load_news_every};
 use crate::ctx::{After, Ctx, Setup};
 use crate::io::{CancelError, Effect, FetchId, Input, NewJob, Note, Record, Request, RequestId, Response, SubmitError};
 use crate::members;
@@ -72,8 +71,9 @@ pub struct Core {
     sync: Sync,
     membership: Membership,
     copies: std::collections::BTreeMap<FetchId, (CopyFor, Vec<BlobRef>)>,
-    load_at: Time,
-    load_count: u32,
+    /// When the changed load is told.
+    load_at: Option<Time>,
+    packets: u32,
     /// When the load was told last, and what was.
     load_told: (Time, Option<LoadDigest>),
     compact_at: Time,
@@ -98,8 +98,8 @@ impl Core {
             sync: Sync::default(),
             membership,
             copies: std::collections::BTreeMap::new(),
-            load_at: now.at,
-            load_count: 0,
+            load_at: None,
+            packets: 0,
             load_told: (now.at, None),
             compact_at: now.at + COMPACT_EVERY,
             serial_last: 0,
@@ -225,12 +225,13 @@ impl Core {
     /// When [`Input::Tick`] (or a flush) is due at the latest.
     #[must_use]
     pub fn poll_timeout(&self) -> Time {
-        let always = self.load_at.min(self.sync.timeout(&self.ctx)).min(self.compact_at);
+        let always = self.sync.timeout(&self.ctx).min(self.compact_at);
         [
             self.worker.timeout(),
             self.brains.timeout(),
             self.stewards.timeout(&self.brains),
             self.membership.poll_timeout(),
+            self.load_at,
         ]
         .into_iter()
         .flatten()
@@ -244,10 +245,8 @@ impl Core {
         self.brains.tick(&self.ctx);
         self.sync.tick(&mut self.ctx, &self.worker);
         self.membership.tick(now);
-        if now >= self.load_at {
-            let period = load_every(self.ctx.peers.connections()).0;
-            let jitter = self.ctx.rng.random_range(0..period / 5);
-            self.load_at = now + Span(period - period / 10 + jitter);
+        if self.load_at.is_some_and(|at| now >= at) {
+            self.load_at = None;
             self.tell_load();
         }
         if now >= self.compact_at {
@@ -545,9 +544,9 @@ impl Core {
         let load = self.worker.load(&self.ctx);
         let own = self.ctx.own;
         self.ctx.peers.set_load(own, load);
-        if self.load_told.1.is_some_and(|told| told != load) {
+        if self.load_told.1 != Some(load) {
             let soon = load_news_every(self.ctx.peers.connections());
-            self.load_at = self.load_at.min(self.load_told.0 + soon);
+            self.load_at = self.load_at.or(Some(self.load_told.0 + soon));
         }
         // Whoever has awards running here plans with these numbers: tell them at once.
         for node in self.worker.brains() {
@@ -559,15 +558,10 @@ impl Core {
 
     /// Tells every connected peer what is free here.
     fn tell_load(&mut self) {
-        self.load_count = self.load_count.wrapping_add(1);
         let load = self.worker.load(&self.ctx);
         self.load_told = (self.ctx.now.at, Some(load));
-        let card = self.load_count.is_multiple_of(CARD_EVERY).then(|| self.card());
         let peers: Vec<NodeId> = self.ctx.peers.connected().collect();
         for node in peers {
-            if let Some(card) = &card {
-                self.ctx.send(node, Message::Card(card.clone()));
-            }
             self.ctx.send(node, Message::Load(load));
         }
     }
@@ -575,7 +569,7 @@ impl Core {
     fn poll_membership(&mut self) {
         while let Some(effect) = self.membership.poll_effect() {
             match effect {
-                MembershipEffect::Send { to, bytes } => self.ctx.send(to, Message::Swim(bytes)),
+                MembershipEffect::Send { to, bytes } => self.send_packet(to, bytes),
                 MembershipEffect::Changed { node, to, .. } => {
                     if matches!(to, NodeState::Suspect | NodeState::Lost) {
                         self.ctx.peers.gave_up(node);
@@ -584,6 +578,17 @@ impl Core {
                 }
             }
         }
+    }
+
+    /// A packet of the failure detector, and what is free here: it fits into the same frame.
+    fn send_packet(&mut self, to: NodeId, bytes: Vec<u8>) {
+        self.packets = self.packets.wrapping_add(1);
+        if self.packets.is_multiple_of(CARD_EVERY) {
+            self.ctx.send(to, Message::Card(self.card()));
+        }
+        let load = self.worker.load(&self.ctx);
+        self.ctx.send(to, Message::Swim(bytes));
+        self.ctx.send(to, Message::Load(load));
     }
 
     fn submit(&mut self, id: RequestId, new: NewJob) {

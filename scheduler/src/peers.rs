@@ -119,17 +119,18 @@ impl Peers {
 
     pub(crate) fn set_card(&mut self, node: NodeId, card: Card) {
         if let Some(peer) = self.map.get_mut(&node) {
+            self.news += u64::from(peer.card.as_ref() != Some(&card));
             peer.card = Some(card);
-            self.news += 1;
         }
     }
 
     pub(crate) fn set_load(&mut self, node: NodeId, load: LoadDigest) {
         if let Some(peer) = self.map.get_mut(&node) {
+            let same = peer.load == Some(load) && peer.cpu_promised == 0 && peer.memory_promised == 0;
+            self.news += u64::from(!same);
             peer.load = Some(load);
             peer.cpu_promised = 0;
             peer.memory_promised = 0;
-            self.news += 1;
         }
     }
 

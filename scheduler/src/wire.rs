@@ -378,6 +378,7 @@ impl Message {
     pub const fn class(&self) -> Class {
         match self {
             Self::Swim(_)
+            | Self::Load(_)
             | Self::Beat { .. }
             | Self::BeatAck { .. }
             | Self::SetBeat { .. }

@@ -95,6 +95,17 @@ impl Io {
         self.parked = None;
     }
 
+    /// Takes out foca's second stage of a probe of `node`, if that is still to come.
+    pub(super) fn take_second_stage(&mut self, node: NodeId) -> Option<Timer<Identity>> {
+        let second =
+            |due: &Due| matches!(due, Due::Foca(Timer::SendIndirectProbe { probed_id, .. }) if probed_id.node == node);
+        let key = self.timers.iter().find(|(_, due)| second(due)).map(|(key, _)| *key)?;
+        match self.timers.remove(&key) {
+            Some(Due::Foca(timer)) => Some(timer),
+            _ => None,
+        }
+    }
+
     /// Keeps foca's turn of passing on news until there are some: five times a second is often for nothing.
     pub(super) fn park(&mut self, turn: Timer<Identity>) {
         self.parked = Some(turn);

@@ -75,7 +75,13 @@ impl Membership {
         }
         let claim = self.screen(&mut packet);
         self.touch(&packet);
+        let answered = matches!(packet.header.message, Message::Ack(_)) && self.io.probing == Some(from);
         let handled = self.foca.handle_data(&packet.to_bytes(), &mut self.io);
+        // The second stage asks others only if there was no answer. With one it need not wake us; a wrong answer brings it
+        // forward, to the liar's cost.
+        if answered && let Some(second) = self.io.take_second_stage(from) {
+            drop(self.foca.handle_timer(second, &mut self.io));
+        }
         self.tell_if_suspect(from);
         if let Some(claim) = claim {
             self.outbid(&claim);
