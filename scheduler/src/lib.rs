@@ -9,6 +9,7 @@ pub mod config;
 pub mod core;
 mod ctx;
 pub mod io;
+pub mod kind;
 mod members;
 pub mod membership;
 pub mod peers;

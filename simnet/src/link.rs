@@ -165,7 +165,7 @@ impl World {
             let text = messages.iter().map(crate::world::brief).collect::<Vec<_>>().join(" ");
             self.say(from, format!("→ {}: {text}", self.nodes[to].name));
         }
-        let bytes = cbor::to_vec(&messages);
+        let bytes = self.counters.traffic.encode(&messages);
         // Decoding would cost the most of all that the simulator does, and gives back what was encoded: tests see to that.
         debug_assert_eq!(cbor::from_slice::<Vec<Message>>(&bytes).as_ref(), Ok(&messages));
         self.counters.frames += 1;

@@ -153,9 +153,11 @@ impl World {
         if !self.reaches(from, to) {
             return;
         }
-        let Some(len) = self.overlay.rumours.get(&number).map(|r| r.payload.len() as u64 + OVERHEAD) else { return };
+        let Some(rumour) = self.overlay.rumours.get(&number) else { return };
+        let (topic, len) = (rumour.topic, rumour.payload.len() as u64 + OVERHEAD);
         self.counters.gossip_sent += 1;
         self.counters.gossip_bytes += len;
+        self.counters.traffic.count(topic.into(), len);
         if self.chance(self.links.loss.max(self.links.network.loss)) {
             self.counters.lost_gossip += 1;
             return;

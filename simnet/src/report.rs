@@ -3,6 +3,8 @@
 use sinew_crdt_state::ids::JobId;
 use sinew_scheduler::time::Time;
 
+use crate::traffic::Traffic;
+
 /// Counts of things that happened.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
@@ -18,6 +20,8 @@ pub struct Counters {
     pub control_frames: u64,
     /// Bytes of these.
     pub control_bytes: u64,
+    /// Messages in frames and copies of gossip, by kind.
+    pub traffic: Traffic,
     /// Frames lost by chance.
     pub lost_frames: u64,
     /// Adverts lost at their source.

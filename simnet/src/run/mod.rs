@@ -1,26 +1,31 @@
 //! One simulated run: a mesh, a workload and a nemesis from one seed; first any faults with safety checked all the while,
 //! then everything is healed and every acknowledged job must end.
 
+mod collect;
+mod growth;
 mod options;
 mod report;
 mod shrink;
+mod table;
 mod workload;
 
 use std::collections::BTreeMap;
 
-use sinew_crdt_state::fact::Outcome;
-use sinew_crdt_state::ids::{Hash, JobId};
-use sinew_scheduler::io::{RequestId, Response};
+use sinew_crdt_state::ids::Hash;
+use sinew_scheduler::io::RequestId;
 use sinew_scheduler::time::{Span, Time};
 
-pub use options::{InvalidOptions, Latency, Options, Workload};
-pub use report::Report;
+pub use growth::Growth;
+pub(crate) use growth::exponent;
+pub use options::{InvalidOptions, Options, Workload};
+pub use report::{Report, percentile};
 pub use shrink::{Shrunk, shrink};
+pub use table::csv;
 
 use crate::check::Violation;
 use crate::doubles::Doubles;
-use crate::exec::Stopped;
-use crate::nemesis::{self, FiredByClass, Nemesis};
+use crate::nemesis::{self, Nemesis};
+use crate::report::Counters;
 use crate::world::World;
 
 /// Safety is checked this often. What it looks at is kept, so that nothing between two looks is missed.
@@ -49,6 +54,8 @@ struct Running<'a> {
     doubles: Doubles,
     nemesis: Nemesis,
     begin: Time,
+    /// What had been counted when the mesh was formed and the first job due.
+    before: Counters,
     submitted: BTreeMap<RequestId, Time>,
     refused: u64,
 }
@@ -74,8 +81,7 @@ pub fn run(options: &Options) -> Result<Report, Box<Failure>> {
 impl<'a> Running<'a> {
     fn start(options: &'a Options) -> Self {
         let names: Vec<String> = (0..options.nodes).map(|n| format!("n{n}")).collect();
-        let (low, high) = options.latency.bounds_us();
-        let mut world = World::seed(options.seed).latency_us(low, high);
+        let mut world = World::seed(options.seed).network(options.latency.network());
         if options.verbose {
             world = world.verbose();
         }
@@ -86,8 +92,9 @@ impl<'a> Running<'a> {
         }
         let liars = (options.nodes - options.liars()..options.nodes).collect();
         let nemesis = Nemesis::new(&mut world, strikes, liars);
-        let begin = world.now;
-        Self { options, world, doubles: Doubles::default(), nemesis, begin, submitted: BTreeMap::new(), refused: 0 }
+        let (begin, before) = (world.now, world.counters);
+        let (doubles, submitted) = (Doubles::default(), BTreeMap::new());
+        Self { options, world, doubles, nemesis, begin, before, submitted, refused: 0 }
     }
 
     /// Jobs and faults, as their times come.
@@ -154,59 +161,5 @@ impl<'a> Running<'a> {
     fn failure(&self, what: &str) -> Box<Failure> {
         let at = self.world.now - self.begin;
         Box::new(Failure { what: what.to_owned(), at, log: self.world.log_tail(), trace: self.world.trace() })
-    }
-
-    fn report(&self, converged: Span) -> Report {
-        let world = &self.world;
-        let mut starts: Vec<Span> = Vec::new();
-        let (mut completed, mut ended_otherwise, mut refused) = (0, 0, self.refused);
-        for (id, at) in &self.submitted {
-            let Some((_, Response::Submitted(verdict))) = world.answers.get(id) else { continue };
-            let Ok(job) = verdict else {
-                refused += 1;
-                continue;
-            };
-            starts.extend(world.executions_of(job).map(|e| e.start).min().map(|start| start - *at));
-            match world.outcomes.get(job) {
-                Some((_, Outcome::Completed)) => completed += 1,
-                Some(_) => ended_otherwise += 1,
-                None => {}
-            }
-        }
-        starts.sort_unstable();
-        Report {
-            seed: self.options.seed,
-            nodes: self.options.nodes,
-            virtual_time: world.now - self.begin,
-            jobs_submitted: self.submitted.len() as u64,
-            jobs_acknowledged: world.acknowledged.len() as u64,
-            jobs_completed: completed,
-            jobs_ended_otherwise: ended_otherwise,
-            jobs_refused: refused,
-            tasks_started: world.executions.len() as u64,
-            tasks_run_again: self.run_again(),
-            double_starts: self.doubles.found().len() as u64,
-            starts,
-            frames: world.counters.frames,
-            bytes: world.counters.bytes,
-            events: world.counters.events,
-            caught: world.counters.lies_refused,
-            converged,
-            fired: self.fired(),
-            trace: world.trace(),
-        }
-    }
-
-    fn fired(&self) -> FiredByClass {
-        self.nemesis.fired().clone()
-    }
-
-    /// Attempts that ended well beyond the first of each task.
-    fn run_again(&self) -> u64 {
-        let mut done: BTreeMap<(JobId, u8, u32), u64> = BTreeMap::new();
-        for e in self.world.executions.iter().filter(|e| matches!(e.end, Some((_, Stopped::Done)))) {
-            *done.entry((e.job, e.phase, e.task)).or_default() += 1;
-        }
-        done.values().map(|n| n - 1).sum()
     }
 }
