@@ -32,6 +32,8 @@ pub const TAKEOVER_STAGGER: Span = Span::ms(250);
 pub const STICKY_FOR: Span = Span::ms(1_400);
 /// Votes are asked for again after this.
 pub const CAMPAIGN_EVERY: Span = Span::ms(400);
+/// A member that lost its disk asks the others again after this, until all have answered.
+pub const RECALL_EVERY: Span = Span::ms(400);
 /// Looks for silent brains: this often.
 pub const CHECK_EVERY: Span = Span::ms(100);
 /// A brain that is heard of, but not of a certain job for this long, is asked whether it still leads that job: it may have lost

@@ -32,6 +32,10 @@ const BRAIN_SET: usize = 3;
 /// Sealed entries are looked through for old ones this often.
 const COMPACT_EVERY: Span = Span::ms(5_000);
 
+/// A node without jobs begins to number them at its clock's milliseconds times two to this: above whatever it gave out on a
+/// disk that was lost, unless it took more than 65,536 jobs in each millisecond.
+const SERIALS_PER_MS_BITS: u32 = 16;
+
 /// What was on disk when the daemon started.
 #[derive(Debug, Default)]
 pub struct Stored {
@@ -132,6 +136,10 @@ impl Core {
             }
         }
         self.serial_last = ctx.ledger.last_serial(ctx.own);
+        if self.serial_last == 0 {
+            // Its disk may have been lost, and with it the memory of lower numbers: none of them may come twice.
+            self.serial_last = ctx.now.unix_ms << SERIALS_PER_MS_BITS;
+        }
         let jobs: Vec<JobId> = ctx.ledger.iter_live().map(|(job, _)| *job).collect();
         for job in jobs {
             self.stewards.watch(&self.ctx, job);
@@ -142,6 +150,7 @@ impl Core {
         let config = &self.ctx.config;
         Card {
             incarnation: self.ctx.incarnation,
+            disk: self.ctx.disk,
             cpu_milli: config.cpu_milli,
             memory_bytes: config.memory_bytes,
             labels: config.labels.clone(),
@@ -287,6 +296,7 @@ impl Core {
     fn on_persisted(&mut self, after: After) {
         match after {
             After::Send { to, message } => self.ctx.send(to, message),
+            After::CaughtUp { job } => self.stewards.on_caught_up(&mut self.ctx, job),
             After::Own { job, ids } => {
                 let own = self.ctx.own;
                 if let Some(brain) = self.brains.touch(&job) {
@@ -335,7 +345,7 @@ impl Core {
         let ctx = &mut self.ctx;
         match message {
             Message::Facts(facts) => sync::on_facts(ctx, from, &facts),
-            Message::Card(card) => ctx.peers.set_card(from, card),
+            Message::Card(card) => self.on_card(from, card),
             Message::Load(load) => ctx.peers.set_load(from, load),
             Message::Swim(bytes) => {
                 if let Err(problem) = self.membership.receive(ctx.now.at, from, &bytes) {
@@ -412,8 +422,8 @@ impl Core {
                 self.worker.on_beat_ack(ctx, from, seq, &renewed, &kept, &void);
             }
             Message::SetBeat { seq } => self.stewards.on_set_beat(ctx, from, seq),
-            Message::SetBeatAck { seq, kept, moved } => {
-                self.stewards.on_set_beat_ack(ctx, &mut self.brains, from, seq, &kept, &moved);
+            Message::SetBeatAck { seq, disk, kept, moved } => {
+                self.stewards.on_set_beat_ack(ctx, &mut self.brains, from, seq, disk, &kept, &moved);
             }
             Message::Led(jobs) => Stewards::on_led(ctx, &self.brains, from, jobs),
             Message::NotLed(jobs) => self.stewards.on_not_led(ctx, from, &jobs),
@@ -427,6 +437,8 @@ impl Core {
             Message::VoteRefused { job, term, highest } => {
                 self.stewards.on_vote_refused(ctx, from, job, term, highest);
             }
+            Message::Recall { submit, disk, have } => Stewards::on_recall(ctx, from, &submit, disk, &have),
+            Message::Recalled { job, disk, known } => self.stewards.on_recalled(ctx, from, job, disk, &known),
             Message::Adopt { facts, job, award, term } => {
                 sync::on_facts(ctx, from, &facts);
                 self.worker.on_adopt(ctx, from, job, award, term);
@@ -442,6 +454,12 @@ impl Core {
             Message::WhoIs(nodes) => members::on_who_is(ctx, from, &nodes),
             Message::Members(credentials) => members::on_members(ctx, from, &credentials),
             _ => {}
+        }
+    }
+
+    fn on_card(&mut self, from: NodeId, card: Card) {
+        if self.ctx.peers.set_card(from, card) {
+            self.brains.on_disk_lost(&mut self.ctx, from);
         }
     }
 
@@ -532,7 +550,7 @@ impl Core {
             }),
             Topic::Load => cbor::from_slice(payload).map(|news: LoadNews| {
                 if let Some(card) = news.card {
-                    self.ctx.peers.set_card(from, card);
+                    self.on_card(from, card);
                 }
                 self.ctx.peers.set_load(from, news.load);
             }),
@@ -594,11 +612,13 @@ impl Core {
         let serial = self.serial_last + 1;
         let brain_set = self.choose_brain_set(serial);
         let alone = brain_set.len() == 1 && self.ctx.peers.connected().next().is_none();
+        let (own, disk) = (self.ctx.own, self.ctx.disk);
         let spec = JobSpec {
             mesh: self.ctx.mesh,
             submitter: self.ctx.own,
             serial,
             submitted_ms: self.ctx.now.unix_ms,
+            brain_disks: brain_set.iter().map(|n| if *n == own { disk } else { self.ctx.peers.disk(*n) }).collect(),
             brain_set,
             name: new.name,
             work: new.work,
