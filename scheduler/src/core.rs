@@ -21,6 +21,7 @@ use crate::io::{CancelError, Effect, FetchId, Input, NewJob, Note, Record, Reque
 use crate::members;
 use crate::membership::{Membership, MembershipConfig, MembershipEffect, NodeState};
 use crate::peers::Peers;
+use crate::restore::Restore;
 use crate::steward::Stewards;
 use crate::sync::{self, Sync};
 use crate::time::{Now, Span, Time};
@@ -74,6 +75,7 @@ pub struct Core {
     brains: Brains,
     stewards: Stewards,
     sync: Sync,
+    restore: Restore,
     membership: Membership,
     copies: std::collections::BTreeMap<FetchId, (CopyFor, Vec<BlobRef>)>,
     load_at: Time,
@@ -98,6 +100,7 @@ impl Core {
             brains: Brains::default(),
             stewards: Stewards::default(),
             sync: Sync::default(),
+            restore: Restore::default(),
             membership,
             copies: std::collections::BTreeMap::new(),
             load_at: now.at,
@@ -144,6 +147,7 @@ impl Core {
         for job in jobs {
             self.stewards.watch(&self.ctx, job);
         }
+        Restore::resume(&mut self.ctx);
     }
 
     fn card(&self) -> Card {
@@ -186,6 +190,9 @@ impl Core {
             }
             Input::Task { run, result } => self.worker.on_task(&mut self.ctx, run, result),
             Input::Fetched { id, ok } => self.on_fetched(id, ok),
+            Input::Loaded { to, facts } if to == self.ctx.own => {
+                self.restore.on_loaded(&mut self.ctx, &self.worker.blobs, &facts);
+            }
             Input::Loaded { to, facts } => sync::send_facts(&mut self.ctx, to, facts),
             Input::Request { id, request } => match request {
                 Request::Submit(new) => self.submit(id, *new),
@@ -236,6 +243,7 @@ impl Core {
             self.brains.timeout(),
             self.stewards.timeout(&self.brains),
             self.membership.poll_timeout(),
+            self.restore.timeout(),
         ]
         .into_iter()
         .flatten()
@@ -248,6 +256,7 @@ impl Core {
         self.stewards.tick(&mut self.ctx, &mut self.brains);
         self.brains.tick(&self.ctx);
         self.sync.tick(&mut self.ctx);
+        self.restore.tick(&mut self.ctx, &self.worker.blobs);
         self.membership.tick(now);
         if now >= self.load_at {
             let period = load_every(self.ctx.peers.known()).0;
@@ -313,6 +322,7 @@ impl Core {
         }
         match &statement.fact {
             Fact::Submit(_) => self.stewards.watch(&self.ctx, job),
+            Fact::Accept { items, .. } => self.restore.on_accept(&self.ctx, &self.worker.blobs, job, items),
             Fact::Lead { term, .. } => self.stewards.on_lead(&self.ctx, job, *term),
             // A verdict that a later brain did not repeat is none.
             Fact::Finish { .. } if self.ctx.ledger.live(&job).is_some_and(|l| l.state.outcome().is_some()) => {
@@ -329,6 +339,7 @@ impl Core {
         self.stewards.forget(&job);
         let Some(entry) = self.ctx.ledger.sealed(&job).copied() else { return };
         self.ctx.record(Record::Sealed { job, entry });
+        self.restore.on_sealed(&mut self.ctx, &self.worker.blobs, job);
         if let Some(live) = self.ctx.ledger.live(&job)
             && let Some(outcome) = live.state.outcome().cloned()
         {
@@ -536,6 +547,8 @@ impl Core {
                 self.worker.blobs.extend(blobs.iter().map(|b| b.hash));
             }
             self.ctx.send(copy.brain, copy.answer(ok));
+        } else if let Some(hashes) = self.restore.on_fetched(&self.ctx, id, ok) {
+            self.worker.blobs.extend(hashes);
         } else {
             self.stewards.on_fetched(&mut self.ctx, id, ok);
         }
@@ -751,6 +764,16 @@ impl Core {
     #[must_use]
     pub fn storage_problem(&self) -> Option<&str> {
         self.ctx.storage_failing.as_deref()
+    }
+
+    /// Whether this node has everything back that was on a disk it lost: its word counts in the brain sets of all open jobs
+    /// that it knows, and no output is missing. What it has not heard of yet is another matter.
+    #[must_use]
+    pub fn has_recovered(&self) -> bool {
+        let (own, disk) = (self.ctx.own, self.ctx.disk);
+        let open = self.ctx.ledger.iter_live().filter(|(job, _)| self.ctx.ledger.sealed(job).is_none());
+        let mut sets = open.map(|(_, live)| &live.state).filter(|state| state.spec.brain_set.contains(&own));
+        self.restore.is_done() && sets.all(|state| state.trusts(own, disk))
     }
 
     /// Tasks running here.

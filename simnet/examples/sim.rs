@@ -1,4 +1,5 @@
-//! One simulated run: `cargo run --release -p sinew-simnet --example sim -- --seed 7 --nodes 50 --faults crash,drop`.
+//! One simulated run: `cargo run --release -p sinew-simnet --example sim -- --seed 7 --nodes 50 --faults crash,drop`. With
+//! `SIMNET_VERBOSE` set it prints every message.
 
 use std::process::ExitCode;
 
@@ -6,13 +7,14 @@ use sinew_simnet::{cli, run};
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let options = match cli::parse(&args) {
+    let mut options = match cli::parse(&args) {
         Ok(options) => options,
         Err(error) => {
             eprintln!("{error}");
             return ExitCode::from(2);
         }
     };
+    options.verbose = std::env::var_os("SIMNET_VERBOSE").is_some();
     match run::run(&options) {
         Ok(report) => {
             print!("{report}");

@@ -216,6 +216,11 @@ impl Disk {
         }
     }
 
+    /// Whether something of the job is on the platter.
+    pub(crate) fn knows(&self, job: &JobId) -> bool {
+        self.image.facts.contains_key(job) || self.has_forgotten(job)
+    }
+
     /// Whether only a receipt stays of the job.
     pub(crate) fn has_forgotten(&self, job: &JobId) -> bool {
         self.image.receipts.contains_key(job)

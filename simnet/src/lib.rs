@@ -27,6 +27,7 @@ mod overlay;
 mod pause;
 mod plan;
 mod queue;
+mod recovery;
 mod report;
 pub mod run;
 mod sight;

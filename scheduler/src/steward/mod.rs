@@ -183,17 +183,27 @@ impl Stewards {
             // Its word would make a majority with a member that knows less than it once did.
             return;
         }
+        // Only the acknowledgement of the job itself speaks for its inputs. They may be nowhere when their submitter lost its
+        // disk before that: such a job can fail, and the verdict must not wait for them.
+        let submitted = ids.contains(&live.submit);
         let missing = missing_blobs(&spec.input_blobs(), held);
-        if missing.is_empty() || self.blobs_ready.contains(&job) {
+        let whole = missing.is_empty() || self.blobs_ready.contains(&job);
+        let waiting = if whole || !submitted {
             ctx.after_persist(After::Send { to: from, message: Message::Stored { job, term, ids } });
+            Vec::new()
         } else {
-            let fetching = self.awaiting.values().any(|a| a.job == job);
-            let id = ctx.next_fetch();
-            self.awaiting.insert(id, AwaitingBlobs { job, to: from, term, ids });
-            if fetching {
-                return;
-            }
-            ctx.effect(Effect::Fetch { id, job, blobs: missing, providers: vec![from, spec.submitter] });
+            ids
+        };
+        let fetching = self.awaiting.values().any(|a| a.job == job);
+        if whole || fetching && waiting.is_empty() {
+            return;
+        }
+        let id = ctx.next_fetch();
+        self.awaiting.insert(id, AwaitingBlobs { job, to: from, term, ids: waiting });
+        if !fetching {
+            let others = spec.brain_set.iter().copied().filter(|n| *n != from && *n != spec.submitter && *n != ctx.own);
+            let providers = [from, spec.submitter].into_iter().chain(others).collect();
+            ctx.effect(Effect::Fetch { id, job, blobs: missing, providers });
         }
     }
 
@@ -206,6 +216,9 @@ impl Stewards {
             // On failure nothing is acknowledged; the brain sends again and we try again.
             if ok {
                 self.blobs_ready.insert(waiting.job);
+                if waiting.ids.is_empty() {
+                    continue;
+                }
                 let message = Message::Stored { job: waiting.job, term: waiting.term, ids: waiting.ids };
                 ctx.after_persist(After::Send { to: waiting.to, message });
             }
