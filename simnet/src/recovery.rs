@@ -15,12 +15,19 @@ use crate::world::World;
 
 impl World {
     /// Whether the node's disk may be lost, when those of `lost` were before: all the others have recovered, and no
-    /// acknowledged job is on this disk only, as those are that were submitted where fewer than three nodes were in reach.
+    /// acknowledged job rests on this disk alone.
     pub(crate) fn may_lose_disk(&self, node: Index, lost: &BTreeSet<Index>) -> bool {
-        let id = self.nodes[node].id();
-        let alone = |state: &JobState| state.spec.brain_set == [id];
-        let mut states = self.acknowledged.keys().flat_map(|job| self.state(&self.nodes[node].name, job));
-        !states.any(|state| alone(&state)) && lost.iter().all(|n| *n == node || self.has_recovered(*n))
+        let others_fine = lost.iter().all(|n| *n == node || self.has_recovered(*n));
+        others_fine && !self.acknowledged.keys().any(|job| self.rests_on(node, job))
+    }
+
+    /// Whether something of the job is on this node only, by the job's own terms: its brain set is the submitter's node alone,
+    /// as fewer than three nodes were in reach, or its outputs are not copied.
+    fn rests_on(&self, node: Index, job: &JobId) -> bool {
+        let spec = self.nodes.iter().find_map(|n| self.state(&n.name, job)).map(|state| state.spec);
+        spec.filter(|spec| spec.brain_set.len() == 1 || spec.copies == 1).is_some_and(|spec| {
+            spec.brain_set == [self.nodes[node].id()] || self.executions_of(job).any(|e| e.node == node)
+        })
     }
 
     /// Whether the node has on its disk every acknowledged job and every output that any node believes to be there.

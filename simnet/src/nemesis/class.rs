@@ -16,8 +16,8 @@ pub enum Class {
     OneWay,
     /// A link goes up and down around the length of a lease.
     Flap,
-    /// A node loses its disk. One disk at a time: the next goes only once what was on the last one is on it again, and no disk
-    /// goes that has a job for itself alone.
+    /// A node loses its disk. One disk at a time: the next goes only once what was on the last one is there again, and none
+    /// goes that a job rests on alone by its own terms: see `recovery`.
     Wipe,
     /// A disk refuses writes.
     FullDisk,
