@@ -99,6 +99,8 @@ pub struct SealedEntry {
     pub seal: FactId,
     /// When this node learned of the seal, unix ms.
     pub sealed_ms: u64,
+    /// Whether outputs that the results say are here are here no more, as after the loss of a disk: to be fetched again.
+    pub lacks_outputs: bool,
 }
 
 /// Which of a submitter's jobs are forgotten, as runs of serial numbers: first to last. Keeps late facts from resurrecting
@@ -292,7 +294,8 @@ impl Ledger {
             let seal = *seal;
             digest = sealed_digest(entry);
             let spec = &live.state.spec;
-            let sealed = SealedEntry { submitter: spec.submitter, serial: spec.serial, seal, sealed_ms: now_ms };
+            let (submitter, serial) = (spec.submitter, spec.serial);
+            let sealed = SealedEntry { submitter, serial, seal, sealed_ms: now_ms, lacks_outputs: false };
             self.sealed.insert(entry, sealed);
         }
         self.index.set(entry, Some(digest));
@@ -307,6 +310,13 @@ impl Ledger {
     /// Restores an owner's mark from disk.
     pub fn restore_owner(&mut self, owner: NodeId, mark: OwnerMark) {
         self.owners.insert(owner, mark);
+    }
+
+    /// Notes whether outputs of a sealed job are missing here. Returns the entry, when there is one.
+    pub fn set_lacking(&mut self, entry: &JobId, lacks_outputs: bool) -> Option<SealedEntry> {
+        let sealed = self.sealed.get_mut(entry)?;
+        sealed.lacks_outputs = lacks_outputs;
+        Some(*sealed)
     }
 
     /// Drops a sealed entry's facts from memory, keeping its digest. The facts stay on disk.

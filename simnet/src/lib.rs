@@ -30,6 +30,7 @@ mod pause;
 mod plan;
 pub mod plot;
 mod queue;
+mod recovery;
 mod report;
 pub mod run;
 mod sight;

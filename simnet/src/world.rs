@@ -168,6 +168,7 @@ impl World {
             mesh: self.mesh,
             roles: n.setup.roles,
             incarnation: n.incarnation,
+            disk: n.disk.id,
             seed,
             config: n.config.clone(),
         };

@@ -181,6 +181,11 @@ impl Brain {
             || self.is_waiting_for_room()
     }
 
+    /// Whether something of the job may be on the disk of `node` alone beside this one's.
+    pub(crate) fn knows(&self, node: NodeId) -> bool {
+        self.spec.brain_set.contains(&node) || self.copying.values().any(|c| c.accepted.node == node)
+    }
+
     /// The phase, its finished tasks, and its assigned ones.
     pub(crate) fn progress(&self) -> (Phase, u64, u64) {
         let running = self.seats.values().map(|s| s.open.count()).sum::<u64>() + self.copying.len() as u64;

@@ -77,10 +77,18 @@ impl Quorum {
         finals
     }
 
+    /// The disk of `node` was lost: what only it had stored beside this node is to be stored anew.
+    pub(super) fn forget_holder(&mut self, node: NodeId) {
+        for holders in self.pending.values_mut() {
+            holders.remove(&node);
+        }
+    }
+
     /// Whether a majority, this node included, answered a set beat that was sent lately, and after `since`.
     pub(super) fn reachable(&self, ctx: &Ctx, since: Time) -> bool {
+        let Some(live) = ctx.ledger.live(&self.job) else { return false };
         let near = |t: Time| t >= since && ctx.now.at - t <= IN_CHARGE_FOR;
-        let near = |n: &NodeId| *n == ctx.own || ctx.peers.set_contact(*n).is_some_and(near);
+        let near = |n: &NodeId| *n == ctx.own || ctx.peers.set_contact(*n, &live.state).is_some_and(near);
         self.members.iter().filter(|n| near(n)).count() >= self.majority()
     }
 

@@ -12,7 +12,9 @@ use sinew_crdt_state::ids::{FactId, JobId, NodeId};
 use sinew_crdt_state::planted::{Bug, planted};
 use sinew_crdt_state::rules::{brain_of, next_term_of};
 use sinew_crdt_state::spec::JobSpec;
+use sinew_crdt_state::state::JobState;
 
+use super::rejoin::counts;
 use super::{Stewards, promised};
 use crate::brain::{Brain, Mandate};
 use crate::brains::Brains;
@@ -57,7 +59,7 @@ impl Stewards {
                 return quiet.then_some(brain);
             }
         }
-        if ctx.now.at < watched.not_before {
+        if ctx.now.at < watched.not_before || !counts(ctx, job) {
             return None;
         }
         let spec = spec.clone();
@@ -154,6 +156,10 @@ impl Stewards {
         if brain_of(spec, term) != Some(from) || !spec.brain_set.contains(&ctx.own) {
             return ctx.offence(from, "asks for votes that it cannot have".to_owned());
         }
+        if !counts(ctx, job) {
+            // What it promised before its disk was lost, nobody can tell it yet.
+            return;
+        }
         let voted = live.state.votes.get(&term).is_some_and(|v| v.contains(&ctx.own));
         let highest = promised(ctx, job);
         if !(voted && term == highest || term > highest && self.may_follow(ctx, brains, job, from)) {
@@ -176,7 +182,7 @@ impl Stewards {
         match brain_of(spec, self.leader_term(ctx, job)) {
             Some(brain) if brain == candidate => true,
             // A brain that reaches a majority will not be voted out by itself.
-            Some(brain) if brain == ctx.own => brains.get(&job).is_none() || !in_touch(ctx, spec),
+            Some(brain) if brain == ctx.own => brains.get(&job).is_none() || !in_touch(ctx, &live.state),
             Some(brain) => {
                 let disowned = self.watched.get(&job).is_some_and(|w| w.disowned);
                 disowned || ctx.now.at - self.brain_heard(job, brain) >= STICKY_FOR || planted(Bug::VoteWhileHeard)
@@ -288,8 +294,10 @@ impl Stewards {
 }
 
 /// Whether a majority of the set answered a beat of this node lately.
-fn in_touch(ctx: &Ctx, spec: &JobSpec) -> bool {
-    let near = |n: &NodeId| *n == ctx.own || ctx.peers.set_contact(*n).is_some_and(|t| ctx.now.at - t <= STICKY_FOR);
+fn in_touch(ctx: &Ctx, state: &JobState) -> bool {
+    let spec = &state.spec;
+    let near =
+        |n: &NodeId| *n == ctx.own || ctx.peers.set_contact(*n, state).is_some_and(|t| ctx.now.at - t <= STICKY_FOR);
     spec.brain_set.iter().filter(|n| near(n)).count() >= spec.majority()
 }
 

@@ -1,21 +1,23 @@
 //! The steward's side: storing for brains, noticing their silence, and keeping leases alive until another brain leads
-//! (step 7 of the protocol). Elections are in [`election`].
+//! (step 7 of the protocol). Elections are in [`election`], catching up after the loss of a disk in [`rejoin`].
 //!
 //! What a member says about a lease counts only while the brain is silent to it, and the next time it hears the brain it
 //! says so: a brain that decides always knows of every lease that a majority of its set has kept.
 
 mod election;
+mod rejoin;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use sinew_crdt_state::envelope::Envelope;
 use sinew_crdt_state::fact::Fence;
-use sinew_crdt_state::ids::{FactId, Hash, JobId, NodeId};
+use sinew_crdt_state::ids::{DiskId, FactId, Hash, JobId, NodeId};
 use sinew_crdt_state::ledger::Admitted;
 use sinew_crdt_state::planted::{Bug, planted};
 use sinew_crdt_state::rules::brain_of;
 
 use self::election::Campaign;
+use self::rejoin::{Recall, counts};
 use crate::brains::Brains;
 use crate::config::{BEAT_EVERY, CHECK_EVERY, KEEP_AFTER, LEASE, QUIET_AFTER, WANT_MAX};
 use crate::ctx::{After, Ctx};
@@ -36,6 +38,8 @@ struct Watched {
     /// The highest term that others spoke of.
     heard_term: u32,
     campaign: Option<Campaign>,
+    /// Who was asked what this node has forgotten; `None` while it has forgotten nothing.
+    recall: Option<Recall>,
     /// No campaign before this, after a refusal or a promise.
     not_before: Time,
 }
@@ -84,6 +88,7 @@ impl Stewards {
             disowned: false,
             heard_term: 0,
             campaign: None,
+            recall: None,
             not_before: Time::default(),
         });
         self.note_promise(ctx, job);
@@ -174,17 +179,31 @@ impl Stewards {
             watched.quiet_since = ctx.now.at;
             watched.disowned = false;
         }
+        if !counts(ctx, job) {
+            // Its word would make a majority with a member that knows less than it once did.
+            return;
+        }
+        // Only the acknowledgement of the job itself speaks for its inputs. They may be nowhere when their submitter lost its
+        // disk before that: such a job can fail, and the verdict must not wait for them.
+        let submitted = ids.contains(&live.submit);
         let missing = missing_blobs(&spec.input_blobs(), held);
-        if missing.is_empty() || self.blobs_ready.contains(&job) {
+        let whole = missing.is_empty() || self.blobs_ready.contains(&job);
+        let waiting = if whole || !submitted {
             ctx.after_persist(After::Send { to: from, message: Message::Stored { job, term, ids } });
+            Vec::new()
         } else {
-            let fetching = self.awaiting.values().any(|a| a.job == job);
-            let id = ctx.next_fetch();
-            self.awaiting.insert(id, AwaitingBlobs { job, to: from, term, ids });
-            if fetching {
-                return;
-            }
-            ctx.effect(Effect::Fetch { id, job, blobs: missing, providers: vec![from, spec.submitter] });
+            ids
+        };
+        let fetching = self.awaiting.values().any(|a| a.job == job);
+        if whole || fetching && waiting.is_empty() {
+            return;
+        }
+        let id = ctx.next_fetch();
+        self.awaiting.insert(id, AwaitingBlobs { job, to: from, term, ids: waiting });
+        if !fetching {
+            let others = spec.brain_set.iter().copied().filter(|n| *n != from && *n != spec.submitter && *n != ctx.own);
+            let providers = [from, spec.submitter].into_iter().chain(others).collect();
+            ctx.effect(Effect::Fetch { id, job, blobs: missing, providers });
         }
     }
 
@@ -197,6 +216,9 @@ impl Stewards {
             // On failure nothing is acknowledged; the brain sends again and we try again.
             if ok {
                 self.blobs_ready.insert(waiting.job);
+                if waiting.ids.is_empty() {
+                    continue;
+                }
                 let message = Message::Stored { job: waiting.job, term: waiting.term, ids: waiting.ids };
                 ctx.after_persist(After::Send { to: waiting.to, message });
             }
@@ -212,9 +234,10 @@ impl Stewards {
         let kept = kept.map(|((job, node, fence), _)| (*node, Lease { job: *job, fence: *fence })).collect();
         let moved = self.moved.iter().filter(|(job, (_, brain))| *brain != from && member(job));
         let moved = moved.map(|(job, (term, _))| (*job, *term)).filter(|_| !planted(Bug::SkipTermCheck)).collect();
-        ctx.send(from, Message::SetBeatAck { seq, kept, moved });
+        ctx.send(from, Message::SetBeatAck { seq, disk: ctx.disk, kept, moved });
     }
 
+    #[expect(clippy::too_many_arguments, reason = "the parts of one message")]
     /// A member of some set answered: it may count as in touch with the brains here, but for what it says first.
     pub(crate) fn on_set_beat_ack(
         &mut self,
@@ -222,6 +245,7 @@ impl Stewards {
         brains: &mut Brains,
         from: NodeId,
         seq: u64,
+        disk: DiskId,
         kept: &[(NodeId, Lease)],
         moved: &[(JobId, u32)],
     ) {
@@ -238,7 +262,7 @@ impl Stewards {
             }
         }
         if let Some((_, sent)) = self.beats.iter().find(|(s, _)| *s == seq) {
-            ctx.peers.touch_contact(from, *sent);
+            ctx.peers.touch_contact(from, *sent, disk);
         }
     }
 
@@ -256,7 +280,8 @@ impl Stewards {
     /// Whether this node has nothing against a lease going on: the brain is silent, and no later one is promised.
     pub(crate) fn on_lease(&mut self, ctx: &Ctx, from: NodeId, lease: Lease) -> bool {
         let job = lease.job;
-        let Some(live) = ctx.ledger.live(&job).filter(|_| self.watched.contains_key(&job)) else { return false };
+        let watched = self.watched.contains_key(&job) && counts(ctx, job);
+        let Some(live) = ctx.ledger.live(&job).filter(|_| watched) else { return false };
         let term = self.leader_term(ctx, job);
         let silent = match brain_of(&live.state.spec, term) {
             Some(brain) => ctx.now.at - self.brain_heard(job, brain) >= KEEP_AFTER,
@@ -312,6 +337,7 @@ impl Stewards {
                 self.forget(&job);
                 continue;
             }
+            self.recall(ctx, job);
             if let Some(brain) = self.watch_over(ctx, brains, job) {
                 let asked = quiet.entry(brain).or_default();
                 if asked.len() < WANT_MAX {
@@ -369,6 +395,11 @@ impl Stewards {
 /// The highest term that this node saw or promised.
 pub(crate) fn promised(ctx: &Ctx, job: JobId) -> u32 {
     let Some(live) = ctx.ledger.live(&job) else { return 0 };
-    let voted = live.state.votes.iter().rev().find(|(_, v)| v.contains(&ctx.own)).map_or(0, |(t, _)| *t);
-    if planted(Bug::ForgetVote) { live.state.term } else { voted.max(live.state.term) }
+    let state = &live.state;
+    if planted(Bug::ForgetVote) {
+        return state.term;
+    }
+    // Whoever has forgotten what it promised may have promised as much as anybody.
+    let promised = if counts(ctx, job) { state.promised_by(ctx.own) } else { state.promised_by_any() };
+    promised.max(state.term)
 }
