@@ -181,17 +181,38 @@ impl Ledger {
             return Ok(known);
         }
         let opened = envelope.open(self.mesh, &mut self.roots)?;
-        self.check_complete(envelope.entry, &opened.statement, now_ms)?;
+        self.check_complete(envelope.entry, &opened.statement)?;
+        self.merge(envelope, &opened, roles, now_ms)
+    }
+
+    /// As [`Self::admit`], for what a peer sent that was asked for the whole entry and had no more: takes a seal without all
+    /// that it seals once its grace time is over, as then nobody has the rest any more. The time alone would not do: this
+    /// node's date may be years ahead of the others'.
+    ///
+    /// # Errors
+    /// [`Refusal`]; nothing has changed then.
+    pub fn admit_remains(
+        &mut self,
+        envelope: &Envelope,
+        roles: impl Fn(NodeId) -> Option<Roles>,
+        now_ms: u64,
+    ) -> Result<Admitted, Refusal> {
+        if let Some(known) = self.known(envelope) {
+            return Ok(known);
+        }
+        let opened = envelope.open(self.mesh, &mut self.roots)?;
+        if opened.statement.at_ms.saturating_add(self.grace_ms) > now_ms {
+            self.check_complete(envelope.entry, &opened.statement)?;
+        }
         self.merge(envelope, &opened, roles, now_ms)
     }
 
     /// After a seal nothing more is taken in, so a completed job's waits until all that it seals is here: otherwise this
-    /// node would never learn where the missing outputs are. Unless its grace time is over: then nobody has the rest any more.
-    fn check_complete(&self, entry: JobId, statement: &Statement, now_ms: u64) -> Result<(), Refusal> {
+    /// node would never learn where the missing outputs are.
+    fn check_complete(&self, entry: JobId, statement: &Statement) -> Result<(), Refusal> {
         let Fact::Seal { term, outcome: Outcome::Completed, .. } = &statement.fact else { return Ok(()) };
         let whole = self.live.get(&entry).is_none_or(|live| live.state.is_whole(*term));
-        let over = statement.at_ms.saturating_add(self.grace_ms) <= now_ms;
-        if whole || over || planted(Bug::SealUnseen) { Ok(()) } else { Err(Refusal::Incomplete) }
+        if whole || planted(Bug::SealUnseen) { Ok(()) } else { Err(Refusal::Incomplete) }
     }
 
     /// Merges an envelope from this node's own disk or hand: no signature check.

@@ -84,7 +84,7 @@ fn frames() -> Vec<Vec<u8>> {
         Message::Facts(envelopes()),
         Message::Card(card()),
         Message::Load(load()),
-        Message::Award { award: Box::new(facts()), assign: assign.clone() },
+        Message::Award { award: Box::new(facts()), bid: FactId([9; 32]), assign: assign.clone() },
         Message::Assign(assign),
         Message::Beat { seq: 3, leases: vec![(lease, 2)] },
         Message::BeatAck { seq: 3, renewed: vec![lease], kept: vec![lease], void: Vec::new() },

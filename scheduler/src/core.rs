@@ -12,7 +12,7 @@ use sinew_crdt_state::ids::{FactId, JobId, MeshId, NodeId};
 use sinew_crdt_state::ledger::{Ledger, OwnerMark, SealedEntry};
 use sinew_crdt_state::spec::{BlobRef, JobSpec, Phase, Resources, SignedSpec, Source};
 
-use crate::brain::Brain;
+use crate::brain::{Bid, Brain};
 use crate::brains::Brains;
 use crate::config::{CARD_EVERY, CoreConfig, FORGOTTEN_FOR, load_news_every};
 use crate::ctx::{After, Ctx, Setup};
@@ -379,7 +379,7 @@ impl Core {
                     brain.on_interest(ctx);
                 }
             }
-            Message::Award { award, assign } => self.worker.on_award(ctx, from, &award, &assign),
+            Message::Award { award, bid, assign } => self.worker.on_award(ctx, from, &award, bid, &assign),
             Message::Decline { lease } => {
                 if let Some(brain) = self.brains.touch(&lease.job) {
                     brain.on_decline(ctx, from, lease.fence);
@@ -436,8 +436,9 @@ impl Core {
             Message::BeatAck { seq, renewed, kept, void } => {
                 self.worker.on_beat_ack(ctx, from, seq, &renewed, &kept, &void);
             }
-            Message::SetBeat { seq } => self.stewards.on_set_beat(ctx, from, seq),
-            Message::SetBeatAck { seq, disk, kept, moved } => {
+            Message::SetBeat { seq, doubts } => self.stewards.on_set_beat(ctx, from, seq, doubts),
+            Message::SetBeatAck { seq, disk, kept, moved, over, unknown } => {
+                self.stewards.on_doubts(ctx, &mut self.brains, from, seq, &over, &unknown);
                 self.stewards.on_set_beat_ack(ctx, &mut self.brains, from, seq, disk, &kept, &moved);
             }
             Message::Led(jobs) => Stewards::on_led(ctx, &self.brains, from, jobs),
@@ -486,7 +487,7 @@ impl Core {
         if let Ok(Statement { fact: Fact::Bid { slots, score, held_bytes, .. }, .. }) = cbor::from_slice(&bid.payload)
             && let Some(brain) = self.brains.touch(&bid.entry)
         {
-            brain.on_bid(from, slots, score, held_bytes);
+            brain.on_bid(from, Bid { id: bid.fact_id(), slots, score, held_bytes });
         }
     }
 

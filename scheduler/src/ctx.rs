@@ -154,12 +154,25 @@ impl Ctx {
 
     /// Merges a fact from a peer; offences are reported against `from`.
     pub(crate) fn admit(&mut self, from: NodeId, envelope: &Envelope) -> Result<Admitted, Refusal> {
+        self.take_in(from, envelope, false)
+    }
+
+    /// As [`Self::admit`], for an old seal when `from` has nothing more of the entry than it sent.
+    pub(crate) fn admit_remains(&mut self, from: NodeId, envelope: &Envelope) -> Result<Admitted, Refusal> {
+        self.take_in(from, envelope, true)
+    }
+
+    fn take_in(&mut self, from: NodeId, envelope: &Envelope, remains: bool) -> Result<Admitted, Refusal> {
         if envelope.author == self.own && from == self.own {
             return Ok(Admitted::Known(envelope.fact_id()));
         }
         let (own, own_roles, peers) = (self.own, self.roles, &self.peers);
         let roles = |node| if node == own { Some(own_roles) } else { peers.roles(node) };
-        let admitted = self.ledger.admit(envelope, roles, self.now.unix_ms);
+        let admitted = if remains {
+            self.ledger.admit_remains(envelope, roles, self.now.unix_ms)
+        } else {
+            self.ledger.admit(envelope, roles, self.now.unix_ms)
+        };
         match &admitted {
             Ok(Admitted::New(id)) => {
                 self.records.push(Record::Fact { id: *id, envelope: envelope.clone() });

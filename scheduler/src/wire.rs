@@ -90,6 +90,8 @@ pub enum Message {
     Award {
         /// The award fact.
         award: Box<Envelope>,
+        /// The bid that this answers: the lease counts from when it was made.
+        bid: FactId,
         /// First tasks.
         assign: Assign,
     },
@@ -217,6 +219,9 @@ pub enum Message {
     SetBeat {
         /// Counts the sender's beats.
         seq: u64,
+        /// Jobs of which the sender is not sure that it still leads them: it was out of touch with their sets.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        doubts: Vec<JobId>,
     },
     /// The answer to [`Self::SetBeat`].
     SetBeatAck {
@@ -228,6 +233,12 @@ pub enum Message {
         kept: Vec<(NodeId, Lease)>,
         /// Jobs for which this member has promised a term of another brain.
         moved: Vec<(JobId, u32)>,
+        /// Of the jobs in doubt, those that have ended.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        over: Vec<JobId>,
+        /// Of the jobs in doubt, those that this member knows nothing of, so that its answer does not count for them.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        unknown: Vec<JobId>,
     },
     /// Steward to brain: I have not heard of these jobs for a while; do you lead them?
     Led(Vec<JobId>),

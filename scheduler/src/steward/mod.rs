@@ -22,6 +22,7 @@ use crate::brains::Brains;
 use crate::config::{BEAT_EVERY, CHECK_EVERY, KEEP_AFTER, LEASE, QUIET_AFTER, WANT_MAX};
 use crate::ctx::{After, Ctx};
 use crate::io::{Effect, FetchId};
+use crate::sync;
 use crate::time::Time;
 use crate::wire::{Lease, Message};
 use crate::worker::missing_blobs;
@@ -42,6 +43,8 @@ struct Watched {
     recall: Option<Recall>,
     /// No campaign before this, after a refusal or a promise.
     not_before: Time,
+    /// When this node's own brain was deposed although its set had answered it lately.
+    led_until: Option<Time>,
 }
 
 /// Acknowledgements that wait for input blobs.
@@ -70,6 +73,8 @@ pub(crate) struct Stewards {
     check_at: Time,
 }
 
+/// Jobs that a set beat asks about: a quarter of a MiB.
+const DOUBTS_MAX: usize = 8_192;
 /// Set beats whose answers are still awaited.
 const BEATS_KEPT: usize = 16;
 
@@ -90,6 +95,7 @@ impl Stewards {
             campaign: None,
             recall: None,
             not_before: Time::default(),
+            led_until: None,
         });
         self.note_promise(ctx, job);
     }
@@ -127,9 +133,11 @@ impl Stewards {
 
     /// A brain of this node was told that `term` has begun elsewhere.
     pub(crate) fn on_deposed(&mut self, ctx: &Ctx, job: JobId, term: u32) {
+        let near = ctx.ledger.live(&job).is_some_and(|live| election::in_touch(ctx, &live.state));
         if let Some(watched) = self.watched.get_mut(&job) {
             watched.heard_term = watched.heard_term.max(term);
             watched.since = ctx.now.at;
+            watched.led_until = near.then_some(ctx.now.at);
         }
     }
 
@@ -226,7 +234,9 @@ impl Stewards {
         true
     }
 
-    pub(crate) fn on_set_beat(&mut self, ctx: &mut Ctx, from: NodeId, seq: u64) {
+    /// A brain shows itself, and asks about the jobs that it may have lost. What ended here is not watched any more, nor is
+    /// the promise remembered by which it went to another brain, so that is looked up for these jobs alone.
+    pub(crate) fn on_set_beat(&mut self, ctx: &mut Ctx, from: NodeId, seq: u64, doubts: Vec<JobId>) {
         let now = ctx.now.at;
         self.heard.insert(from, now);
         let member = |job: &JobId| ctx.ledger.live(job).is_some_and(|l| l.state.spec.brain_set.contains(&from));
@@ -234,7 +244,40 @@ impl Stewards {
         let kept = kept.map(|((job, node, fence), _)| (*node, Lease { job: *job, fence: *fence })).collect();
         let moved = self.moved.iter().filter(|(job, (_, brain))| *brain != from && member(job));
         let moved = moved.map(|(job, (term, _))| (*job, *term)).filter(|_| !planted(Bug::SkipTermCheck)).collect();
-        ctx.send(from, Message::SetBeatAck { seq, disk: ctx.disk, kept, moved });
+        let ended = |job: &JobId| ctx.ledger.sealed(job).is_some() || ctx.forgotten.contains_key(job);
+        let (over, open): (Vec<JobId>, Vec<JobId>) = doubts.into_iter().take(DOUBTS_MAX).partition(ended);
+        let unknown: Vec<JobId> = open.into_iter().filter(|job| ctx.ledger.live(job).is_none()).collect();
+        sync::want(ctx, from, unknown.clone());
+        ctx.send(from, Message::SetBeatAck { seq, disk: ctx.disk, kept, moved, over, unknown });
+    }
+
+    /// What a member says of jobs in doubt, before its answer counts for anything: some have ended, and of some it knows nothing.
+    pub(crate) fn on_doubts(
+        &self,
+        ctx: &mut Ctx,
+        brains: &mut Brains,
+        from: NodeId,
+        seq: u64,
+        over: &[JobId],
+        unknown: &[JobId],
+    ) {
+        let Some((_, sent)) = self.beats.iter().find(|(s, _)| *s == seq) else { return };
+        for job in unknown {
+            if let Some(brain) = brains.peek_mut(job) {
+                brain.not_vouched(from, *sent);
+            }
+        }
+        let mut ended = false;
+        for job in over {
+            if let Some(brain) = brains.touch(job).filter(|b| b.members().any(|n| n == from)) {
+                brain.depose(ctx);
+                ended = true;
+            }
+        }
+        if ended {
+            // How they ended.
+            sync::start(ctx, from);
+        }
     }
 
     #[expect(clippy::too_many_arguments, reason = "the parts of one message")]
@@ -306,12 +349,14 @@ impl Stewards {
         }
     }
 
-    fn beat(&mut self, ctx: &mut Ctx, brains: &Brains) {
-        let mut to: BTreeSet<NodeId> = BTreeSet::new();
-        for (_, brain) in brains.iter() {
-            to.extend(brain.members());
+    fn beat(&mut self, ctx: &mut Ctx, brains: &mut Brains) {
+        let mut to: BTreeMap<NodeId, Vec<JobId>> = BTreeMap::new();
+        for (job, brain) in brains.iter() {
+            let in_doubt = brain.is_in_doubt(ctx);
+            for member in brain.members().filter(|n| *n != ctx.own) {
+                to.entry(member).or_default().extend(in_doubt.then_some(*job));
+            }
         }
-        to.remove(&ctx.own);
         if to.is_empty() {
             return;
         }
@@ -320,8 +365,14 @@ impl Stewards {
         if self.beats.len() > BEATS_KEPT {
             self.beats.pop_front();
         }
-        for node in to {
-            ctx.send(node, Message::SetBeat { seq: self.beat_seq });
+        for (node, mut doubts) in to {
+            // What does not fit is asked with a later beat; the answer to this one says nothing about it.
+            for job in doubts.drain(DOUBTS_MAX.min(doubts.len())..) {
+                if let Some(brain) = brains.peek_mut(&job) {
+                    brain.not_vouched(node, ctx.now.at);
+                }
+            }
+            ctx.send(node, Message::SetBeat { seq: self.beat_seq, doubts });
         }
     }
 
