@@ -539,8 +539,8 @@ impl Worker {
             return;
         }
         let fence_after = if planted(Bug::FenceTooLate) { Span(2 * FENCE_AFTER.0) } else { FENCE_AFTER };
-        let silent: Vec<Lease> =
-            self.held.iter().filter(|(_, h)| now - h.answered() >= fence_after).map(|(l, _)| *l).collect();
+        let is_silent = |h: &Held| now - h.answered() >= fence_after && !planted(Bug::FenceNever);
+        let silent: Vec<Lease> = self.held.iter().filter(|(_, h)| is_silent(h)).map(|(l, _)| *l).collect();
         for lease in silent {
             ctx.note(Note::Fenced { lease });
             self.drop_held(ctx, lease);

@@ -6,6 +6,7 @@
 //! Nothing here reads a clock, touches a file or a socket, or starts a thread. The same seed gives the same trace.
 
 mod audit;
+mod busy;
 mod check;
 pub mod cli;
 mod clock;

@@ -67,6 +67,10 @@ pub struct World {
     pub(crate) machines: Vec<NodeSetup>,
     request_last: u64,
     pub(crate) watch: Watch,
+    /// Nodes that went down at a write of theirs, until somebody sees to them.
+    pub(crate) fell: std::collections::BTreeSet<Index>,
+    /// Whose core is at work.
+    pub(crate) calling: Option<Index>,
 }
 
 impl World {
@@ -107,6 +111,8 @@ impl World {
             machines: Vec::new(),
             request_last: 0,
             watch: Watch::default(),
+            fell: std::collections::BTreeSet::new(),
+            calling: None,
         }
     }
 
@@ -278,11 +284,18 @@ impl World {
 
     pub(crate) fn inputs(&mut self, node: Index, inputs: Vec<Input>) {
         let now = self.clock(node);
+        if let Some(frozen) = &mut self.nodes[node].frozen {
+            return frozen.keep(inputs);
+        }
+        if self.nodes[node].core.is_some() {
+            self.calls(node, matches!(inputs.as_slice(), [Input::Tick]));
+        }
         let Some(core) = &mut self.nodes[node].core else { return };
         for input in inputs {
             core.handle(now, input);
         }
         core.flush(now);
+        self.calling = None;
         while let Some(effect) = self.nodes[node].core.as_mut().and_then(Core::poll_effect) {
             self.effect(node, effect);
         }
@@ -292,7 +305,7 @@ impl World {
     pub(crate) fn schedule_tick(&mut self, node: Index) {
         let n = &mut self.nodes[node];
         let Some(core) = &n.core else { return };
-        // A core that wants to be called at once, for ever, would stop the clock.
+        // A core that wants to be called at once would stop the clock; for ever, it is caught in `busy`.
         let at = n.clock.when(core.poll_timeout()).max(self.now + Span(1));
         n.tick_at = at;
         let life = n.life(node);

@@ -64,6 +64,7 @@ impl World {
         self.counters.writes += 1;
         self.nodes[node].disk.write(ticket, records, due);
         if self.crash_is_due(node, ticket) {
+            self.fell.insert(node);
             return self.crash(node, pending);
         }
         if self.nodes[node].disk.is_full() && !self.nodes[node].disk.failing {
@@ -102,6 +103,7 @@ impl World {
         let awaited = self.nodes[node].crash_at.and_then(|c| c.ticket);
         if awaited.is_some_and(|ticket| done.contains(&ticket)) {
             // All that was acknowledged so far, which a lying disk has in its cache only.
+            self.fell.insert(node);
             return self.crash(node, 0);
         }
         if !done.is_empty() {

@@ -32,6 +32,26 @@ pub enum Class {
     FalseResult,
     /// A liar sends hundreds of messages that mean nothing.
     Flood,
+    /// A disk takes its time over each write.
+    SlowDisk,
+    /// A node's date jumps by up to two days and its clocks run up to 1 % off.
+    Clock,
+    /// Gossip messages arrive twice.
+    Duplicate,
+    /// Messages overtake each other, but for those of one stream.
+    Reorder,
+    /// Links carry little.
+    Bandwidth,
+    /// A machine stands still and goes on.
+    Pause,
+    /// Some nodes can only dial out, so that no two of them have a connection.
+    Nat,
+    /// A process dies before, in or just after a write.
+    CrashAtWrite,
+    /// A process dies in a write of which a part stays.
+    TornWrite,
+    /// A disk calls written what it then loses in a crash. One node per run, as with [`Self::Wipe`].
+    LostFsync,
 }
 
 /// A name that is no class of faults.
@@ -44,7 +64,7 @@ pub struct UnknownClass {
 
 impl Class {
     /// Every class.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 23] = [
         Self::Crash,
         Self::Restart,
         Self::Partition,
@@ -58,6 +78,16 @@ impl Class {
         Self::FalseBid,
         Self::FalseResult,
         Self::Flood,
+        Self::SlowDisk,
+        Self::Clock,
+        Self::Duplicate,
+        Self::Reorder,
+        Self::Bandwidth,
+        Self::Pause,
+        Self::Nat,
+        Self::CrashAtWrite,
+        Self::TornWrite,
+        Self::LostFsync,
     ];
 
     /// Its name on the command line and in reports.
@@ -77,6 +107,16 @@ impl Class {
             Self::FalseBid => "false-bid",
             Self::FalseResult => "false-result",
             Self::Flood => "flood",
+            Self::SlowDisk => "slow-disk",
+            Self::Clock => "clock",
+            Self::Duplicate => "duplicate",
+            Self::Reorder => "reorder",
+            Self::Bandwidth => "bandwidth",
+            Self::Pause => "pause",
+            Self::Nat => "nat",
+            Self::CrashAtWrite => "crash-at-write",
+            Self::TornWrite => "torn-write",
+            Self::LostFsync => "lost-fsync",
         }
     }
 
@@ -86,10 +126,25 @@ impl Class {
         matches!(self, Self::Equivocate | Self::FalseBid | Self::FalseResult | Self::Flood)
     }
 
+    /// Whether it is over as soon as it is said.
+    pub(crate) const fn is_said_at_once(self) -> bool {
+        matches!(self, Self::Equivocate | Self::FalseBid | Self::FalseResult | Self::Flood)
+    }
+
     /// Whether it needs a link.
     #[must_use]
     pub const fn needs_peers(self) -> bool {
-        matches!(self, Self::Partition | Self::OneWay | Self::Flap | Self::Drop)
+        matches!(
+            self,
+            Self::Partition
+                | Self::OneWay
+                | Self::Flap
+                | Self::Drop
+                | Self::Duplicate
+                | Self::Reorder
+                | Self::Bandwidth
+                | Self::Nat
+        )
     }
 
     /// Shortest and longest time that one strike is in force, ms.
@@ -104,6 +159,14 @@ impl Class {
             Self::FullDisk => (200, 5_000),
             Self::Drop => (1_000, 8_000),
             Self::Churn => (5_000, 60_000),
+            Self::SlowDisk | Self::Duplicate | Self::Reorder | Self::Bandwidth => (1_000, 8_000),
+            Self::Clock => (1_000, 15_000),
+            // From less than a lease to more than a connection lives.
+            Self::Pause => (300, 12_000),
+            Self::Nat => (2_000, 12_000),
+            // Some of it goes by until the write comes.
+            Self::CrashAtWrite | Self::TornWrite => (1_000, 6_000),
+            Self::LostFsync => (2_000, 8_000),
             // Said at once.
             Self::Equivocate | Self::FalseBid | Self::FalseResult | Self::Flood => (1, 1),
         }
