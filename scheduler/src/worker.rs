@@ -382,6 +382,10 @@ impl Worker {
     fn start_tasks(&mut self, ctx: &mut Ctx, lease: Lease) {
         let job_slots = self.leases_of(lease.job).iter().filter_map(|l| self.held.get(l)).map(|h| h.slots).sum();
         let Some(held) = self.held.get_mut(&lease) else { return };
+        // A machine that stood still learns of a task's end before its timers fire: the lease may be long over.
+        if ctx.now.at - held.answered() >= FENCE_AFTER {
+            return;
+        }
         let ahead = ctx.config.start_ahead.saturating_mul(held.slots) + u32::from(planted(Bug::OneTaskTooMany));
         while held.running.len() < held.slots.saturating_add(ahead) as usize {
             let Some((phase, run)) = held.queue.front_mut() else { return };

@@ -6,8 +6,9 @@ use sinew_simnet::{cli, run};
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
+    let verbose = std::env::var_os("SIMNET_VERBOSE").is_some();
     let options = match cli::parse(&args) {
-        Ok(options) => options,
+        Ok(options) => run::Options { verbose, ..options },
         Err(error) => {
             eprintln!("{error}");
             return ExitCode::from(2);

@@ -30,6 +30,12 @@ pub(crate) struct Watch {
     late: Vec<(JobId, Index, FactId)>,
     /// Nodes that a scenario makes lie.
     pub(crate) liars: BTreeSet<NodeId>,
+    /// Whether a disk ever lied.
+    pub(crate) lying: bool,
+    /// Nodes whose disks lost what they had called written.
+    pub(crate) forgot: BTreeSet<Index>,
+    /// Brain sets of jobs acknowledged since a disk first lied: such a job may be gone from every disk.
+    pub(crate) sets: BTreeMap<JobId, Vec<NodeId>>,
     /// Facts that they could not sign.
     pub(crate) forged: Vec<(JobId, FactId)>,
 }

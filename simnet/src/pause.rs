@@ -32,6 +32,11 @@ impl Frozen {
         self.inputs.extend(inputs);
     }
 
+    /// The time in which it stood still.
+    pub(crate) const fn until(&self, node: Index, to: Time) -> Pause {
+        Pause { node, from: self.since, to }
+    }
+
     /// Whether anything reached it.
     pub(crate) fn missed_something(&self) -> bool {
         !self.events.is_empty() || !self.inputs.is_empty()
@@ -54,7 +59,7 @@ impl World {
         let node = self.index(name);
         let frozen = self.nodes[node].frozen.take().expect("only a paused node goes on");
         self.say(node, "RESUMED".to_owned());
-        self.pauses.push(Pause { node, from: frozen.since, to: self.now });
+        self.pauses.push(frozen.until(node, self.now));
         if self.now - frozen.since >= CONNECTION_SURVIVES {
             for peer in self.links.peers(node).collect::<Vec<_>>() {
                 self.disconnect(node, peer, Span(0));
@@ -85,7 +90,7 @@ impl World {
         let node = match &event {
             Event::Frame { to, .. } => to.node,
             Event::Model(Model::Gossip { to, .. } | Model::Control { to, .. }) => to.node,
-            Event::Model(Model::Beat(life) | Model::Dialled { from: life, .. }) => life.node,
+            Event::Model(Model::Beat(life) | Model::Improve(life) | Model::Dialled { from: life, .. }) => life.node,
             Event::Tick(life) | Event::Disk(life) => life.node,
             Event::TaskEnd { life, .. } | Event::Fetched { life, .. } => life.node,
             Event::Loaded { life, .. } | Event::Closed { life, .. } => life.node,

@@ -145,6 +145,11 @@ impl World {
 
     /// A node joins, while everything goes on.
     pub fn join_as(&mut self, name: &str, setup: NodeSetup) {
+        self.join_with(name, setup, None);
+    }
+
+    /// A node joins and dials the nodes that it has met, or those that it would.
+    pub(crate) fn join_with(&mut self, name: &str, setup: NodeSetup, met: Option<Vec<Index>>) {
         assert!(self.nodes.iter().all(|n| n.name != name), "{name} is there already");
         let identity = Identity::from_seed(self.rng.random());
         let (admin, own) = &self.founder;
@@ -153,7 +158,7 @@ impl World {
         let node = self.nodes.len() - 1;
         self.indices.insert(self.nodes[node].id(), node);
         self.boot(node);
-        for peer in self.choose_peers(node) {
+        for peer in met.unwrap_or_else(|| self.choose_peers(node)) {
             self.links.keep(node, peer);
             self.connect_soon(node, peer, true);
         }
@@ -342,6 +347,7 @@ impl World {
             Effect::Answer { id, response } => {
                 if let Response::Submitted(Ok(job)) = &response {
                     self.acknowledged.insert(*job, self.now);
+                    self.note_set(node, *job);
                 }
                 self.say(node, format!("answers {id:?}: {response:?}"));
                 self.answers.insert(id, (self.now, response));

@@ -46,6 +46,7 @@ impl World {
     pub fn set_disk(&mut self, name: &str, setup: DiskSetup) {
         let node = self.index(name);
         self.say(node, format!("DISK is {setup:?}"));
+        self.watch.lying |= setup.lies;
         self.nodes[node].disk.setup = setup;
     }
 

@@ -34,7 +34,7 @@ pub enum Class {
     Flood,
     /// A disk takes its time over each write.
     SlowDisk,
-    /// A node's date jumps by up to two days and its clocks run up to 1 % off.
+    /// A node's date jumps by up to 25 minutes and its clocks run up to 1 % off.
     Clock,
     /// Gossip messages arrive twice.
     Duplicate,
@@ -52,6 +52,10 @@ pub enum Class {
     TornWrite,
     /// A disk calls written what it then loses in a crash. One node per run, as with [`Self::Wipe`].
     LostFsync,
+    /// Liars pass on no gossip.
+    Censor,
+    /// Liars hold every slot of one node's gossip mesh, and keep from it and of it what they can.
+    Eclipse,
 }
 
 /// A name that is no class of faults.
@@ -64,7 +68,7 @@ pub struct UnknownClass {
 
 impl Class {
     /// Every class.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 25] = [
         Self::Crash,
         Self::Restart,
         Self::Partition,
@@ -88,6 +92,8 @@ impl Class {
         Self::CrashAtWrite,
         Self::TornWrite,
         Self::LostFsync,
+        Self::Censor,
+        Self::Eclipse,
     ];
 
     /// Its name on the command line and in reports.
@@ -117,13 +123,15 @@ impl Class {
             Self::CrashAtWrite => "crash-at-write",
             Self::TornWrite => "torn-write",
             Self::LostFsync => "lost-fsync",
+            Self::Censor => "censor",
+            Self::Eclipse => "eclipse",
         }
     }
 
     /// Whether it needs a node that lies.
     #[must_use]
     pub const fn is_byzantine(self) -> bool {
-        matches!(self, Self::Equivocate | Self::FalseBid | Self::FalseResult | Self::Flood)
+        self.is_said_at_once() || matches!(self, Self::Censor | Self::Eclipse)
     }
 
     /// Whether it is over as soon as it is said.
@@ -167,6 +175,8 @@ impl Class {
             // Some of it goes by until the write comes.
             Self::CrashAtWrite | Self::TornWrite => (1_000, 6_000),
             Self::LostFsync => (2_000, 8_000),
+            // Several heartbeats, and several adverts.
+            Self::Censor | Self::Eclipse => (3_000, 15_000),
             // Said at once.
             Self::Equivocate | Self::FalseBid | Self::FalseResult | Self::Flood => (1, 1),
         }

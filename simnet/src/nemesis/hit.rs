@@ -40,6 +40,10 @@ pub(super) enum Held {
     Hidden(Vec<Index>),
     /// A node that goes down at one of its writes.
     Doomed(Index),
+    /// No gossip is passed on.
+    Censorship,
+    /// A node hears and is heard through attackers.
+    Eclipse(Index),
 }
 
 /// What grows while a strike of the class is felt. `None` for those that say so at their end, and, without `held`, for those
@@ -55,6 +59,7 @@ pub(super) fn gauge(world: &World, class: Class, held: Option<&Held>) -> Option<
         Class::TornWrite => Some(counters.torn_writes),
         Class::LostFsync => Some(counters.lost_syncs),
         Class::Nat => Some(counters.unreachable),
+        Class::Censor | Class::Eclipse => Some(counters.gossip_withheld),
         Class::SlowDisk => match held {
             Some(Held::Slow(node)) => Some(world.nodes[*node].disk.asked_to_write()),
             _ => None,
@@ -101,6 +106,16 @@ impl Nemesis {
                 Some(Held::Network(strike.class))
             }
             Class::Nat => hide(world, strike),
+            Class::Censor => {
+                world.begin_censorship(&self.liars);
+                Some(Held::Censorship)
+            }
+            Class::Eclipse => {
+                let honest = up.into_iter().filter(|n| !self.liars.contains(n)).collect();
+                let victim = super::one_of(honest, strike.dice[0])?;
+                world.begin_eclipse(victim, &self.liars);
+                Some(Held::Eclipse(victim))
+            }
             _ => self.begin_on_machine(world, strike, &up),
         }
     }
@@ -140,6 +155,14 @@ impl Held {
             }
             Self::Hidden(nodes) => {
                 show(world, &nodes);
+                true
+            }
+            Self::Censorship => {
+                world.end_censorship();
+                true
+            }
+            Self::Eclipse(victim) => {
+                world.end_eclipse(victim);
                 true
             }
             machine => machine.release_machine(world),

@@ -13,8 +13,9 @@ use crate::write::CrashPoint;
 const DOWN_SHARE: (usize, usize) = (2, 5);
 /// A slow disk's median sync lies between these, ms: a busy spindle, and an array that rebuilds itself.
 const SYNC_MS: (u64, u64) = (20, 1_500);
-/// A date is set wrong by this much at most, ms: two days.
-const JUMP_MS_MAX: u64 = 172_800_000;
+/// A date is set wrong by this much at most, ms: two dates are then less apart than the hour for which sealed jobs are kept. A
+/// node whose date is further ahead forgets before others do, and ledgers differ until all have forgotten.
+const JUMP_MS_MAX: u64 = 1_500_000;
 /// A clock runs this much too fast or too slow at most, parts per million: a hundred times what quartz does.
 const DRIFT_PPM_MAX: u64 = 10_000;
 /// A doomed node goes down at one of so many writes to come.

@@ -103,7 +103,10 @@ fn blake3_of(name: &str) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
+mod tests;
+
+#[cfg(test)]
+mod streams {
     use super::*;
 
     #[test]

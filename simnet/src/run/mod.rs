@@ -108,7 +108,8 @@ impl<'a> Running<'a> {
         self.nemesis.heal(&mut self.world);
         let healed = self.world.now;
         self.until_rest(healed)?;
-        let found = self.world.violations_at_rest();
+        let mut found = self.world.violations_at_rest();
+        found.retain(|violation| !self.world.is_excused(violation));
         if !found.is_empty() {
             return Err(self.failure(&format!("{found:?}")));
         }
@@ -170,6 +171,7 @@ impl<'a> Running<'a> {
         self.doubles.look(&self.world);
         let mut found = self.world.violations_any_time();
         found.extend(self.doubles.found().iter().map(|(job, phase, task)| Violation::DoubleStart(*job, *phase, *task)));
+        found.retain(|violation| !self.world.is_excused(violation));
         if found.is_empty() {
             return Ok(());
         }
