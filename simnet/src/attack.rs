@@ -113,6 +113,13 @@ impl World {
         self.join_with(name, setup, Some(met));
     }
 
+    /// Two nodes meet: the first dials the second, and again whenever their connection is lost.
+    pub fn meet(&mut self, from: &str, to: &str) {
+        let (from, to) = (self.index(from), self.index(to));
+        self.links.keep(from, to);
+        self.connect_soon(from, to, true);
+    }
+
     /// A node joins that has met these attackers only and has no way to anybody else, until [`World::heal`].
     pub fn eclipse_all_of<'a>(
         &mut self,

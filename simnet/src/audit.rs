@@ -92,7 +92,9 @@ impl World {
         let late = |e: &&crate::exec::Execution| {
             self.watch.sealed.get(&e.job).is_some_and(|sealed| e.start > *sealed + LAST_START)
         };
-        self.executions.iter().filter(late).map(|e| Violation::Revived(e.job, e.phase, e.task)).collect()
+        // Told to start and to stop by messages that had waited for it, all at one time: nothing ran.
+        let ran = |e: &&crate::exec::Execution| e.end.is_none_or(|(end, _)| end > e.start);
+        self.executions.iter().filter(late).filter(ran).map(|e| Violation::Revived(e.job, e.phase, e.task)).collect()
     }
 
     fn opened(&self, node: Index, job: &JobId) -> Vec<Opened> {

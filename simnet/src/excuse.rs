@@ -64,6 +64,7 @@ mod tests {
         assert!(world.is_excused(&Violation::Lost(first)) && !world.is_excused(&Violation::Invented(first, 0, 0)));
         world.set_disk("a", DiskSetup::default());
         world.kill("a");
+        world.run_for(seconds(5));
         let second = world.submit("b", &job());
         assert!(!world.brain_set(&second).contains(&"a".to_owned()));
         assert!(!world.is_excused(&Violation::Lost(second)), "a is not in its brain set");

@@ -1,8 +1,8 @@
 //! Machines that stand still for a while and go on as if nothing had happened.
 
 use sinew_simnet::{
-    Refusal::StaleEpoch, World, completed, done, fenced, given_up, job, led_by, millis, rejected_result, round,
-    running, seconds, started, taken_over,
+    DiskSetup, Distribution, Refusal::StaleEpoch, World, completed, done, fenced, given_up, job, led_by, millis,
+    rejected_result, round, running, seconds, started, taken_over,
 };
 
 use crate::{all_ends_well, brain_and_workers};
@@ -111,6 +111,30 @@ fn a_mesh_that_stands_still_as_a_whole() {
         world.run_until(completed(job));
         all_ends_well(&mut world);
         assert_eq!(world.counters().pauses, 3);
+    }
+}
+
+/// A steward stands still while its brain loses touch with the other one. Back, it stands for brain at once, hears and answers
+/// the brain's beats that wait for it, and must then leave it: with its answer the brain was in charge again.
+#[test]
+fn a_steward_back_from_a_pause_answers_its_brain_and_does_not_depose_it() {
+    for step in 0..24 {
+        let mut world = World::seed(1_260 + step).nodes(["a", "b", "c", "d"]);
+        let job = world.submit("a", &job().tasks(120).lasting(millis(500)).spread());
+        world.run_until(done(job, 0, 6));
+        let stewards = world.stewards(&job);
+        let others: Vec<String> =
+            ["a", "b", "c", "d"].into_iter().map(str::to_owned).filter(|n| *n != stewards[1]).collect();
+        // Its own vote takes a while, in which the brain works on its answer.
+        let fsync_us = Distribution::Uniform { low: 100_000, high: 300_000 };
+        world.set_disk(&stewards[0], DiskSetup::syncing_in(fsync_us));
+        world.pause(&stewards[0]);
+        world.partition(others.iter().map(String::as_str), [stewards[1].as_str()]);
+        world.run_for(millis(1_800 + 100 * step));
+        world.heal();
+        world.resume(&stewards[0]);
+        world.run_until(completed(job));
+        all_ends_well(&mut world);
     }
 }
 
