@@ -23,6 +23,8 @@ pub(crate) struct Doubles {
     /// When a brain gave an award up, first.
     given_up: BTreeMap<Lease, Time>,
     found: BTreeSet<Task>,
+    /// Pairs of which the earlier one's machine stands still: whether it goes on with the task is not yet known.
+    undecided: Vec<(usize, usize)>,
 }
 
 impl Doubles {
@@ -36,10 +38,16 @@ impl Doubles {
         self.notes_seen = world.notes.len();
         for (number, e) in world.executions.iter().enumerate().skip(self.executions_seen) {
             let earlier = self.by_task.entry((e.job, e.phase, e.task)).or_default();
-            if earlier.iter().any(|a| doubled(world, &world.executions[*a], e, &self.given_up)) {
-                self.found.insert((e.job, e.phase, e.task));
-            }
+            self.undecided.extend(earlier.iter().map(|a| (*a, number)));
             earlier.push(number);
+        }
+        for (a, b) in std::mem::take(&mut self.undecided) {
+            let (a_ran, b_ran) = (&world.executions[a], &world.executions[b]);
+            if a_ran.end.is_none() && world.stands_still(a_ran.node) {
+                self.undecided.push((a, b));
+            } else if doubled(world, a_ran, b_ran, &self.given_up) {
+                self.found.insert((b_ran.job, b_ran.phase, b_ran.task));
+            }
         }
         self.executions_seen = world.executions.len();
     }

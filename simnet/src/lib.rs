@@ -5,7 +5,9 @@
 //! that lose what was not synced, links with latency, loss and cuts, machines that run tasks, blobs as sets of hashes.
 //! Nothing here reads a clock, touches a file or a socket, or starts a thread. The same seed gives the same trace.
 
+mod attack;
 mod audit;
+mod busy;
 mod check;
 pub mod cli;
 mod clock;
@@ -14,6 +16,7 @@ mod dial;
 mod disk;
 mod distribution;
 mod doubles;
+mod excuse;
 mod exec;
 mod fault;
 pub mod files;

@@ -3,6 +3,7 @@
 //! Each is run with a few seeds, so that delays and choices differ. Incidents that concern healthy meshes, load and
 //! forgetting are in the neighbouring test files.
 
+mod attacks;
 mod blobs;
 mod clocks;
 mod disks;

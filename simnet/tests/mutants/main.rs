@@ -3,6 +3,7 @@
 //!
 //! `cargo nextest run -p sinew-simnet --features planted --test mutants`
 
+mod broken;
 mod scenarios;
 #[path = "../support/mod.rs"]
 mod support;
