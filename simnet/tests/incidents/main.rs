@@ -15,6 +15,7 @@ mod places;
 mod results;
 mod splits;
 mod stewards;
+mod wiped;
 
 use sinew_simnet::{NodeSetup, World};
 
