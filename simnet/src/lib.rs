@@ -46,7 +46,7 @@ pub use check::Violation;
 pub use clock::ClockSetup;
 pub use condition::{
     Condition, Refusal, Seen, all_of, answered, completed, done, ended, failed, failed_attempts, fenced, finished,
-    finished_at, given_up, led_by, rejected_result, running, started, taken_over, taken_over_after,
+    finished_at, given_up, led_by, recovered, rejected_result, running, started, taken_over, taken_over_after,
 };
 pub use disk::DiskSetup;
 pub use distribution::Distribution;

@@ -16,6 +16,7 @@ mod places;
 mod results;
 mod splits;
 mod stewards;
+mod wiped;
 
 use sinew_simnet::{NodeSetup, World};
 
