@@ -63,7 +63,9 @@ impl Doubles {
 fn doubled(world: &World, a: &Execution, b: &Execution, given_up: &BTreeMap<Lease, Time>) -> bool {
     let end = |e: &Execution| e.end.map_or(Time(u64::MAX), |(at, _)| at);
     let overlap = a.node != b.node && world.both_went_on(a.node, b.node, b.start, end(a).min(end(b)));
-    let lost = || given_up.get(&Lease { job: a.job, fence: a.fence }).is_some_and(|at| *at <= b.start);
-    // An older award than the one that was given up: a straggler whose twin ran first.
-    overlap && (a.fence.term != b.fence.term || (a.fence.epoch < b.fence.epoch && lost()))
+    let lost = |e: &Execution| given_up.get(&Lease { job: e.job, fence: e.fence }).is_some_and(|at| *at <= b.start);
+    // An older award than the one that was given up: a straggler whose twin ran first. What was given up and begins only
+    // then came late, whatever ran before it.
+    let older_lost = |older: &Execution, newer: &Execution| older.fence.epoch < newer.fence.epoch && lost(older);
+    overlap && (a.fence.term != b.fence.term || older_lost(a, b) || older_lost(b, a))
 }

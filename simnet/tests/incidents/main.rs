@@ -8,6 +8,7 @@ mod blobs;
 mod clocks;
 mod disks;
 mod kills;
+mod late;
 mod leases;
 mod links;
 mod meshes;
