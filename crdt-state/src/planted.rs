@@ -22,6 +22,8 @@ pub enum Bug {
     QuorumOfOne,
     /// A steward's vote does not bind it.
     ForgetVote,
+    /// A member that lost its disk counts as if it had not.
+    VoteForgotten,
     /// A steward votes although it hears the brain.
     VoteWhileHeard,
     /// One vote elects a brain.

@@ -8,7 +8,7 @@ use sinew_crdt_state::certificate::{Credential, Roles, Ticket};
 use sinew_crdt_state::envelope::{Envelope, VerifiedRoots, seal_batch};
 use sinew_crdt_state::fact::{Fact, Statement};
 use sinew_crdt_state::identity::{Domain, Identity};
-use sinew_crdt_state::ids::{JobId, MeshId, NodeId};
+use sinew_crdt_state::ids::{DiskId, JobId, MeshId, NodeId};
 use sinew_crdt_state::ledger::{Admitted, Ledger};
 use sinew_crdt_state::manifest::{self, Format};
 use sinew_crdt_state::reconcile::{Claim, Index, Listing};
@@ -20,7 +20,7 @@ use sinew_node::exec::mapfile::MapIndex;
 use sinew_node::frames::{self, Frame};
 use sinew_scheduler::membership::{Membership, MembershipConfig};
 use sinew_scheduler::time::{Span, Time};
-use sinew_scheduler::wire::{Advert, LoadNews};
+use sinew_scheduler::wire::Advert;
 
 /// The mesh of every target.
 pub const MESH: MeshId = MeshId([5; 32]);
@@ -195,9 +195,6 @@ pub fn gossip(data: &[u8]) {
     if let Ok(advert) = cbor::from_slice::<Advert>(data) {
         assert_eq!(cbor::from_slice::<Advert>(&cbor::to_vec(&advert)), Ok(advert));
     }
-    if let Ok(news) = cbor::from_slice::<LoadNews>(data) {
-        assert_eq!(cbor::from_slice::<LoadNews>(&cbor::to_vec(&news)), Ok(news));
-    }
 }
 
 /// The header of a map output from another node.
@@ -225,6 +222,7 @@ pub fn ledger_job() -> SignedSpec {
         serial: 1,
         submitted_ms: NOW_MS,
         brain_set: vec![who(1).id(), who(2).id(), who(3).id()],
+        brain_disks: vec![DiskId(1), DiskId(2), DiskId(3)],
         name: "fuzz".to_owned(),
         work: Work::Batch(batch),
         resources: Resources::default(),

@@ -2,6 +2,7 @@
 //! driver's business.
 
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::time::Duration;
 
 use libp2p::connection_limits::{self, ConnectionLimits};
@@ -26,6 +27,7 @@ use crate::error::StartError;
 use crate::event::Topic;
 use crate::gate::Gate;
 use crate::streams;
+use crate::tally::{Counting, Tally};
 use crate::wire::{BLOBS, BULK, CONTROL, HELLO, JOIN};
 
 /// Frames of gossip waiting per peer. libp2p's 5,000 would let one slow peer hold 300 MB.
@@ -49,6 +51,9 @@ const CIRCUIT_TIME_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Circuits a member may ask for per minute: reconnects of a whole small mesh.
 const CIRCUITS_PER_MINUTE: NonZeroU32 = NonZeroU32::new(120).expect("not zero");
 
+/// Gossipsub, counted.
+pub(crate) type Gossip = gossipsub::Behaviour<Counting>;
+
 /// Everything the swarm speaks. All but ping, streams and the relay client sees members only.
 #[derive(NetworkBehaviour)]
 pub(crate) struct Behaviour {
@@ -56,7 +61,7 @@ pub(crate) struct Behaviour {
     pub(crate) streams: streams::Behaviour,
     ping: ping::Behaviour,
     identify: Gate<identify::Behaviour>,
-    pub(crate) gossip: Gate<gossipsub::Behaviour>,
+    pub(crate) gossip: Gate<Gossip>,
     pub(crate) kad: Gate<Toggle<kad::Behaviour<MemoryStore>>>,
     mdns: Toggle<mdns::tokio::Behaviour>,
     relay_client: relay::client::Behaviour,
@@ -83,6 +88,7 @@ impl Behaviour {
         mesh: &MeshId,
         key: &Keypair,
         relay_client: relay::client::Behaviour,
+        tally: Arc<Tally>,
     ) -> Result<Self, StartError> {
         let me = key.public().to_peer_id();
         let limits = ConnectionLimits::default()
@@ -98,7 +104,7 @@ impl Behaviour {
             streams: streams::Behaviour::new(vec![HELLO, JOIN, CONTROL, BULK, BLOBS]),
             ping: ping::Behaviour::new(ping),
             identify: Gate::new(identify::Behaviour::new(identify)),
-            gossip: Gate::new(gossip(mesh, key)?),
+            gossip: Gate::new(gossip(mesh, key, tally)?),
             kad: Gate::new(toggle(config.kad).map(|()| kademlia(mesh, me)).into()),
             mdns: toggle(config.mdns).and_then(|()| local_discovery(me)).into(),
             relay_client,
@@ -172,7 +178,7 @@ fn message_id(message: &gossipsub::Message) -> MessageId {
     MessageId::from(Hash::of(&bytes).0.to_vec())
 }
 
-fn gossip(mesh: &MeshId, key: &Keypair) -> Result<gossipsub::Behaviour, StartError> {
+fn gossip(mesh: &MeshId, key: &Keypair, tally: Arc<Tally>) -> Result<Gossip, StartError> {
     let config = gossipsub::ConfigBuilder::default()
         .protocol_id_prefix(format!("/sinew/{}/gossip", mesh.short()))
         .max_transmit_size(GOSSIP_LEN_MAX)
@@ -194,8 +200,8 @@ fn gossip(mesh: &MeshId, key: &Keypair) -> Result<gossipsub::Behaviour, StartErr
         .connection_handler_queue_len(GOSSIP_QUEUE_LEN)
         .build()
         .map_err(|_| StartError::Gossip("the parameters contradict each other"))?;
-    let mut gossip =
-        gossipsub::Behaviour::new(MessageAuthenticity::Signed(key.clone()), config).map_err(StartError::Gossip)?;
+    let signed = MessageAuthenticity::Signed(key.clone());
+    let mut gossip = Gossip::new_with_transform(signed, config, Counting(tally)).map_err(StartError::Gossip)?;
     let topics = Topic::ALL.map(|topic| gossip_topic(topic, mesh));
     let params = PeerScoreParams {
         topics: topics.iter().map(|topic| (topic.hash(), topic_score())).collect(),
@@ -263,11 +269,12 @@ pub(crate) fn node_swarm(
     config: &MeshConfig,
     mesh: &MeshId,
     identity: &Identity,
+    tally: Arc<Tally>,
 ) -> Result<Swarm<Behaviour>, StartError> {
     // The builder wants a constructor that cannot fail, so the parameters that can are tried out first.
     let key = keypair(identity);
-    gossip(mesh, &key)?;
+    gossip(mesh, &key, Arc::default())?;
     swarm(key, |key, relay_client| {
-        Behaviour::new(config, mesh, key, relay_client).expect("the same parameters were accepted just now")
+        Behaviour::new(config, mesh, key, relay_client, tally).expect("the same parameters were accepted just now")
     })
 }

@@ -41,20 +41,17 @@ pub enum FrameClass {
 pub enum Topic {
     /// Jobs looking for nodes.
     Advert,
-    /// Nodes' load digests.
-    Load,
 }
 
 impl Topic {
     /// Every topic.
-    pub const ALL: [Self; 2] = [Self::Advert, Self::Load];
+    pub const ALL: [Self; 1] = [Self::Advert];
 
     /// The name on the wire. It holds the mesh's id, so that two meshes on one LAN never mix.
     #[must_use]
     pub fn name(self, mesh: &MeshId) -> String {
         let what = match self {
             Self::Advert => "advert",
-            Self::Load => "load",
         };
         format!("sinew/{}/{what}/1", mesh.short())
     }

@@ -40,6 +40,10 @@ impl<B: NetworkBehaviour> Gate<B> {
         Self { inner, admitted: HashSet::new(), passed: HashMap::new(), held: HashMap::new(), waker: None }
     }
 
+    pub(crate) const fn inner(&self) -> &B {
+        &self.inner
+    }
+
     pub(crate) const fn inner_mut(&mut self) -> &mut B {
         &mut self.inner
     }

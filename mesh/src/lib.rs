@@ -22,6 +22,7 @@ mod join;
 mod lane;
 mod status;
 mod streams;
+mod tally;
 #[doc(hidden)]
 pub mod wire;
 
@@ -33,4 +34,4 @@ pub use event::{DropReason, FrameClass, GossipId, MeshEvent, MeshEvents, Topic, 
 pub use handle::Mesh;
 pub use join::{JoinRefusal, JoinReply, join};
 pub use libp2p::{Multiaddr, PeerId};
-pub use status::{ConnectionStatus, LaneStatus, MeshStatus, NatStatus, PeerStatus, Transport};
+pub use status::{ConnectionStatus, GossipStatus, LaneStatus, MeshStatus, NatStatus, PeerStatus, Transport};

@@ -1,6 +1,7 @@
 //! A snapshot of the mesh for people and metrics.
 
 use std::collections::BTreeMap;
+use std::ops::AddAssign;
 use std::time::Duration;
 
 use libp2p::Multiaddr;
@@ -75,6 +76,34 @@ pub struct LaneStatus {
     pub queue_len: usize,
 }
 
+impl AddAssign for LaneStatus {
+    fn add_assign(&mut self, more: Self) {
+        self.frames_sent += more.frames_sent;
+        self.bytes_sent += more.bytes_sent;
+        self.frames_received += more.frames_received;
+        self.bytes_received += more.bytes_received;
+        self.frames_lost += more.frames_lost;
+        self.queue_len += more.queue_len;
+    }
+}
+
+/// Gossip, since this node started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct GossipStatus {
+    /// Messages published.
+    pub published: u64,
+    /// Messages of others handed to the node, each once.
+    pub delivered: u64,
+    /// Messages not published or not handed over: no subscriber, published before, or a full queue.
+    pub dropped: u64,
+    /// Messages that peers sent, those that were here already among them.
+    pub copies: u64,
+    /// Bytes of these, as on the wire.
+    pub copies_bytes: u64,
+    /// Peers in this node's gossip mesh for adverts now.
+    pub advert_peers: usize,
+}
+
 /// One connected member.
 #[derive(Debug, Clone)]
 pub struct PeerStatus {
@@ -106,12 +135,12 @@ pub struct MeshStatus {
     pub nat: NatStatus,
     /// Refusals since start, by reason.
     pub refusals: BTreeMap<RefusalKind, u64>,
-    /// Gossip messages published.
-    pub gossip_sent: u64,
-    /// Gossip messages handed to the node.
-    pub gossip_received: u64,
-    /// Gossip messages not published or not handed over: no subscriber, a duplicate, or a full queue.
-    pub gossip_dropped: u64,
+    /// Control frames with all peers since start.
+    pub control: LaneStatus,
+    /// Bulk frames with all peers since start.
+    pub bulk: LaneStatus,
+    /// Gossip since start.
+    pub gossip: GossipStatus,
     /// Dials that failed.
     pub dials_failed: u64,
 }

@@ -1,6 +1,6 @@
 //! The daemon: opens what is on disk, joins the mesh, starts the core, and keeps them talking until it is told to end.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -33,6 +33,7 @@ use crate::frames::{self, Frame};
 use crate::logs::LogHub;
 use crate::mesh_link::MeshLink;
 use crate::probe;
+use crate::sightings::Sightings;
 use crate::storage::{Storage, StorageError, StorageEvent, StorageReader};
 use crate::tasks::{TaskHost, TaskPool};
 
@@ -40,8 +41,8 @@ use crate::tasks::{TaskHost, TaskPool};
 const FRAME_LEN_MAX: usize = 16 << 20;
 /// Processes that outlived their task are looked for this often.
 const SWEEP_EVERY: std::time::Duration = std::time::Duration::from_secs(2);
-/// Round-trip times are handed to the core this often.
-const RTT_EVERY: std::time::Duration = std::time::Duration::from_secs(5);
+/// Round-trip times and the mesh's size are handed to the core this often.
+const MEASURES_EVERY: std::time::Duration = std::time::Duration::from_secs(5);
 /// With this variable set a daemon ends when its stdin does.
 pub const STDIN_VAR: &str = "SINEW_STOP_AT_STDIN_EOF";
 /// Blob streams served at once: bounds memory and descriptors that peers can take.
@@ -132,33 +133,6 @@ impl Watchers {
     }
 }
 
-/// Which adverts were published or heard here lately, for measuring how gossip spreads.
-#[derive(Debug, Default)]
-pub struct Adverts {
-    seen: Mutex<VecDeque<(JobId, u64)>>,
-}
-
-/// Adverts remembered: enough for a benchmark, nothing for a node's memory.
-const ADVERTS_KEPT: usize = 256;
-
-impl Adverts {
-    /// Notes an advert, now.
-    pub fn note(&self, payload: &[u8]) {
-        let Ok(advert) = sinew_crdt_state::cbor::from_slice::<wire::Advert>(payload) else { return };
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if seen.len() == ADVERTS_KEPT {
-            seen.pop_front();
-        }
-        seen.push_back((advert.job, crate::clock::unix_us()));
-    }
-
-    /// The adverts and when they were seen, unix microseconds, oldest first.
-    #[must_use]
-    pub fn seen(&self) -> Vec<(JobId, u64)> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
-    }
-}
-
 /// What the parts of a running daemon share.
 #[derive(Debug)]
 pub struct Shared {
@@ -184,8 +158,8 @@ pub struct Shared {
     pub started: Instant,
     /// Who waits for news of which job.
     pub watchers: Watchers,
-    /// Adverts seen.
-    pub adverts: Adverts,
+    /// What was seen lately.
+    pub sightings: Sightings,
     /// Ends the daemon.
     pub shutdown: Notify,
     pending: Mutex<Pending>,
@@ -299,7 +273,7 @@ impl Daemon {
             roles,
             started: Instant::now(),
             watchers: Watchers::default(),
-            adverts: Adverts::default(),
+            sightings: Sightings::default(),
             shutdown: Notify::new(),
             pending: Mutex::default(),
             membership,
@@ -334,7 +308,7 @@ impl Daemon {
         let permits = Arc::new(tokio::sync::Semaphore::new(SERVES_MAX));
         let mut sweeper = Sweeper::new(self.tag.clone());
         let mut sweep = tokio::time::interval(SWEEP_EVERY);
-        let mut rtt = tokio::time::interval(RTT_EVERY);
+        let mut measures = tokio::time::interval(MEASURES_EVERY);
         let parent_gone = parent_gone();
         tokio::pin!(parent_gone);
         let mut term = signal(tokio::signal::unix::SignalKind::terminate())?;
@@ -357,7 +331,7 @@ impl Daemon {
                         self.guardian = start_guardian(&self.tag);
                     }
                 }
-                _ = rtt.tick() => self.hand_on_rtts().await,
+                _ = measures.tick() => self.hand_on_measures().await,
                 _ = term.recv() => break,
                 _ = int.recv() => break,
                 () = self.shared.shutdown.notified() => break,
@@ -406,9 +380,7 @@ impl Daemon {
                 let (topic, fine) = check_gossip(topic, payload);
                 if fine {
                     self.shared.link.mesh().report_gossip(id, Verdict::Accept);
-                    if topic == wire::Topic::Advert {
-                        self.shared.adverts.note(payload);
-                    }
+                    self.shared.sightings.advert(payload);
                     engine.input(Input::Gossip { from, topic, payload: payload.to_vec() });
                 } else {
                     self.refuse_gossip(id, relayed_by);
@@ -481,8 +453,11 @@ impl Daemon {
         let _ = reply.send(answer);
     }
 
-    async fn hand_on_rtts(&self) {
-        for peer in self.shared.link.mesh().status().await.peers {
+    /// What only the transport knows: how far peers are, and how many members there are.
+    async fn hand_on_measures(&self) {
+        let status = self.shared.link.mesh().status().await;
+        self.shared.engine.input(Input::MeshSize(status.members_known + 1));
+        for peer in status.peers {
             if let Some(rtt) = peer.connections.iter().filter_map(|c| c.rtt).min() {
                 let rtt_us = u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX);
                 self.shared.engine.input(Input::Rtt { node: peer.node, rtt_us });
@@ -596,6 +571,7 @@ fn core_config(settings: &Settings, roles: Roles) -> CoreConfig {
         about: machine.about,
         start_ahead: 1,
         ledger_grace_ms: settings.ledger_grace_s.saturating_mul(1_000),
+        ..CoreConfig::default()
     }
 }
 
@@ -610,7 +586,6 @@ fn random_seed() -> [u8; 32] {
 fn check_gossip(topic: Topic, payload: &[u8]) -> (wire::Topic, bool) {
     match topic {
         Topic::Advert => (wire::Topic::Advert, sinew_crdt_state::cbor::from_slice::<wire::Advert>(payload).is_ok()),
-        Topic::Load => (wire::Topic::Load, sinew_crdt_state::cbor::from_slice::<wire::LoadNews>(payload).is_ok()),
     }
 }
 

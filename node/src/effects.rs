@@ -117,6 +117,7 @@ impl Driver for Effects {
                     wire::Class::Control => FrameClass::Control,
                     wire::Class::Bulk => FrameClass::Bulk,
                 };
+                self.shared.link.count_messages(messages.len());
                 for frame in encode_messages(&messages) {
                     self.shared.link.send(to, class, frame);
                 }
@@ -124,20 +125,21 @@ impl Driver for Effects {
             Effect::Publish { topic, payload } => {
                 self.published += 1;
                 let topic = match topic {
-                    wire::Topic::Advert => {
-                        self.shared.adverts.note(&payload);
-                        Topic::Advert
-                    }
-                    wire::Topic::Load => Topic::Load,
+                    wire::Topic::Advert => Topic::Advert,
                 };
+                self.shared.sightings.advert(&payload);
                 self.shared.link.mesh().publish(topic, gossip_frame(self.published, &payload));
             }
             Effect::Persist { ticket, records, urgent } => self.storage.persist(ticket, records, urgent),
             Effect::Start(task) if is_noop(&task) => {
+                self.shared.sightings.start(task.key.lease.job);
                 let result = TaskResult { result: Ok(Vec::new()), usage: Usage::default() };
                 inputs.push(Input::Task { run: task.run, result });
             }
-            Effect::Start(task) => self.pool.start(task),
+            Effect::Start(task) => {
+                self.shared.sightings.start(task.key.lease.job);
+                self.pool.start(task);
+            }
             Effect::Stop(run) => self.pool.stop(run),
             Effect::Fetch { id, job, blobs, providers } => self.fetch(id, job, blobs, providers),
             Effect::EndJob { job, keep, .. } => {

@@ -14,13 +14,14 @@ use sinew_mesh::{FrameClass, Mesh};
 pub struct MeshLink {
     mesh: Mesh,
     unsent: Arc<AtomicU64>,
+    messages: Arc<AtomicU64>,
 }
 
 impl MeshLink {
     /// Over `mesh`.
     #[must_use]
     pub fn new(mesh: Mesh) -> Self {
-        Self { mesh, unsent: Arc::new(AtomicU64::new(0)) }
+        Self { mesh, unsent: Arc::default(), messages: Arc::default() }
     }
 
     /// The mesh itself.
@@ -39,6 +40,17 @@ impl MeshLink {
     /// Sends a frame on the bulk stream.
     pub fn send_bulk(&self, to: NodeId, frame: Bytes) {
         self.send(to, FrameClass::Bulk, frame);
+    }
+
+    /// Counts messages of the core that go out in frames.
+    pub fn count_messages(&self, messages: usize) {
+        self.messages.fetch_add(messages as u64, Ordering::Relaxed);
+    }
+
+    /// Messages of the core that went out in frames.
+    #[must_use]
+    pub fn messages(&self) -> u64 {
+        self.messages.load(Ordering::Relaxed)
     }
 
     /// Frames that could not be sent.

@@ -135,6 +135,8 @@ kinds! {
     Willing "willing" BrainSet
     Vote "vote" BrainSet
     VoteRefused "vote refused" BrainSet
+    Recall "recall" BrainSet
+    Recalled "recalled" BrainSet
     Adopt "adopt" BrainSet
     Holding "holding" BrainSet
     Facts "facts" Facts

@@ -14,6 +14,7 @@ mod members;
 pub mod membership;
 pub mod peers;
 pub mod resources;
+mod restore;
 mod steward;
 mod sync;
 pub mod time;

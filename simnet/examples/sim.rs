@@ -1,6 +1,6 @@
 //! Simulated runs without the daemon's build, one after another:
 //! `cargo run --release -p sinew-simnet --example sim -- --seed 7 --nodes 50 --faults crash,drop`. Takes what `sinew sim`
-//! takes, but for `--threads` and `--json`.
+//! takes, but for `--threads` and `--json`. With `SIMNET_VERBOSE` set it prints every message.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -10,13 +10,16 @@ use sinew_simnet::{cli, files, run};
 fn main() -> ExitCode {
     let mut args: Vec<String> = std::env::args().skip(1).collect();
     let out = take_out(&mut args);
-    let plans = match cli::plans(&args) {
+    let mut plans = match cli::plans(&args) {
         Ok(plans) => plans,
         Err(error) => {
             eprintln!("{error}");
             return ExitCode::from(2);
         }
     };
+    for options in &mut plans {
+        options.verbose = std::env::var_os("SIMNET_VERBOSE").is_some();
+    }
     let mut held = Vec::new();
     for options in &plans {
         match run::run(options) {

@@ -45,6 +45,8 @@ pub enum Violation {
     Invented(JobId, Phase, u32),
     /// An output of a completed job is nowhere.
     OutputGone(JobId, Phase, u32),
+    /// A final output of a completed job is missing on the node of this name, which should hold it.
+    CopyMissing(String, JobId),
     /// A task runs on the node of this name, which has no lease of its job.
     Orphan(String),
     /// Slots stay reserved at rest, on the node of this name.
@@ -92,6 +94,9 @@ impl World {
             why.extend(
                 open.map(|(job, live)| format!("{} has {} open: {:?}", node.name, job.short(), live.state.status())),
             );
+            if !core.has_recovered() {
+                why.push(format!("{} has not recovered its disk", node.name));
+            }
             if !node.runs.is_empty() {
                 why.push(format!("{} runs {} tasks", node.name, node.runs.len()));
             }

@@ -69,8 +69,8 @@ impl World {
         let node = self.index(name);
         assert!(!self.nodes[node].is_up(), "{name} is up");
         self.say(node, "WIPED".to_owned());
-        let setup = self.nodes[node].disk.setup.clone();
-        self.nodes[node].disk = Disk::new(setup);
+        let n = &mut self.nodes[node];
+        n.disk = Disk::new(n.disk.setup.clone(), n.id(), Some(n.disk.id));
     }
 
     /// A node loses every blob it has, and does not know it: somebody tidied up in its directory.

@@ -170,6 +170,11 @@ impl World {
         debug_assert_eq!(cbor::from_slice::<Vec<Message>>(&bytes).as_ref(), Ok(&messages));
         self.counters.frames += 1;
         self.counters.bytes += bytes.len() as u64;
+        self.counters.messages += messages.len() as u64;
+        if class == Class::Control {
+            self.counters.control_frames += 1;
+            self.counters.control_bytes += bytes.len() as u64;
+        }
         self.trace.update(&bytes);
         if self.links.loss > 0 && self.dice(10_000) < self.links.loss {
             self.counters.lost_frames += 1;
@@ -265,8 +270,10 @@ impl World {
     pub(crate) fn cut(&mut self, a: Index, b: Index) {
         self.links.cut_last += 1;
         let cut = self.links.cut_last;
-        // A cut that is there already goes on under its own number and timeout.
-        if *self.links.cuts.entry((a, b)).or_insert(cut) == cut {
+        // A cut that is there already goes on under its own number and timeout. One without a connection has none to end, and
+        // as long as it lasts there will be none.
+        let new = *self.links.cuts.entry((a, b)).or_insert(cut) == cut;
+        if new && self.links.is_connected(a, b) {
             self.queue.push(self.now + CONNECTION_SURVIVES, Event::CutTimeout { a, b, cut });
         }
     }

@@ -102,10 +102,10 @@ impl Node {
         };
         Self {
             name: name.to_owned(),
+            clock: Clock::new(setup.clock),
+            disk: Disk::new(setup.disk.clone(), identity.id(), None),
             identity,
             credential,
-            clock: Clock::new(setup.clock),
-            disk: Disk::new(setup.disk.clone()),
             setup,
             config,
             incarnation: 0,

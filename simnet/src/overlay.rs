@@ -129,6 +129,7 @@ impl World {
 
     pub(crate) fn publish(&mut self, from: Index, topic: Topic, payload: &[u8]) {
         self.trace.update(payload);
+        self.note_advert(from, topic, payload);
         self.counters.gossip_published += 1;
         self.overlay.last += 1;
         let number = self.overlay.last;
@@ -188,6 +189,7 @@ impl World {
             self.pass_on(node, peer, number, Span(0));
         }
         let from = self.nodes[author].id();
+        self.note_advert(node, topic, &payload);
         self.input(node, Input::Gossip { from, topic, payload });
     }
 

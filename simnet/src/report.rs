@@ -14,6 +14,12 @@ pub struct Counters {
     pub frames: u64,
     /// Bytes of frames.
     pub bytes: u64,
+    /// Messages in frames.
+    pub messages: u64,
+    /// Of the frames, those on control streams.
+    pub control_frames: u64,
+    /// Bytes of these.
+    pub control_bytes: u64,
     /// Messages in frames and copies of gossip, by kind.
     pub traffic: Traffic,
     /// Frames lost by chance.

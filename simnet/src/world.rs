@@ -68,6 +68,7 @@ pub struct World {
     pub(crate) machines: Vec<NodeSetup>,
     request_last: u64,
     pub(crate) watch: Watch,
+    pub(crate) heard: Option<Vec<crate::hearing::Heard>>,
 }
 
 impl World {
@@ -108,6 +109,7 @@ impl World {
             machines: Vec::new(),
             request_last: 0,
             watch: Watch::default(),
+            heard: None,
         }
     }
 
@@ -166,6 +168,7 @@ impl World {
             mesh: self.mesh,
             roles: n.setup.roles,
             incarnation: n.incarnation,
+            disk: n.disk.id,
             seed,
             config: n.config.clone(),
         };

@@ -33,8 +33,9 @@ use crate::handle::{Clock, Shared};
 use crate::hello::{HelloFailure, Verified};
 use crate::join::JoinReply;
 use crate::lane::{Link, ReadEnd};
-use crate::status::{MeshStatus, NatStatus};
+use crate::status::{LaneStatus, MeshStatus, NatStatus};
 use crate::streams::StreamReply;
+use crate::tally::Tally;
 use crate::wire::BLOBS;
 
 /// Reports of helper tasks on their way to the driver. They wait when it is full, so this only smooths bursts.
@@ -114,6 +115,8 @@ struct Counters {
     gossip_received: u64,
     gossip_dropped: u64,
     dials_failed: u64,
+    /// Control and bulk frames of peers that were forgotten.
+    forgotten: [LaneStatus; 2],
 }
 
 /// See the module's description.
@@ -145,6 +148,7 @@ pub(crate) struct Driver {
     circuits: HashMap<ListenerId, PeerId>,
     nat: NatStatus,
     counters: Counters,
+    tally: Arc<Tally>,
 }
 
 impl Driver {
@@ -154,7 +158,8 @@ impl Driver {
         commands: mpsc::UnboundedReceiver<Command>,
     ) -> Result<(Self, oneshot::Receiver<()>), StartError> {
         let Setup { config, identity, credential, mesh, clock, shared, events } = setup;
-        let mut swarm = behaviour::node_swarm(&config, &mesh, identity)?;
+        let tally = Arc::<Tally>::default();
+        let mut swarm = behaviour::node_swarm(&config, &mesh, identity, Arc::clone(&tally))?;
         let (starting, listening) = listen::listen(&mut swarm, &config.listen)?;
         for addr in &config.external {
             swarm.add_external_address(addr.clone());
@@ -186,6 +191,7 @@ impl Driver {
             circuits: HashMap::new(),
             nat: NatStatus::default(),
             counters: Counters::default(),
+            tally,
         };
         Ok((driver, listening))
     }
@@ -349,7 +355,11 @@ impl Driver {
         let peer = peer_id(node);
         self.dialer.forget(&peer);
         if !self.peers.contains_key(&peer) {
-            self.shared.links.write().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&node);
+            let link = self.shared.links.write().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&node);
+            if let Some(link) = link {
+                self.counters.forgotten[0] += link.control.status();
+                self.counters.forgotten[1] += link.bulk.status();
+            }
         }
     }
 

@@ -17,6 +17,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
 
 use super::{ApiError, JobLine, PeerView, REQUEST_LEN_MAX, Reply, Request, StatusView};
+use crate::sightings::Seen;
 
 /// Longest reply line: a job with the outputs of thousands of tasks fits, a runaway daemon does not fill our memory.
 pub const REPLY_LEN_MAX: usize = 16 << 20;
@@ -198,6 +199,15 @@ impl Client {
     pub async fn jobs(&self, limit: usize) -> Result<Vec<JobLine>, ClientError> {
         let pick = |reply| if let Reply::Jobs { jobs } = reply { Some(jobs) } else { None };
         self.one(&Request::Jobs { limit }, pick).await
+    }
+
+    /// What was seen at the daemon lately.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn sightings(&self) -> Result<Seen, ClientError> {
+        let pick = |reply| if let Reply::Sightings { seen } = reply { Some(seen) } else { None };
+        self.one(&Request::Sightings, pick).await
     }
 
     /// One job, and its history.

@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 
 use super::server::Replies;
 use super::{ApiError, Reply, views};
+use crate::clock::unix_us;
 use crate::daemon::Shared;
 use crate::submit::{PrepareError, prepare};
 
@@ -60,10 +61,12 @@ pub(super) async fn submit(shared: &Arc<Shared>, draft: JobDraft, replies: &mut 
     }
     let prepared = preparing.await.map_err(|_| ApiError::from(PrepareError::Interrupted))??;
     let request = CoreRequest::Submit(Box::new(prepared.job.clone()));
+    let at_us = unix_us();
     let Response::Submitted(answer) = shared.ask(request).await? else {
         return Err(ApiError::failed(ErrorCode::Invalid, "the core answered something else"));
     };
     let job = answer?;
+    shared.sightings.submit(job, at_us);
     prepared.keep(&shared.store, job).await.map_err(|e| ApiError::failed(ErrorCode::Storage, e.to_string()))?;
     replies.send(&Reply::Submitted { job }).await
 }

@@ -20,6 +20,8 @@ use sinew_crdt_state::manifest::JobDraft;
 use sinew_crdt_state::state::Event;
 use sinew_scheduler::view::JobView;
 
+use crate::sightings::Seen;
+
 /// Longest request line: a draft with inline files, well below any abuse.
 pub const REQUEST_LEN_MAX: usize = 4 << 20;
 
@@ -112,8 +114,8 @@ pub enum Request {
         /// How long it is good for, ms.
         expires_ms: u64,
     },
-    /// When which advert was published or heard here lately. One [`Reply::Adverts`].
-    Adverts,
+    /// When which advert was heard, job taken in or task started here lately. One [`Reply::Sightings`].
+    Sightings,
     /// End the daemon in good order.
     Shutdown,
 }
@@ -180,10 +182,10 @@ pub enum Reply {
         /// Names that pin it.
         tags: Vec<String>,
     },
-    /// Adverts seen.
-    Adverts {
-        /// The job, and unix microseconds.
-        seen: Vec<(JobId, u64)>,
+    /// What was seen lately.
+    Sightings {
+        /// Adverts, submits, starts.
+        seen: Seen,
     },
     /// A ticket.
     Ticket {
@@ -269,6 +271,42 @@ pub struct StatusView {
     pub refused: Vec<(String, u64)>,
     /// Whether this node can be dialled, as far as AutoNAT knows.
     pub nat: String,
+    /// What this node sent and heard since it started.
+    pub traffic: TrafficView,
+}
+
+/// Traffic between daemons since this one started. Blob streams and libp2p's own protocols are not in it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrafficView {
+    /// Frames on control streams.
+    pub control: FramesView,
+    /// Frames on bulk streams.
+    pub bulk: FramesView,
+    /// Messages of the core sent in these frames.
+    pub messages_sent: u64,
+    /// Gossip messages published here.
+    pub gossip_published: u64,
+    /// Gossip messages of others heard here, each once.
+    pub gossip_heard: u64,
+    /// Gossip messages that peers sent here, those that were here already among them.
+    pub gossip_copies: u64,
+    /// Bytes of these copies, with signatures and headers.
+    pub gossip_copies_bytes: u64,
+    /// Peers to which this node passes on adverts.
+    pub gossip_peers: usize,
+}
+
+/// Frames of one class.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FramesView {
+    /// Frames sent.
+    pub sent: u64,
+    /// Bytes sent, headers not counted.
+    pub sent_bytes: u64,
+    /// Frames received.
+    pub received: u64,
+    /// Bytes received, headers not counted.
+    pub received_bytes: u64,
 }
 
 /// A node as this one sees it.

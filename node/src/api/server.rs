@@ -153,7 +153,7 @@ async fn answer(request: Request, shared: &Arc<Shared>, replies: &mut Replies) -
             let ticket = shared.ticket(roles, expires_ms).to_string();
             replies.send(&Reply::Ticket { ticket }).await
         }
-        Request::Adverts => replies.send(&Reply::Adverts { seen: shared.adverts.seen() }).await,
+        Request::Sightings => replies.send(&Reply::Sightings { seen: shared.sightings.seen() }).await,
         Request::Shutdown => {
             shared.shutdown.notify_one();
             Ok(())

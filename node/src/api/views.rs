@@ -7,10 +7,10 @@ use sinew_crdt_state::error_code::ErrorCode;
 use sinew_crdt_state::fact::{Fact, Outcome, Statement};
 use sinew_crdt_state::ids::JobId;
 use sinew_crdt_state::state::{Event, JobState, Status, timeline};
-use sinew_mesh::Transport;
+use sinew_mesh::{LaneStatus, MeshStatus, Transport};
 use sinew_scheduler::view::{JobView, from_state};
 
-use super::{ApiError, JobLine, PeerView, StatusView};
+use super::{ApiError, FramesView, JobLine, PeerView, StatusView, TrafficView};
 use crate::daemon::Shared;
 use crate::engine::Gone;
 use crate::storage::StorageError;
@@ -68,7 +68,27 @@ pub(super) async fn status(shared: &Shared) -> Result<StatusView, ApiError> {
         storage_problem: seen.6,
         refused: mesh.refusals.iter().map(|(kind, n)| (format!("{kind:?}"), *n)).collect(),
         nat: format!("{:?}", mesh.nat).to_lowercase(),
+        traffic: traffic(&mesh, shared.link.messages()),
     })
+}
+
+fn traffic(mesh: &MeshStatus, messages_sent: u64) -> TrafficView {
+    let frames = |lane: &LaneStatus| FramesView {
+        sent: lane.frames_sent,
+        sent_bytes: lane.bytes_sent,
+        received: lane.frames_received,
+        received_bytes: lane.bytes_received,
+    };
+    TrafficView {
+        control: frames(&mesh.control),
+        bulk: frames(&mesh.bulk),
+        messages_sent,
+        gossip_published: mesh.gossip.published,
+        gossip_heard: mesh.gossip.delivered,
+        gossip_copies: mesh.gossip.copies,
+        gossip_copies_bytes: mesh.gossip.copies_bytes,
+        gossip_peers: mesh.gossip.advert_peers,
+    }
 }
 
 /// Every node known, this one first.

@@ -61,7 +61,12 @@ fn write_random(path: &Path, size: u64) -> std::io::Result<()> {
     file.flush()
 }
 
-async fn member(mesh_key: &Identity, seed: u8, bootstrap: Option<&Mesh>) -> anyhow::Result<(Mesh, MeshEvents)> {
+/// A member in this process, with a mesh of nothing but members.
+pub(super) async fn member(
+    mesh_key: &Identity,
+    seed: u8,
+    bootstrap: Option<&Mesh>,
+) -> anyhow::Result<(Mesh, MeshEvents)> {
     let identity = Identity::from_seed([seed; 32]);
     let now = unix_ms();
     let credential = Credential::found(mesh_key, identity.id(), now, now + 3_600_000);

@@ -9,7 +9,6 @@ use sinew_crdt_state::manifest::JobDraft;
 use sinew_crdt_state::spec::{Builtin, Program};
 
 use super::meter::{mesh_cpu_s, quantile_ms, rss_bytes};
-use crate::api::{Reply, Request};
 use crate::local_mesh::{LocalMesh, LocalMeshOptions, LocalNode};
 
 /// Jobs advertised, one after the other.
@@ -22,14 +21,9 @@ const IDLE: Duration = Duration::from_secs(10);
 const HEARD_BY: Duration = Duration::from_secs(5);
 
 async fn seen(node: &LocalNode) -> anyhow::Result<BTreeMap<JobId, u64>> {
-    let mut replies = node.client().ask(&Request::Adverts).await?;
     let mut first = BTreeMap::new();
-    while let Some(reply) = replies.next().await? {
-        if let Reply::Adverts { seen } = reply {
-            for (job, at) in seen {
-                first.entry(job).or_insert(at);
-            }
-        }
+    for (job, at) in node.client().sightings().await?.adverts {
+        first.entry(job).or_insert(at);
     }
     Ok(first)
 }

@@ -4,7 +4,13 @@ use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use sinew_crdt_state::envelope::seal_batch;
+use sinew_crdt_state::identity::Identity;
+use sinew_scheduler::io::{Record, Ticket};
+
+use super::ledger::{MESH, facts_of};
 use crate::local_mesh::LocalMesh;
+use crate::storage::{Storage, StorageEvent};
 
 /// Clock ticks a second in `/proc`: the kernel's `USER_HZ`, 100 on every Linux we run on.
 const TICKS_PER_S: f64 = 100.0;
@@ -16,6 +22,25 @@ pub(super) fn cpu_s(pid: u32) -> f64 {
     let numbers = stat.rsplit(')').next().unwrap_or_default();
     let ticks: f64 = numbers.split_whitespace().skip(11).take(2).filter_map(|n| n.parse::<f64>().ok()).sum();
     ticks / TICKS_PER_S
+}
+
+/// Seconds that the threads of a process which still run have waited for a core.
+fn waited_s(pid: u32) -> f64 {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    // Run time, time on the run queue, turns (Linux, Documentation/scheduler/sched-stats.rst).
+    let stats = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("schedstat")).ok());
+    stats.filter_map(|s| s.split_whitespace().nth(1)?.parse::<f64>().ok()).sum::<f64>() / 1e9
+}
+
+/// Seconds that all daemons have waited for a core.
+pub(super) fn mesh_waited_s(mesh: &LocalMesh) -> f64 {
+    mesh.nodes.iter().filter_map(crate::local_mesh::LocalNode::pid).map(waited_s).sum()
+}
+
+/// The system's load over the last minute.
+pub(super) fn load_average() -> f64 {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split_whitespace().next().and_then(|n| n.parse().ok()).unwrap_or(0.0)
 }
 
 /// CPU seconds of all daemons together.
@@ -43,6 +68,31 @@ pub(super) fn fsync_floor(dir: &Path) -> std::io::Result<Duration> {
     }
     times.sort_unstable();
     Ok(times[TIMES / 2])
+}
+
+/// Times from handing a job's first facts to a ledger's file to their being synced.
+pub(super) fn commit_times(dir: &Path) -> anyhow::Result<Vec<Duration>> {
+    const TIMES: u64 = 101;
+    /// What a steward writes when a job comes in.
+    const FACTS: usize = 3;
+    let (tx, synced) = std::sync::mpsc::channel();
+    let tell = move |event| {
+        // Whoever measures waits for each.
+        let _ = tx.send(matches!(event, StorageEvent::Persisted(_)));
+    };
+    let storage = Storage::open(&dir.join("commits.redb"), tell)?;
+    let identity = Identity::from_seed([1; 32]);
+    let mut times = Vec::new();
+    for serial in 0..TIMES {
+        let (_, facts) = facts_of(&identity, serial);
+        let sealed = seal_batch(&identity, MESH, &facts[..FACTS]);
+        let records = sealed.into_iter().map(|(id, envelope)| Record::Fact { id, envelope }).collect();
+        let began = Instant::now();
+        storage.persist(Ticket(serial), records, true);
+        anyhow::ensure!(synced.recv()?, "the disk refuses records");
+        times.push(began.elapsed());
+    }
+    Ok(times)
 }
 
 /// The value at `share` (0 to 1) of sorted durations, in ms.

@@ -1,6 +1,7 @@
 //! `sinew bench`: figures of this version on this machine, each beside a floor measured in the same run.
 
 mod blobs;
+mod compare;
 mod gossip;
 mod ledger;
 mod meter;
@@ -17,6 +18,11 @@ use crate::cli::bench::{BenchArgs, BenchRunner};
 /// Whatever went wrong, in words.
 pub async fn run(args: BenchArgs, json: bool) -> anyhow::Result<u8> {
     let report = match args {
+        BenchArgs::SimVsReal { nodes, jobs, rate, adverts, idle } => {
+            let idle = std::time::Duration::from_secs(u64::from(idle));
+            return compare::run(compare::Experiment { nodes: usize::from(nodes), adverts, jobs, rate, idle }, json)
+                .await;
+        }
         BenchArgs::Tasks { nodes, tasks, runner, command } => {
             let process = runner == Some(BenchRunner::Process) || !command.is_empty();
             if process {

@@ -63,4 +63,22 @@ pub enum BenchArgs {
         #[arg(long, value_name = "COUNT", default_value_t = 30, value_parser = clap::value_parser!(u16).range(2..=256))]
         nodes: u16,
     },
+    /// The same experiment with daemons and in the simulator, side by side
+    SimVsReal {
+        /// How many nodes
+        #[arg(long, value_name = "COUNT", default_value_t = 30, value_parser = clap::value_parser!(u16).range(3..=50))]
+        nodes: u16,
+        /// How many jobs
+        #[arg(long, value_name = "COUNT", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+        jobs: u32,
+        /// Jobs a second
+        #[arg(long, value_name = "PER_SECOND", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+        rate: u32,
+        /// How many adverts
+        #[arg(long, value_name = "COUNT", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=500))]
+        adverts: u32,
+        /// Seconds for the mesh to settle, and as many to be watched while idle
+        #[arg(long, value_name = "SECONDS", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=600))]
+        idle: u32,
+    },
 }

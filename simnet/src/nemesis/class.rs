@@ -16,7 +16,8 @@ pub enum Class {
     OneWay,
     /// A link goes up and down around the length of a lease.
     Flap,
-    /// A node loses its disk. One node per run: losing a majority of a job's disks may lose the job.
+    /// A node loses its disk. One disk at a time: the next goes only once what was on the last one is there again, and none
+    /// goes that a job rests on alone by its own terms: see `recovery`.
     Wipe,
     /// A disk refuses writes.
     FullDisk,

@@ -44,7 +44,8 @@ pub(crate) struct Nemesis {
     begin: Time,
     active: BTreeMap<u32, Active>,
     fired: FiredByClass,
-    wiped: Option<Index>,
+    /// Nodes that lost their disk at some time.
+    wiped: BTreeSet<Index>,
     liars: Vec<Liar>,
 }
 
@@ -58,7 +59,7 @@ impl Nemesis {
             strikes: strikes.into_iter().peekable(),
             active: BTreeMap::new(),
             fired: classes.into_iter().map(|c| (c, super::Fired::default())).collect(),
-            wiped: None,
+            wiped: BTreeSet::new(),
             liars: liars.into_iter().map(Liar::new).collect(),
         }
     }
@@ -164,7 +165,7 @@ const fn felt_counter(world: &World, class: Class) -> u64 {
 fn begin(
     world: &mut World,
     strike: &Strike,
-    wiped: &mut Option<Index>,
+    wiped: &mut BTreeSet<Index>,
     active: &BTreeMap<u32, Active>,
 ) -> Option<Held> {
     let up: Vec<Index> = (0..world.nodes.len()).filter(|n| world.nodes[*n].is_up()).collect();
@@ -172,9 +173,10 @@ fn begin(
     match strike.class {
         Class::Crash | Class::Restart | Class::Churn => kill(world, one(strike.dice[0])?),
         Class::Wipe => {
-            let node = wiped.or_else(|| one(strike.dice[0])).filter(|n| world.nodes[*n].is_up())?;
+            let may = up.iter().copied().filter(|n| world.may_lose_disk(*n, wiped));
+            let node = super::one_of(may.collect(), strike.dice[0])?;
             let held = kill(world, node)?;
-            *wiped = Some(node);
+            wiped.insert(node);
             let name = world.nodes[node].name.clone();
             world.wipe(&name);
             Some(held)

@@ -70,7 +70,8 @@ pub fn run(options: &Options) -> Result<Report, Box<Failure>> {
     running.nemesis.heal(&mut running.world);
     let healed = running.world.now;
     running.until_rest(healed)?;
-    let found = running.world.violations_at_rest();
+    let mut found = running.world.violations_at_rest();
+    found.extend(running.world.copies_missing());
     if !found.is_empty() {
         return Err(running.failure(&format!("{found:?}")));
     }

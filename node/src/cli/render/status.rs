@@ -2,7 +2,7 @@
 
 use super::super::human::{clean, cores, cut, size, span};
 use super::super::table::WIDTH;
-use crate::api::StatusView;
+use crate::api::{StatusView, TrafficView};
 
 /// Width of the words on the left.
 const LABEL_WIDTH: usize = 10;
@@ -23,6 +23,7 @@ pub(crate) fn status(view: &StatusView) -> String {
         ("ledger", format!("{} live and {} sealed entries", view.ledger_entries.0, view.ledger_entries.1)),
         ("root", view.ledger_root.clone()),
         ("blobs", format!("{}, {}", view.blobs.0, size(view.blobs.1))),
+        ("traffic", traffic(&view.traffic)),
     ];
     if !view.refused.is_empty() {
         let refused: Vec<String> = view.refused.iter().map(|(why, count)| format!("{why} {count}")).collect();
@@ -32,6 +33,14 @@ pub(crate) fn status(view: &StatusView) -> String {
         lines.push(("STORAGE", problem.clone()));
     }
     lines.iter().map(|(label, text)| field(label, text)).collect()
+}
+
+fn traffic(view: &TrafficView) -> String {
+    let (c, b) = (&view.control, &view.bulk);
+    let sent = format!("{} frames sent ({})", c.sent + b.sent, size(c.sent_bytes + b.sent_bytes));
+    let received = format!("{} received ({})", c.received + b.received, size(c.received_bytes + b.received_bytes));
+    let (published, heard, copies) = (view.gossip_published, view.gossip_heard, view.gossip_copies);
+    format!("{sent}, {received}; gossip: {published} messages published, {heard} heard in {copies} copies")
 }
 
 /// `label     text`, the text going on under itself where it is too long.
@@ -60,6 +69,7 @@ mod tests {
 
     use super::super::testing::assert_narrow;
     use super::*;
+    use crate::api::FramesView;
 
     #[test]
     fn status_says_it_all_in_80_columns() {
@@ -87,6 +97,16 @@ mod tests {
             storage_problem: Some("no space left on device".into()),
             refused: vec![("expired".into(), 2)],
             nat: "unknown".into(),
+            traffic: TrafficView {
+                control: FramesView { sent: 70_000, sent_bytes: 1 << 20, received: 69_998, received_bytes: 1 << 20 },
+                bulk: FramesView { sent: 5_000, sent_bytes: 2 << 20, received: 4_000, received_bytes: 1 << 20 },
+                messages_sent: 90_000,
+                gossip_published: 17,
+                gossip_heard: 400,
+                gossip_copies: 1_200,
+                gossip_copies_bytes: 300_000,
+                gossip_peers: 4,
+            },
         };
         let text = status(&view);
         assert_narrow(&text);
@@ -106,6 +126,8 @@ work      3 tasks running here, 1 jobs led
 ledger    4 live and 120 sealed entries
 root      00ff
 blobs     17, 3GiB
+traffic   75000 frames sent (3MiB), 73998 received (2MiB); gossip: 17 messages
+          published, 400 heard in 1200 copies
 refused   expired 2
 STORAGE   no space left on device
 "

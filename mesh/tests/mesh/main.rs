@@ -1,6 +1,7 @@
 //! The mesh over real loopback sockets: members find each other and exchange frames, gossip and blobs; everyone else is
 //! refused and counted, whatever they send.
 
+mod counters;
 mod support;
 
 use std::time::{Duration, Instant};
@@ -88,7 +89,7 @@ async fn gossip_reaches_all_and_duplicates_collapse() {
     // The same words again are the same message.
     b.mesh.publish(Topic::Advert, bytes);
     assert!(a.try_next(500, is_gossip).await.is_none());
-    assert!(b.mesh.status().await.gossip_dropped > 0);
+    assert!(b.mesh.status().await.gossip.dropped > 0);
     lab.stop([a, b, c]).await;
 }
 
@@ -110,7 +111,7 @@ async fn gossip_of_unknown_authors_is_dropped() {
     let mut n = 0;
     while c.refusals(RefusalKind::GossipAuthor).await == 0 {
         assert!(Instant::now() < deadline, "b's gossip never reached c");
-        b.mesh.publish(Topic::Load, Bytes::from(format!("load {n}")));
+        b.mesh.publish(Topic::Advert, Bytes::from(format!("advert {n}")));
         n += 1;
         if let Some(MeshEvent::Gossip { id, .. }) = a.try_next(200, is_gossip).await {
             a.mesh.report_gossip(id, Verdict::Accept);
