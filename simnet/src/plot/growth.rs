@@ -22,11 +22,10 @@ pub(super) fn draw(caption: &str, growth: &Growth) -> Vec<Picture> {
     let several = |of: &[(&str, &str)]| {
         of.iter().zip(COLOURS).map(|((name, measure), colour)| line(name, growth.whole(measure), colour)).collect()
     };
-    let adverts = [("messages a job", "messages_per_job"), ("bytes a job", "bytes_per_job")];
-    let adverts = adverts
-        .iter()
-        .zip(COLOURS)
-        .map(|((name, measure), colour)| line(name, growth.traffic(measure, Some(Family::Advert)), colour));
+    let adverts = [("copies an advert", "copies_per_advert"), ("bytes an advert", "bytes_per_advert")];
+    let per_job = growth.traffic("messages_per_job", Some(Family::Advert));
+    let mut adverts: Vec<Line> = several(&adverts);
+    adverts.push(line("copies a job", per_job, COLOURS[2]));
     let events = [("a job", "events_per_job"), ("a node and second", "events_per_node_s")];
     let starts = [("p50", "start_p50_ms"), ("p99", "start_p99_ms")];
     vec![
@@ -44,7 +43,7 @@ pub(super) fn draw(caption: &str, growth: &Growth) -> Vec<Picture> {
             let title = "Bytes a node and second, by what they are for";
             chart(title, "bytes a node and second", families("bytes_per_node_s"))
         }),
-        ("growth-adverts.svg", chart("Adverts: copies and their bytes", "a job", adverts.collect())),
+        ("growth-adverts.svg", chart("Adverts: what reaching everybody costs", "copies, or bytes", adverts)),
         ("growth-events.svg", chart("Events that a run takes", "events", several(&events))),
         ("growth-start-latency.svg", chart("From submit to the first task's start", "milliseconds", several(&starts))),
     ]

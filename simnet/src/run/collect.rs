@@ -75,6 +75,7 @@ impl Running<'_> {
             frames: now.frames - before.frames,
             traffic: now.traffic.since(&before.traffic),
             forming: before.traffic.total(),
+            adverts: now.gossip_published - before.gossip_published,
             gossip_duplicates: now.gossip_duplicates - before.gossip_duplicates,
             gossip_control: gossip_control(now) - gossip_control(before),
             events: now.events - before.events,

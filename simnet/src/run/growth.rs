@@ -23,7 +23,9 @@ pub(crate) const MEASURES: [(&str, Figure); 4] = [
 ];
 
 /// What is measured of a run as a whole.
-const WHOLE: [(&str, WholeFigure); 7] = [
+const WHOLE: [(&str, WholeFigure); 9] = [
+    ("copies_per_advert", |r| per_advert(r, |sent| sent.messages)),
+    ("bytes_per_advert", |r| per_advert(r, |sent| sent.bytes)),
     ("events_per_job", |r| Some(r.per_job(r.events))),
     ("events_per_node_s", |r| Some(r.per_node_s(r.events))),
     ("start_p50_ms", |r| percentile(&r.starts, 50).map(ms)),
@@ -32,6 +34,12 @@ const WHOLE: [(&str, WholeFigure); 7] = [
     ("completion_p99_ms", |r| percentile(&r.completions, 99).map(ms)),
     ("converged_ms", |r| Some(ms(r.converged))),
 ];
+
+/// What one advert costs until the whole mesh has it. `None` when nobody needed any.
+fn per_advert(report: &Report, of: fn(Sent) -> u64) -> Option<f64> {
+    let sent = of(report.traffic.family(Family::Advert)) as f64;
+    (report.adverts > 0).then(|| sent / report.adverts as f64)
+}
 
 /// A figure at each size at which it is not zero: size and mean over that size's runs.
 pub(crate) type Line = Vec<(f64, f64)>;

@@ -52,6 +52,8 @@ pub struct Report {
     pub traffic: Traffic,
     /// All that was sent before the first job, while nodes got acquainted.
     pub forming: Sent,
+    /// Adverts that brains published; the traffic has their copies.
+    pub adverts: u64,
     /// Copies of gossip that reached nodes that had it; they are part of the traffic.
     pub gossip_duplicates: u64,
     /// Gossipsub's own announcements, requests, grafts and prunes; they are not part of the traffic.
@@ -149,7 +151,7 @@ impl Report {
             "bytes_per_node_s": self.per_node_s(total.bytes),
             "families": families,
             "kinds": kinds,
-            "gossip": {"duplicates": self.gossip_duplicates, "control": self.gossip_control},
+            "gossip": {"adverts": self.adverts, "duplicates": self.gossip_duplicates, "control": self.gossip_control},
             "forming": sent(self.forming),
             "events": self.events,
             "liars_caught": self.caught,

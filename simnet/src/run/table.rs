@@ -9,7 +9,7 @@ use crate::nemesis::Class;
 
 type Cell = fn(&Report) -> String;
 
-const FIRST: [(&str, Cell); 28] = [
+const FIRST: [(&str, Cell); 29] = [
     ("seed", |r| r.seed.to_string()),
     ("nodes", |r| r.nodes.to_string()),
     ("virtual_ms", |r| ms(r.virtual_time).to_string()),
@@ -34,6 +34,7 @@ const FIRST: [(&str, Cell); 28] = [
     ("bytes_per_job", |r| share(r.per_job(r.traffic.total().bytes))),
     ("messages_per_node_s", |r| share(r.per_node_s(r.traffic.total().messages))),
     ("bytes_per_node_s", |r| share(r.per_node_s(r.traffic.total().bytes))),
+    ("adverts_published", |r| r.adverts.to_string()),
     ("gossip_duplicates", |r| r.gossip_duplicates.to_string()),
     ("gossip_control", |r| r.gossip_control.to_string()),
     ("forming_messages", |r| r.forming.messages.to_string()),

@@ -72,7 +72,7 @@ pub(crate) fn sim(ui: Ui, args: &SimArgs) -> Result<u8, CliError> {
         match ended {
             Ended::Held(report) => {
                 ui.show(&report.to_json(), || if plans.len() > 1 { report.line() + "\n" } else { report.to_string() })?;
-                held.push(report);
+                held.push(*report);
             }
             Ended::Failed { failure, smaller } => {
                 failed += 1;

@@ -18,7 +18,7 @@ const THREADS_MAX: usize = 1_024;
 /// How a run ended.
 #[derive(Debug)]
 pub(super) enum Ended {
-    Held(Report),
+    Held(Box<Report>),
     Failed {
         failure: Box<Failure>,
         /// A smaller run that fails too, or the same.
@@ -89,7 +89,7 @@ fn run_some<E>(
 
 fn end_of(options: &Options) -> Ended {
     match attempt(options) {
-        Ok(report) => Ended::Held(report),
+        Ok(report) => Ended::Held(Box::new(report)),
         Err(failure) => {
             let smaller = shrink(options, SHRINK_RUNS_MAX, |o| attempt(o).is_err()).options;
             Ended::Failed { failure, smaller }
