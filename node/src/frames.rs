@@ -181,7 +181,10 @@ mod tests {
     fn no_bid(number: u64) -> Message {
         let mut job = [0; 32];
         job[..8].copy_from_slice(&number.to_le_bytes());
-        Message::NoBid { job: JobId(job), load: LoadDigest { cpu_milli_free: 0, memory_bytes_free: 0, running: 0, eligible: true } }
+        Message::NoBid {
+            job: JobId(job),
+            load: LoadDigest { cpu_milli_free: 0, memory_bytes_free: 0, running: 0, eligible: true },
+        }
     }
 
     #[test]
