@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error_code::ErrorCode;
-use crate::ids::{FactId, NodeId};
+use crate::ids::{DiskId, FactId, NodeId};
 use crate::spec::{BlobRef, Phase, SignedSpec};
 
 /// Longest encoded fact: a spec plus some framing. Larger reports are cut into several facts.
@@ -241,6 +241,14 @@ pub enum Fact {
         /// The term.
         term: u32,
     },
+    /// A member of the brain set that lost its disk has caught up from all the other members, and counts again: it knows
+    /// everything that was final when its disk was lost. Author: that member.
+    Rejoin {
+        /// Its new disk.
+        disk: DiskId,
+        /// The highest term that anybody had promised to follow, as the others told it: it may have promised as much.
+        term: u32,
+    },
     /// A brain takes office with a majority of votes, and says what it found decided. Author: the brain of `term`.
     Lead {
         /// The term.
@@ -289,6 +297,7 @@ impl Fact {
             Self::Revoke { .. } => "revoke",
             Self::Accept { .. } => "accept",
             Self::Vote { .. } => "vote",
+            Self::Rejoin { .. } => "rejoin",
             Self::Lead { .. } => "lead",
             Self::Cancel { .. } => "cancel",
             Self::Finish { .. } => "finish",

@@ -133,6 +133,11 @@ macro_rules! id {
     };
 }
 
+/// A node's disk: drawn at random when a node first starts on it. A node whose disk was lost comes back under its old
+/// [`NodeId`] with another of these, and so it can be told that it has forgotten everything it said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+pub struct DiskId(pub u64);
+
 id!(
     /// A node: its ed25519 public key, also its libp2p identity.
     NodeId, 32

@@ -99,6 +99,8 @@ pub struct SealedEntry {
     pub seal: FactId,
     /// When this node learned of the seal, unix ms.
     pub sealed_ms: u64,
+    /// Whether outputs that the results say are here are here no more, as after the loss of a disk: to be fetched again.
+    pub lacks_outputs: bool,
 }
 
 /// Which of a submitter's jobs are forgotten, as runs of serial numbers: first to last. Keeps late facts from resurrecting
@@ -179,17 +181,38 @@ impl Ledger {
             return Ok(known);
         }
         let opened = envelope.open(self.mesh, &mut self.roots)?;
-        self.check_complete(envelope.entry, &opened.statement, now_ms)?;
+        self.check_complete(envelope.entry, &opened.statement)?;
+        self.merge(envelope, &opened, roles, now_ms)
+    }
+
+    /// As [`Self::admit`], for what a peer sent that was asked for the whole entry and had no more: takes a seal without all
+    /// that it seals once its grace time is over, as then nobody has the rest any more. The time alone would not do: this
+    /// node's date may be years ahead of the others'.
+    ///
+    /// # Errors
+    /// [`Refusal`]; nothing has changed then.
+    pub fn admit_remains(
+        &mut self,
+        envelope: &Envelope,
+        roles: impl Fn(NodeId) -> Option<Roles>,
+        now_ms: u64,
+    ) -> Result<Admitted, Refusal> {
+        if let Some(known) = self.known(envelope) {
+            return Ok(known);
+        }
+        let opened = envelope.open(self.mesh, &mut self.roots)?;
+        if opened.statement.at_ms.saturating_add(self.grace_ms) > now_ms {
+            self.check_complete(envelope.entry, &opened.statement)?;
+        }
         self.merge(envelope, &opened, roles, now_ms)
     }
 
     /// After a seal nothing more is taken in, so a completed job's waits until all that it seals is here: otherwise this
-    /// node would never learn where the missing outputs are. Unless its grace time is over: then nobody has the rest any more.
-    fn check_complete(&self, entry: JobId, statement: &Statement, now_ms: u64) -> Result<(), Refusal> {
+    /// node would never learn where the missing outputs are.
+    fn check_complete(&self, entry: JobId, statement: &Statement) -> Result<(), Refusal> {
         let Fact::Seal { term, outcome: Outcome::Completed, .. } = &statement.fact else { return Ok(()) };
         let whole = self.live.get(&entry).is_none_or(|live| live.state.is_whole(*term));
-        let over = statement.at_ms.saturating_add(self.grace_ms) <= now_ms;
-        if whole || over || planted(Bug::SealUnseen) { Ok(()) } else { Err(Refusal::Incomplete) }
+        if whole || planted(Bug::SealUnseen) { Ok(()) } else { Err(Refusal::Incomplete) }
     }
 
     /// Merges an envelope from this node's own disk or hand: no signature check.
@@ -292,7 +315,8 @@ impl Ledger {
             let seal = *seal;
             digest = sealed_digest(entry);
             let spec = &live.state.spec;
-            let sealed = SealedEntry { submitter: spec.submitter, serial: spec.serial, seal, sealed_ms: now_ms };
+            let (submitter, serial) = (spec.submitter, spec.serial);
+            let sealed = SealedEntry { submitter, serial, seal, sealed_ms: now_ms, lacks_outputs: false };
             self.sealed.insert(entry, sealed);
         }
         self.index.set(entry, Some(digest));
@@ -307,6 +331,13 @@ impl Ledger {
     /// Restores an owner's mark from disk.
     pub fn restore_owner(&mut self, owner: NodeId, mark: OwnerMark) {
         self.owners.insert(owner, mark);
+    }
+
+    /// Notes whether outputs of a sealed job are missing here. Returns the entry, when there is one.
+    pub fn set_lacking(&mut self, entry: &JobId, lacks_outputs: bool) -> Option<SealedEntry> {
+        let sealed = self.sealed.get_mut(entry)?;
+        sealed.lacks_outputs = lacks_outputs;
+        Some(*sealed)
     }
 
     /// Drops a sealed entry's facts from memory, keeping its digest. The facts stay on disk.

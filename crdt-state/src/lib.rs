@@ -18,3 +18,4 @@ pub mod reconcile;
 pub mod rules;
 pub mod spec;
 pub mod state;
+mod trust;

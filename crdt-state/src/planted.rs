@@ -22,6 +22,8 @@ pub enum Bug {
     QuorumOfOne,
     /// A steward's vote does not bind it.
     ForgetVote,
+    /// A member that lost its disk counts as if it had not.
+    VoteForgotten,
     /// A steward votes although it hears the brain.
     VoteWhileHeard,
     /// One vote elects a brain.
@@ -66,6 +68,10 @@ pub enum Bug {
     ResurrectForgotten,
     /// After its seal an entry's late results are waited for no longer, so that some replicas never learn where they are.
     SealUnseen,
+    /// A worker never fences itself, and asks to be called at once to do so.
+    FenceNever,
+    /// A brain panics at a result that comes too late.
+    PanicAtStale,
 }
 
 #[cfg(feature = "planted")]

@@ -108,7 +108,7 @@ pub fn check(spec: &JobSpec, author: NodeId, roles: Roles, fact: &Fact) -> Resul
             }
             check_outcome(outcome).map_err(|what| RuleError::Bounds { fact: name, what })
         }
-        Fact::Vote { .. } => only(spec.brain_set.contains(&author), "a member of the brain set"),
+        Fact::Vote { .. } | Fact::Rejoin { .. } => only(spec.brain_set.contains(&author), "a member of the brain set"),
         Fact::Cancel { reason } => {
             only(author == spec.submitter || roles.contains(Roles::ADMIN), "the submitter or an admin")?;
             if reason.len() > TEXT_LEN_MAX {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cbor;
 use crate::identity::{BadSignature, Domain, Identity, Signature, verify};
-use crate::ids::{Hash, JobId, MeshId, NodeId};
+use crate::ids::{DiskId, Hash, JobId, MeshId, NodeId};
 
 /// Longest encoded spec: it is replicated to every node, so bulk belongs in blobs.
 pub const SPEC_LEN_MAX: usize = 256 * 1024;
@@ -29,6 +29,9 @@ pub struct JobSpec {
     pub submitted_ms: u64,
     /// The brain of term 1, then the stewards. One or three nodes; decisions need a majority of them.
     pub brain_set: Vec<NodeId>,
+    /// The disks that these nodes had when the job was submitted, in the same order: a member with another disk has
+    /// forgotten what it promised, if anything, and counts only once it has caught up ([`crate::fact::Fact::Rejoin`]).
+    pub brain_disks: Vec<DiskId>,
     /// For people; need not be unique.
     pub name: String,
     /// What to run.
@@ -288,6 +291,13 @@ impl JobSpec {
         }
     }
 
+    /// The disk that `node` had when the job was submitted; `None` when it is not in the brain set.
+    #[must_use]
+    pub fn disk_of(&self, node: NodeId) -> Option<DiskId> {
+        let place = self.brain_set.iter().position(|n| *n == node)?;
+        self.brain_disks.get(place).copied()
+    }
+
     /// How many of the brain set make a majority.
     #[must_use]
     pub fn majority(&self) -> usize {
@@ -364,6 +374,9 @@ fn check(spec: &JobSpec) -> Result<(), SpecError> {
     let set = &spec.brain_set;
     if !matches!(set.len(), 1 | 3) || (1..set.len()).any(|i| set[..i].contains(&set[i])) {
         return bad("brain_set", "must name one node or three different ones");
+    }
+    if spec.brain_disks.len() != set.len() {
+        return bad("brain_disks", "must name one disk for each member of the brain set");
     }
     if spec.phases().iter().any(|n| *n > TASKS_MAX) {
         return bad("tasks", "more than a job may have");

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::fact::{
     Accepted, Executed, Fact, Failure, Fence, Outcome, Output, ReportItem, Run, ShortId, Statement, short_id,
 };
-use crate::ids::{FactId, NodeId};
+use crate::ids::{DiskId, FactId, NodeId};
 use crate::intervals::IntervalMap;
 use crate::spec::{JobSpec, Phase};
 
@@ -118,6 +118,8 @@ pub struct JobState {
     failures: BTreeMap<(Phase, u32), FailuresOfTask>,
     /// Votes seen.
     pub votes: BTreeMap<u32, BTreeSet<NodeId>>,
+    /// Disks on which members that had lost theirs have caught up, with the term that each then promised to follow.
+    pub(crate) rejoined: BTreeMap<(NodeId, DiskId), u32>,
     /// Who asked to cancel, and why.
     pub cancel: Option<(NodeId, String)>,
     /// The brain's verdict, by the highest term.
@@ -147,6 +149,7 @@ impl JobState {
             reported: vec![IntervalMap::default(); phases],
             failures: BTreeMap::new(),
             votes: BTreeMap::new(),
+            rejoined: BTreeMap::new(),
             cancel: None,
             finish: None,
             receipts: BTreeMap::new(),
@@ -204,6 +207,10 @@ impl JobState {
             }
             Fact::Vote { term } => {
                 self.votes.entry(*term).or_default().insert(author);
+            }
+            Fact::Rejoin { disk, term } => {
+                let promised = self.rejoined.entry((author, *disk)).or_default();
+                *promised = (*promised).max(*term);
             }
             Fact::Lead { term, base, .. } => {
                 self.saw_term(*term);
@@ -430,7 +437,7 @@ fn describe(fact: &Fact) -> String {
             let tasks: u64 = items.iter().map(|i| u64::from(i.run.len)).sum();
             format!("phase {phase}: {tasks} results")
         }
-        Fact::Vote { term } | Fact::Lead { term, .. } => format!("term {term}"),
+        Fact::Vote { term } | Fact::Rejoin { term, .. } | Fact::Lead { term, .. } => format!("term {term}"),
         Fact::Cancel { reason } => reason.clone(),
         Fact::Finish { outcome, .. } | Fact::Seal { outcome, .. } => describe_outcome(outcome),
         Fact::Receipt(executed) => format!("{} tasks, {} ms CPU", executed.tasks, executed.usage.cpu_ms),

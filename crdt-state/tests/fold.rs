@@ -10,7 +10,7 @@ use sinew_crdt_state::fact::{
     Accepted, Executed, Fact, Failure, Fence, Outcome, Output, ReportItem, Run, Statement, Usage, short_id,
 };
 use sinew_crdt_state::identity::Identity;
-use sinew_crdt_state::ids::{FactId, Hash, JobId, MeshId, NodeId};
+use sinew_crdt_state::ids::{DiskId, FactId, Hash, JobId, MeshId, NodeId};
 use sinew_crdt_state::ledger::{Admitted, Ledger};
 use sinew_crdt_state::rules::{self, brain_of};
 use sinew_crdt_state::spec::{
@@ -32,6 +32,7 @@ fn spec() -> JobSpec {
         serial: 1,
         submitted_ms: 0,
         brain_set: vec![who(0).id(), who(1).id(), who(2).id()],
+        brain_disks: vec![DiskId(0), DiskId(1), DiskId(2)],
         name: "fold".to_owned(),
         work: Work::Batch(Batch {
             program: Program::Builtin(Builtin::Noop),
@@ -97,6 +98,7 @@ fn fact() -> impl Strategy<Value = (u8, Fact)> {
         (1u32..6, prop::collection::vec(accepted(), 1..4))
             .prop_map(move |(term, items)| (brain(term), Fact::Accept { term, phase: 0, items })),
         (0u8..3, 1u32..6).prop_map(|(n, term)| (n, Fact::Vote { term })),
+        (0u8..3, 0u64..5, 1u32..6).prop_map(|(n, disk, term)| (n, Fact::Rejoin { disk: DiskId(disk), term })),
         Just((0, Fact::Cancel { reason: "enough".to_owned() })),
         (1u32..6, outcome()).prop_map(move |(term, outcome)| (brain(term), Fact::Finish { term, outcome })),
         (0u8..5, 0u64..9)

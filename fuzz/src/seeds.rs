@@ -9,7 +9,7 @@ use sinew_crdt_state::error_code::ErrorCode;
 use sinew_crdt_state::fact::{
     Accepted, Executed, Fact, Failure, Fence, Outcome, Output, ReportItem, Run, Statement, Usage,
 };
-use sinew_crdt_state::ids::{FactId, Hash, JobId, MeshId};
+use sinew_crdt_state::ids::{DiskId, FactId, Hash, JobId, MeshId};
 use sinew_crdt_state::manifest::{JobDraft, program_from_text};
 use sinew_crdt_state::reconcile::Index;
 use sinew_crdt_state::spec::BlobRef;
@@ -84,11 +84,13 @@ fn frames() -> Vec<Vec<u8>> {
         Message::Facts(envelopes()),
         Message::Card(card()),
         Message::Load(load()),
-        Message::Award { award: Box::new(facts()), assign: assign.clone() },
+        Message::Award { award: Box::new(facts()), bid: FactId([9; 32]), assign: assign.clone() },
         Message::Assign(assign),
         Message::Beat { seq: 3, leases: vec![(lease, 2)] },
         Message::BeatAck { seq: 3, renewed: vec![lease], kept: vec![lease], void: Vec::new() },
         Message::VoteRequest { job, term: 2, trial: false, have: vec![1, 2] },
+        Message::Recall { submit: Box::new(facts()), disk: DiskId(9), have: vec![1] },
+        Message::Recalled { job, disk: DiskId(9), known: vec![1, 2] },
         Message::Report { lease, facts: vec![facts()] },
         Message::Claims(vec![Index::default().root()]),
         Message::Want(vec![(job, vec![7])]),
@@ -133,6 +135,7 @@ fn statements() -> Vec<(u8, Statement)> {
         (1, Fact::Report { fence, phase: 0, items }),
         (0, Fact::Accept { term: 1, phase: 0, items: accept }),
         (2, Fact::Vote { term: 2 }),
+        (2, Fact::Rejoin { disk: DiskId(9), term: 2 }),
         (1, Fact::Lead { term: 2, voters: vec![who(2).id(), who(3).id()], base: vec![7] }),
         (0, Fact::Revoke { fence, lost: true }),
         (0, Fact::Cancel { reason: "enough".to_owned() }),
@@ -178,7 +181,14 @@ fn credential() -> Credential {
 
 fn card() -> Card {
     let labels = BTreeMap::from([("zone".to_owned(), "a".to_owned())]);
-    Card { incarnation: 3, cpu_milli: 4_000, memory_bytes: 1 << 33, labels, about: "host, linux".to_owned() }
+    Card {
+        incarnation: 3,
+        disk: DiskId(7),
+        cpu_milli: 4_000,
+        memory_bytes: 1 << 33,
+        labels,
+        about: "host, linux".to_owned(),
+    }
 }
 
 fn load() -> LoadDigest {

@@ -8,7 +8,7 @@ use sinew_crdt_state::certificate::{Credential, Roles, Ticket};
 use sinew_crdt_state::envelope::{Envelope, VerifiedRoots, seal_batch};
 use sinew_crdt_state::fact::{Fact, Statement};
 use sinew_crdt_state::identity::{Domain, Identity};
-use sinew_crdt_state::ids::{JobId, MeshId, NodeId};
+use sinew_crdt_state::ids::{DiskId, JobId, MeshId, NodeId};
 use sinew_crdt_state::ledger::{Admitted, Ledger};
 use sinew_crdt_state::manifest::{self, Format};
 use sinew_crdt_state::reconcile::{Claim, Index, Listing};
@@ -222,6 +222,7 @@ pub fn ledger_job() -> SignedSpec {
         serial: 1,
         submitted_ms: NOW_MS,
         brain_set: vec![who(1).id(), who(2).id(), who(3).id()],
+        brain_disks: vec![DiskId(1), DiskId(2), DiskId(3)],
         name: "fuzz".to_owned(),
         work: Work::Batch(batch),
         resources: Resources::default(),

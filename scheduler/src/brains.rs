@@ -72,6 +72,14 @@ impl Brains {
         self.dirty.extend(self.map.iter().filter(|(_, b)| b.concerns(node)).map(|(job, _)| *job));
     }
 
+    /// A node came back with another disk.
+    pub(crate) fn on_disk_lost(&mut self, ctx: &mut Ctx, node: NodeId) {
+        for (job, brain) in self.map.iter_mut().filter(|(_, b)| b.knows(node)) {
+            brain.on_disk_lost(ctx, node);
+            self.dirty.insert(*job);
+        }
+    }
+
     /// Steps every job that needs it. Steps may touch others, by messages to this node itself, so callers loop.
     pub(crate) fn step(&mut self, ctx: &mut Ctx) {
         for job in std::mem::take(&mut self.dirty) {

@@ -32,6 +32,12 @@ pub const TAKEOVER_STAGGER: Span = Span::ms(250);
 pub const STICKY_FOR: Span = Span::ms(1_400);
 /// Votes are asked for again after this.
 pub const CAMPAIGN_EVERY: Span = Span::ms(400);
+/// A member that lost its disk asks the others again after this, until all have answered.
+pub const RECALL_EVERY: Span = Span::ms(400);
+/// Outputs that a lost disk held are asked for again after this, while their other holder is away or cannot give them.
+pub const RESTORE_EVERY: Span = Span::ms(2_000);
+/// Fetches of such outputs under way at most: what nodes work on now should not wait for what is only kept safe.
+pub const RESTORE_AT_ONCE: usize = 16;
 /// Looks for silent brains: this often.
 pub const CHECK_EVERY: Span = Span::ms(100);
 /// A brain that is heard of, but not of a certain job for this long, is asked whether it still leads that job: it may have lost

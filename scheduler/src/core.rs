@@ -12,7 +12,7 @@ use sinew_crdt_state::ids::{FactId, JobId, MeshId, NodeId};
 use sinew_crdt_state::ledger::{Ledger, OwnerMark, SealedEntry};
 use sinew_crdt_state::spec::{BlobRef, JobSpec, Phase, Resources, SignedSpec, Source};
 
-use crate::brain::Brain;
+use crate::brain::{Bid, Brain};
 use crate::brains::Brains;
 use crate::config::{CARD_EVERY, CoreConfig, FORGOTTEN_FOR, load_news_every};
 use crate::ctx::{After, Ctx, Setup};
@@ -20,6 +20,7 @@ use crate::io::{CancelError, Effect, FetchId, Input, NewJob, Note, Record, Reque
 use crate::members;
 use crate::membership::{Membership, MembershipConfig, MembershipEffect, NodeState};
 use crate::peers::Peers;
+use crate::restore::Restore;
 use crate::steward::Stewards;
 use crate::sync::{self, Sync};
 use crate::time::{Now, Span, Time};
@@ -30,6 +31,10 @@ use crate::worker::{Worker, missing_blobs};
 const BRAIN_SET: usize = 3;
 /// Sealed entries are looked through for old ones this often.
 const COMPACT_EVERY: Span = Span::ms(5_000);
+
+/// A node without jobs begins to number them at its clock's milliseconds times two to this: above whatever it gave out on a
+/// disk that was lost, unless it took more than 65,536 jobs in each millisecond.
+const SERIALS_PER_MS_BITS: u32 = 16;
 
 /// What was on disk when the daemon started.
 #[derive(Debug, Default)]
@@ -69,6 +74,7 @@ pub struct Core {
     brains: Brains,
     stewards: Stewards,
     sync: Sync,
+    restore: Restore,
     membership: Membership,
     copies: std::collections::BTreeMap<FetchId, (CopyFor, Vec<BlobRef>)>,
     /// When the changed load is told.
@@ -96,6 +102,7 @@ impl Core {
             brains: Brains::default(),
             stewards: Stewards::default(),
             sync: Sync::default(),
+            restore: Restore::default(),
             membership,
             copies: std::collections::BTreeMap::new(),
             load_at: None,
@@ -135,16 +142,22 @@ impl Core {
             }
         }
         self.serial_last = ctx.ledger.last_serial(ctx.own);
+        if self.serial_last == 0 {
+            // Its disk may have been lost, and with it the memory of lower numbers: none of them may come twice.
+            self.serial_last = ctx.now.unix_ms << SERIALS_PER_MS_BITS;
+        }
         let jobs: Vec<JobId> = ctx.ledger.iter_live().map(|(job, _)| *job).collect();
         for job in jobs {
             self.stewards.watch(&self.ctx, job);
         }
+        self.restore.resume(&mut self.ctx, &self.worker.blobs);
     }
 
     fn card(&self) -> Card {
         let config = &self.ctx.config;
         Card {
             incarnation: self.ctx.incarnation,
+            disk: self.ctx.disk,
             cpu_milli: config.cpu_milli,
             memory_bytes: config.memory_bytes,
             labels: config.labels.clone(),
@@ -181,6 +194,9 @@ impl Core {
             }
             Input::Task { run, result } => self.worker.on_task(&mut self.ctx, run, result),
             Input::Fetched { id, ok } => self.on_fetched(id, ok),
+            Input::Loaded { to, facts } if to == self.ctx.own => {
+                self.restore.on_loaded(&mut self.ctx, &self.worker.blobs, &facts);
+            }
             Input::Loaded { to, facts } => sync::send_facts(&mut self.ctx, to, facts),
             Input::Request { id, request } => match request {
                 Request::Submit(new) => self.submit(id, *new),
@@ -232,6 +248,7 @@ impl Core {
             self.stewards.timeout(&self.brains),
             self.membership.poll_timeout(),
             self.load_at,
+            self.restore.timeout(),
         ]
         .into_iter()
         .flatten()
@@ -244,6 +261,7 @@ impl Core {
         self.stewards.tick(&mut self.ctx, &mut self.brains);
         self.brains.tick(&self.ctx);
         self.sync.tick(&mut self.ctx, &self.worker);
+        self.restore.tick(&mut self.ctx, &self.worker.blobs);
         self.membership.tick(now);
         if self.load_at.is_some_and(|at| now >= at) {
             self.load_at = None;
@@ -278,6 +296,7 @@ impl Core {
         let load = self.worker.load(&self.ctx);
         self.ctx.send(node, Message::Load(load));
         sync::start(&mut self.ctx, node);
+        self.restore.on_peer_up(&self.ctx);
         self.brains.on_peer_change(node);
     }
 
@@ -290,6 +309,7 @@ impl Core {
     fn on_persisted(&mut self, after: After) {
         match after {
             After::Send { to, message } => self.ctx.send(to, message),
+            After::CaughtUp { job } => self.stewards.on_caught_up(&mut self.ctx, job),
             After::Own { job, ids } => {
                 let own = self.ctx.own;
                 if let Some(brain) = self.brains.touch(&job) {
@@ -306,6 +326,7 @@ impl Core {
         }
         match &statement.fact {
             Fact::Submit(_) => self.stewards.watch(&self.ctx, job),
+            Fact::Accept { items, .. } => self.restore.on_accept(&self.ctx, &self.worker.blobs, job, items),
             Fact::Lead { term, .. } => self.stewards.on_lead(&self.ctx, job, *term),
             // A verdict that a later brain did not repeat is none.
             Fact::Finish { .. } if self.ctx.ledger.live(&job).is_some_and(|l| l.state.outcome().is_some()) => {
@@ -322,6 +343,7 @@ impl Core {
         self.stewards.forget(&job);
         let Some(entry) = self.ctx.ledger.sealed(&job).copied() else { return };
         self.ctx.record(Record::Sealed { job, entry });
+        self.restore.on_sealed(&mut self.ctx, &self.worker.blobs, job);
         if let Some(live) = self.ctx.ledger.live(&job)
             && let Some(outcome) = live.state.outcome().cloned()
         {
@@ -338,7 +360,7 @@ impl Core {
         let ctx = &mut self.ctx;
         match message {
             Message::Facts(facts) => sync::on_facts(ctx, from, &facts),
-            Message::Card(card) => ctx.peers.set_card(from, card),
+            Message::Card(card) => self.on_card(from, card),
             Message::Load(load) => ctx.peers.set_load(from, load),
             Message::Swim(bytes) => {
                 if let Err(problem) = self.membership.receive(ctx.now.at, from, &bytes) {
@@ -358,7 +380,7 @@ impl Core {
                     brain.on_interest(ctx);
                 }
             }
-            Message::Award { award, assign } => self.worker.on_award(ctx, from, &award, &assign),
+            Message::Award { award, bid, assign } => self.worker.on_award(ctx, from, &award, bid, &assign),
             Message::Decline { lease } => {
                 if let Some(brain) = self.brains.touch(&lease.job) {
                     brain.on_decline(ctx, from, lease.fence);
@@ -415,9 +437,10 @@ impl Core {
             Message::BeatAck { seq, renewed, kept, void } => {
                 self.worker.on_beat_ack(ctx, from, seq, &renewed, &kept, &void);
             }
-            Message::SetBeat { seq } => self.stewards.on_set_beat(ctx, from, seq),
-            Message::SetBeatAck { seq, kept, moved } => {
-                self.stewards.on_set_beat_ack(ctx, &mut self.brains, from, seq, &kept, &moved);
+            Message::SetBeat { seq, doubts } => self.stewards.on_set_beat(ctx, from, seq, doubts),
+            Message::SetBeatAck { seq, disk, kept, moved, over, unknown } => {
+                self.stewards.on_doubts(ctx, &mut self.brains, from, seq, &over, &unknown);
+                self.stewards.on_set_beat_ack(ctx, &mut self.brains, from, seq, disk, &kept, &moved);
             }
             Message::Led(jobs) => Stewards::on_led(ctx, &self.brains, from, jobs),
             Message::NotLed(jobs) => self.stewards.on_not_led(ctx, from, &jobs),
@@ -431,6 +454,8 @@ impl Core {
             Message::VoteRefused { job, term, highest } => {
                 self.stewards.on_vote_refused(ctx, from, job, term, highest);
             }
+            Message::Recall { submit, disk, have } => Stewards::on_recall(ctx, from, &submit, disk, &have),
+            Message::Recalled { job, disk, known } => self.stewards.on_recalled(ctx, from, job, disk, &known),
             Message::Adopt { facts, job, award, term } => {
                 sync::on_facts(ctx, from, &facts);
                 self.worker.on_adopt(ctx, from, job, award, term);
@@ -450,6 +475,12 @@ impl Core {
         }
     }
 
+    fn on_card(&mut self, from: NodeId, card: Card) {
+        if self.ctx.peers.set_card(from, card) {
+            self.brains.on_disk_lost(&mut self.ctx, from);
+        }
+    }
+
     fn on_bid(&mut self, from: NodeId, bid: &Envelope) {
         if bid.author != from || self.ctx.admit(from, bid).is_err() {
             return;
@@ -457,7 +488,7 @@ impl Core {
         if let Ok(Statement { fact: Fact::Bid { slots, score, held_bytes, .. }, .. }) = cbor::from_slice(&bid.payload)
             && let Some(brain) = self.brains.touch(&bid.entry)
         {
-            brain.on_bid(from, slots, score, held_bytes);
+            brain.on_bid(from, Bid { id: bid.fact_id(), slots, score, held_bytes });
         }
     }
 
@@ -523,6 +554,8 @@ impl Core {
                 self.worker.blobs.extend(blobs.iter().map(|b| b.hash));
             }
             self.ctx.send(copy.brain, copy.answer(ok));
+        } else if let Some(hashes) = self.restore.on_fetched(&self.ctx, id, ok) {
+            self.worker.blobs.extend(hashes);
         } else {
             self.stewards.on_fetched(&mut self.ctx, id, ok);
         }
@@ -616,11 +649,13 @@ impl Core {
         let serial = self.serial_last + 1;
         let brain_set = self.choose_brain_set(serial);
         let alone = brain_set.len() == 1 && self.ctx.peers.connected().next().is_none();
+        let (own, disk) = (self.ctx.own, self.ctx.disk);
         let spec = JobSpec {
             mesh: self.ctx.mesh,
             submitter: self.ctx.own,
             serial,
             submitted_ms: self.ctx.now.unix_ms,
+            brain_disks: brain_set.iter().map(|n| if *n == own { disk } else { self.ctx.peers.disk(*n) }).collect(),
             brain_set,
             name: new.name,
             work: new.work,
@@ -753,6 +788,16 @@ impl Core {
     #[must_use]
     pub fn storage_problem(&self) -> Option<&str> {
         self.ctx.storage_failing.as_deref()
+    }
+
+    /// Whether this node has everything back that was on a disk it lost: its word counts in the brain sets of all open jobs
+    /// that it knows, and no output is missing. What it has not heard of yet is another matter.
+    #[must_use]
+    pub fn has_recovered(&self) -> bool {
+        let (own, disk) = (self.ctx.own, self.ctx.disk);
+        let open = self.ctx.ledger.iter_live().filter(|(job, _)| self.ctx.ledger.sealed(job).is_none());
+        let mut sets = open.map(|(_, live)| &live.state).filter(|state| state.spec.brain_set.contains(&own));
+        self.restore.is_done(&self.ctx) && sets.all(|state| state.trusts(own, disk))
     }
 
     /// Tasks running here.

@@ -13,7 +13,7 @@ use sinew_crdt_state::change::fact_id;
 use sinew_crdt_state::envelope::{BATCH_LEN_MAX, Envelope, Opened, seal_batch};
 use sinew_crdt_state::fact::{Fact, Statement};
 use sinew_crdt_state::identity::{Identity, Signature};
-use sinew_crdt_state::ids::{FactId, JobId, MeshId, NodeId};
+use sinew_crdt_state::ids::{DiskId, FactId, JobId, MeshId, NodeId};
 use sinew_crdt_state::ledger::{Admitted, Ledger, Refusal};
 use sinew_crdt_state::planted::{Bug, planted};
 
@@ -31,6 +31,8 @@ pub(crate) enum After {
     Send { to: NodeId, message: Message },
     /// The own copy of these facts is safe.
     Own { job: JobId, ids: Vec<FactId> },
+    /// All that the other members of the brain set know of the job is on this node's new disk.
+    CaughtUp { job: JobId },
 }
 
 #[derive(Debug)]
@@ -41,6 +43,7 @@ pub(crate) struct Ctx {
     pub(crate) mesh: MeshId,
     pub(crate) config: CoreConfig,
     pub(crate) incarnation: u64,
+    pub(crate) disk: DiskId,
     pub(crate) ledger: Ledger,
     pub(crate) peers: Peers,
     pub(crate) members: Members,
@@ -74,6 +77,8 @@ pub struct Setup {
     pub roles: Roles,
     /// Changes with every start; later starts have higher numbers.
     pub incarnation: u64,
+    /// This node's disk: drawn at random when the node first started on it.
+    pub disk: DiskId,
     /// For every random choice.
     pub seed: [u8; 32],
     /// What the operator set.
@@ -91,6 +96,7 @@ impl Ctx {
             roles: setup.roles,
             mesh: setup.mesh,
             incarnation: setup.incarnation,
+            disk: setup.disk,
             ledger,
             peers: Peers::new(own),
             members: Members::default(),
@@ -148,12 +154,25 @@ impl Ctx {
 
     /// Merges a fact from a peer; offences are reported against `from`.
     pub(crate) fn admit(&mut self, from: NodeId, envelope: &Envelope) -> Result<Admitted, Refusal> {
+        self.take_in(from, envelope, false)
+    }
+
+    /// As [`Self::admit`], for an old seal when `from` has nothing more of the entry than it sent.
+    pub(crate) fn admit_remains(&mut self, from: NodeId, envelope: &Envelope) -> Result<Admitted, Refusal> {
+        self.take_in(from, envelope, true)
+    }
+
+    fn take_in(&mut self, from: NodeId, envelope: &Envelope, remains: bool) -> Result<Admitted, Refusal> {
         if envelope.author == self.own && from == self.own {
             return Ok(Admitted::Known(envelope.fact_id()));
         }
         let (own, own_roles, peers) = (self.own, self.roles, &self.peers);
         let roles = |node| if node == own { Some(own_roles) } else { peers.roles(node) };
-        let admitted = self.ledger.admit(envelope, roles, self.now.unix_ms);
+        let admitted = if remains {
+            self.ledger.admit_remains(envelope, roles, self.now.unix_ms)
+        } else {
+            self.ledger.admit(envelope, roles, self.now.unix_ms)
+        };
         match &admitted {
             Ok(Admitted::New(id)) => {
                 self.records.push(Record::Fact { id: *id, envelope: envelope.clone() });
@@ -247,7 +266,7 @@ impl Ctx {
         }
         let gated = self.after.iter_mut().filter_map(|a| match a {
             After::Send { message, .. } => Some(message),
-            After::Own { .. } => None,
+            After::Own { .. } | After::CaughtUp { .. } => None,
         });
         for message in self.outbox.values_mut().flatten().chain(gated) {
             message.for_each_envelope(patch);

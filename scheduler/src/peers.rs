@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use sinew_crdt_state::certificate::Roles;
-use sinew_crdt_state::ids::NodeId;
+use sinew_crdt_state::ids::{DiskId, NodeId};
 use sinew_crdt_state::spec::{JobSpec, Strategy};
+use sinew_crdt_state::state::JobState;
 
 use crate::config::silent_after;
 use crate::time::Time;
@@ -51,8 +52,8 @@ pub struct Peers {
     connections: usize,
     /// Members of the mesh as the transport counts them.
     mesh_size: usize,
-    /// When the last set beat was sent that the node answered.
-    contacts: BTreeMap<NodeId, Time>,
+    /// When the last set beat was sent that the node answered, and from which disk.
+    contacts: BTreeMap<NodeId, (Time, DiskId)>,
     /// Grows with every piece of news that may let a waiting job start.
     pub(crate) news: u64,
 }
@@ -117,11 +118,18 @@ impl Peers {
         }
     }
 
-    pub(crate) fn set_card(&mut self, node: NodeId, card: Card) {
-        if let Some(peer) = self.map.get_mut(&node) {
-            self.news += u64::from(peer.card.as_ref() != Some(&card));
-            peer.card = Some(card);
-        }
+    /// Returns whether the node is known to have had another disk before.
+    pub(crate) fn set_card(&mut self, node: NodeId, card: Card) -> bool {
+        let Some(peer) = self.map.get_mut(&node) else { return false };
+        let disk = card.disk;
+        self.news += u64::from(peer.card.as_ref() != Some(&card));
+        let old = peer.card.replace(card);
+        old.is_some_and(|old| old.disk != disk)
+    }
+
+    /// The disk that the node had when it last said so; one that nobody has when it never did.
+    pub(crate) fn disk(&self, node: NodeId) -> DiskId {
+        self.map.get(&node).and_then(|p| p.card.as_ref()).map_or(DiskId::default(), |card| card.disk)
     }
 
     pub(crate) fn set_load(&mut self, node: NodeId, load: LoadDigest) {
@@ -162,13 +170,14 @@ impl Peers {
         }
     }
 
-    pub(crate) fn set_contact(&self, node: NodeId) -> Option<Time> {
-        self.contacts.get(&node).copied()
+    /// When the last set beat was sent that `node` answered, as far as its answer counts for the job of `state`.
+    pub(crate) fn set_contact(&self, node: NodeId, state: &JobState) -> Option<Time> {
+        self.contacts.get(&node).filter(|(_, disk)| state.trusts(node, *disk)).map(|(sent, _)| *sent)
     }
 
-    pub(crate) fn touch_contact(&mut self, node: NodeId, sent: Time) {
-        let contact = self.contacts.entry(node).or_insert(sent);
-        *contact = (*contact).max(sent);
+    pub(crate) fn touch_contact(&mut self, node: NodeId, sent: Time, disk: DiskId) {
+        let contact = self.contacts.entry(node).or_insert((sent, disk));
+        *contact = (contact.0.max(sent), disk);
     }
 
     pub(crate) fn roles(&self, node: NodeId) -> Option<Roles> {

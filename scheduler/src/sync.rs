@@ -192,9 +192,8 @@ pub(crate) fn on_want(ctx: &mut Ctx, from: NodeId, wanted: &[(JobId, Vec<ShortId
     let mut page = Page::default();
     for (job, have) in wanted.iter().take(WANT_MAX) {
         let Some(live) = ctx.ledger.live(job) else {
-            if ctx.ledger.sealed(job).is_some() {
-                ctx.effect(Effect::Load { job: *job, to: from });
-            }
+            // Sealed, or forgotten but for a receipt: it is on disk, if at all.
+            ctx.effect(Effect::Load { job: *job, to: from });
             continue;
         };
         let have: std::collections::BTreeSet<ShortId> = have.iter().copied().collect();
@@ -269,8 +268,8 @@ pub(crate) fn on_facts(ctx: &mut Ctx, from: NodeId, facts: &[Envelope]) {
     for envelope in retry {
         match ctx.admit(from, envelope) {
             Ok(Admitted::New(_) | Admitted::Known(_) | Admitted::Late(_)) => {}
-            // An answer that brought nothing new will not become better by asking again at once.
-            Err(Refusal::Incomplete) if !news => {}
+            // An answer that brought nothing new will not become better by asking again at once: this is all there is.
+            Err(Refusal::Incomplete) if !news => _ = ctx.admit_remains(from, envelope),
             Err(_) if refused.contains(&envelope.entry) => {}
             Err(_) => unknown.push(envelope.entry),
         }

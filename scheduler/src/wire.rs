@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use sinew_crdt_state::certificate::Credential;
 use sinew_crdt_state::envelope::Envelope;
 use sinew_crdt_state::fact::{Fence, Run};
-use sinew_crdt_state::ids::{FactId, JobId, NodeId};
+use sinew_crdt_state::ids::{DiskId, FactId, JobId, NodeId};
 use sinew_crdt_state::reconcile::{Claim, Item, Listing};
 use sinew_crdt_state::spec::{BlobRef, Phase};
 
@@ -90,6 +90,8 @@ pub enum Message {
     Award {
         /// The award fact.
         award: Box<Envelope>,
+        /// The bid that this answers: the lease counts from when it was made.
+        bid: FactId,
         /// First tasks.
         assign: Assign,
     },
@@ -217,15 +219,26 @@ pub enum Message {
     SetBeat {
         /// Counts the sender's beats.
         seq: u64,
+        /// Jobs of which the sender is not sure that it still leads them: it was out of touch with their sets.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        doubts: Vec<JobId>,
     },
     /// The answer to [`Self::SetBeat`].
     SetBeatAck {
         /// The beat's number.
         seq: u64,
+        /// The answerer's disk: what it says counts only for jobs of which that disk has forgotten nothing.
+        disk: DiskId,
         /// Leases of the sender's jobs that this member kept alive in its silence, with their holders.
         kept: Vec<(NodeId, Lease)>,
         /// Jobs for which this member has promised a term of another brain.
         moved: Vec<(JobId, u32)>,
+        /// Of the jobs in doubt, those that have ended.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        over: Vec<JobId>,
+        /// Of the jobs in doubt, those that this member knows nothing of, so that its answer does not count for them.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        unknown: Vec<JobId>,
     },
     /// Steward to brain: I have not heard of these jobs for a while; do you lead them?
     Led(Vec<JobId>),
@@ -271,6 +284,24 @@ pub enum Message {
         term: u32,
         /// The highest term known here.
         highest: u32,
+    },
+    /// Member to member: I lost my disk since this job was submitted. Tell me all you know of it; I have these.
+    Recall {
+        /// The job's submit fact.
+        submit: Box<Envelope>,
+        /// The asker's disk.
+        disk: DiskId,
+        /// Facts that the asker has.
+        have: Vec<ShortId>,
+    },
+    /// In answer, behind the facts themselves: this is all I know, on disk.
+    Recalled {
+        /// The job.
+        job: JobId,
+        /// The asker's disk.
+        disk: DiskId,
+        /// Every fact that the answerer has.
+        known: Vec<ShortId>,
     },
     /// New brain to worker: I lead; what you hold under earlier terms goes on under one new award; what is it?
     Adopt {
@@ -338,6 +369,8 @@ pub struct Assign {
 pub struct Card {
     /// Changes with every start of the daemon.
     pub incarnation: u64,
+    /// The node's disk.
+    pub disk: DiskId,
     /// Thousandths of a core that tasks may use.
     pub cpu_milli: u32,
     /// Bytes of memory that tasks may use.
@@ -400,7 +433,7 @@ impl Message {
             | Self::Vote { facts, .. }
             | Self::Adopt { facts, .. } => facts.iter_mut().for_each(visit),
             Self::Holding { reports, .. } => reports.iter_mut().for_each(visit),
-            Self::Offer { submit, .. } => visit(submit),
+            Self::Offer { submit, .. } | Self::Recall { submit, .. } => visit(submit),
             Self::Bid(bid) => visit(bid),
             Self::Award { award, .. } => visit(award),
             _ => {}

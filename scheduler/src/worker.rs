@@ -24,6 +24,8 @@ use crate::wire::{Assign, Lease, LoadDigest, Located, Message};
 
 /// Beats whose answers are still awaited: older ones could not renew anything.
 const BEATS_KEPT: usize = 16;
+/// Bids that are kept at least: looking through them for old ones each time would cost too much under load.
+const BIDS_KEPT: usize = 64;
 /// Bytes of report items under one fact: well below the limit of a fact.
 const REPORT_BYTES_MAX: usize = 128 * 1024;
 
@@ -83,6 +85,10 @@ pub(crate) struct Worker {
     beat_at: Time,
     beat_seq: u64,
     beats: VecDeque<(u64, Time)>,
+    /// Bids, and when they were made: an award renews nothing by coming late.
+    bids: BTreeMap<FactId, Time>,
+    /// Old bids are dropped once there are so many.
+    bids_max: usize,
     /// Blobs this node holds, for locality in bids.
     pub(crate) blobs: std::collections::BTreeSet<Hash>,
     load_changed: bool,
@@ -101,6 +107,8 @@ impl Worker {
             beat_at: Time::default(),
             beat_seq: 0,
             beats: VecDeque::new(),
+            bids: BTreeMap::new(),
+            bids_max: BIDS_KEPT,
             blobs: std::collections::BTreeSet::new(),
             load_changed: true,
             look_at: Time::default(),
@@ -150,7 +158,7 @@ impl Worker {
         }
     }
 
-    pub(crate) fn on_offer(&self, ctx: &mut Ctx, from: NodeId, submit: &Envelope, slots: u32) {
+    pub(crate) fn on_offer(&mut self, ctx: &mut Ctx, from: NodeId, submit: &Envelope, slots: u32) {
         if ctx.admit(from, submit).is_err() {
             return;
         }
@@ -168,8 +176,17 @@ impl Worker {
         let held_bytes: u64 = spec.input_blobs().iter().filter(|b| self.blobs.contains(&b.hash)).map(|b| b.size).sum();
         let free_share = u64::from(self.pool.free().cpu_milli) * 100 / u64::from(ctx.config.cpu_milli.max(1));
         let score = i32::try_from(free_share).unwrap_or(100);
-        let (_, bid) = ctx.state(job, Fact::Bid { slots: can, score, held_bytes, start_in_ms: 0 });
+        let (id, bid) = ctx.state(job, Fact::Bid { slots: can, score, held_bytes, start_in_ms: 0 });
+        self.note_bid(id, ctx.now.at);
         ctx.send(from, Message::Bid(Box::new(bid)));
+    }
+
+    fn note_bid(&mut self, id: FactId, now: Time) {
+        if self.bids.len() >= self.bids_max {
+            self.bids.retain(|_, at| now - *at < FENCE_AFTER);
+            self.bids_max = 2 * self.bids.len() + BIDS_KEPT;
+        }
+        self.bids.entry(id).or_insert(now);
     }
 
     pub(crate) fn on_advert(&self, ctx: &mut Ctx, from: NodeId, advert: &crate::wire::Advert) {
@@ -181,7 +198,9 @@ impl Worker {
         }
     }
 
-    pub(crate) fn on_award(&mut self, ctx: &mut Ctx, from: NodeId, award: &Envelope, assign: &Assign) {
+    /// An award may have been held up on its way for longer than a lease lasts, and its brain have given it up: it counts from
+    /// when the bid was made that it answers, as a beat's answer counts from when the beat was sent.
+    pub(crate) fn on_award(&mut self, ctx: &mut Ctx, from: NodeId, award: &Envelope, bid: FactId, assign: &Assign) {
         let lease = assign.lease;
         if award.entry != lease.job || ctx.admit(from, award).is_err() || self.held.contains_key(&lease) {
             return;
@@ -193,14 +212,15 @@ impl Worker {
         if node != ctx.own || fence != lease.fence || award.author != from {
             return ctx.offence(from, "an award for somebody else".to_owned());
         }
-        if self.claim(ctx, from, lease, slots) {
+        let bid_at = self.bids.remove(&bid).filter(|at| ctx.now.at - *at < FENCE_AFTER);
+        if bid_at.is_some_and(|at| self.claim(ctx, from, lease, slots, at)) {
             self.on_assign(ctx, from, assign);
         } else {
             ctx.send(from, Message::Decline { lease });
         }
     }
 
-    fn claim(&mut self, ctx: &mut Ctx, brain: NodeId, lease: Lease, slots: u32) -> bool {
+    fn claim(&mut self, ctx: &mut Ctx, brain: NodeId, lease: Lease, slots: u32, bid_at: Time) -> bool {
         let Some(live) = ctx.ledger.live(&lease.job) else { return false };
         let state = &live.state;
         if lease.fence.term < state.term || state.outcome().is_some() || state.cancel.is_some() {
@@ -227,7 +247,7 @@ impl Worker {
             buffer_since: ctx.now.at,
             unsettled: Vec::new(),
             unsettled_sent: ctx.now.at,
-            renewed: ctx.now.at,
+            renewed: bid_at,
             stewards_renewed: BTreeMap::new(),
             attempts: BTreeMap::new(),
             sources: Sources::default(),
@@ -235,6 +255,9 @@ impl Worker {
         };
         self.held.insert(lease, held);
         self.look_at = ctx.now.at;
+        if ctx.now.at - bid_at >= BEAT_EVERY {
+            self.beat_at = ctx.now.at;
+        }
         let (_, claim) = ctx.state(lease.job, Fact::Claim { fence: lease.fence, slots });
         ctx.send(brain, Message::Facts(vec![claim]));
         true
@@ -387,6 +410,10 @@ impl Worker {
     fn start_tasks(&mut self, ctx: &mut Ctx, lease: Lease) {
         let job_slots = self.leases_of(lease.job).iter().filter_map(|l| self.held.get(l)).map(|h| h.slots).sum();
         let Some(held) = self.held.get_mut(&lease) else { return };
+        // A machine that stood still learns of a task's end before its timers fire: the lease may be long over.
+        if ctx.now.at - held.answered() >= FENCE_AFTER {
+            return;
+        }
         let ahead = ctx.config.start_ahead.saturating_mul(held.slots) + u32::from(planted(Bug::OneTaskTooMany));
         while held.running.len() < held.slots.saturating_add(ahead) as usize {
             let Some((phase, run)) = held.queue.front_mut() else { return };
@@ -544,8 +571,8 @@ impl Worker {
             return;
         }
         let fence_after = if planted(Bug::FenceTooLate) { Span(2 * FENCE_AFTER.0) } else { FENCE_AFTER };
-        let silent: Vec<Lease> =
-            self.held.iter().filter(|(_, h)| now - h.answered() >= fence_after).map(|(l, _)| *l).collect();
+        let is_silent = |h: &Held| now - h.answered() >= fence_after && !planted(Bug::FenceNever);
+        let silent: Vec<Lease> = self.held.iter().filter(|(_, h)| is_silent(h)).map(|(l, _)| *l).collect();
         for lease in silent {
             ctx.note(Note::Fenced { lease });
             self.drop_held(ctx, lease);

@@ -11,7 +11,7 @@ use sinew_crdt_state::cbor;
 use sinew_crdt_state::certificate::Credential;
 use sinew_crdt_state::envelope::Envelope;
 use sinew_crdt_state::fact::{Fact, Statement};
-use sinew_crdt_state::ids::{FactId, Hash, JobId, NodeId};
+use sinew_crdt_state::ids::{DiskId, FactId, Hash, JobId, NodeId};
 use sinew_crdt_state::ledger::{OwnerMark, SealedEntry};
 use sinew_crdt_state::spec::BlobRef;
 use sinew_scheduler::core::Stored;
@@ -102,14 +102,21 @@ pub(crate) struct Disk {
     writes: VecDeque<Write>,
     /// Records ever written.
     written: u64,
+    /// Which of the node's disks it is.
+    pub(crate) id: DiskId,
     pub(crate) setup: DiskSetup,
     /// Whether it refuses writes.
     pub(crate) failing: bool,
 }
 
 impl Disk {
-    pub(crate) fn new(setup: DiskSetup) -> Self {
-        Self { setup, ..Self::default() }
+    /// An empty disk of `owner`, in place of `before` if there was one.
+    pub(crate) fn new(setup: DiskSetup, owner: NodeId, before: Option<DiskId>) -> Self {
+        let mut hasher = blake3::Hasher::new_derive_key("sinew simnet disk 1");
+        hasher.update(&owner.0).update(&before.unwrap_or_default().0.to_le_bytes());
+        let mut id = [0; 8];
+        id.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
+        Self { setup, id: DiskId(u64::from_le_bytes(id)), ..Self::default() }
     }
 
     /// Queues records, to be synced at `due`; whatever was queued before goes along at the latest then.
@@ -193,6 +200,11 @@ impl Disk {
         damage
     }
 
+    /// Records that it was ever asked to write.
+    pub(crate) const fn asked_to_write(&self) -> u64 {
+        self.written
+    }
+
     pub(crate) fn pending(&self) -> usize {
         self.writes.len() + self.lie.as_ref().map_or(0, |lie| lie.cached.len())
     }
@@ -207,6 +219,11 @@ impl Disk {
             owners: self.image.owners.iter().map(|(owner, mark)| (*owner, mark.clone())).collect(),
             blobs: self.blobs.values().map(|(blob, ..)| *blob).collect(),
         }
+    }
+
+    /// Whether something of the job is on the platter.
+    pub(crate) fn knows(&self, job: &JobId) -> bool {
+        self.image.facts.contains_key(job) || self.has_forgotten(job)
     }
 
     /// Whether only a receipt stays of the job.

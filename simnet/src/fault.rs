@@ -40,9 +40,15 @@ impl World {
         n.crash_at = None;
         n.peers.clear();
         n.fetches.clear();
-        n.frozen = None;
+        let frozen = n.frozen.take();
         n.incarnation += 1;
-        for (_, run) in std::mem::take(&mut n.runs) {
+        let runs = std::mem::take(&mut n.runs);
+        // What stood still until it died did nothing meanwhile.
+        self.pauses.extend(frozen.map(|f| f.until(node, now)));
+        if damage.lied > 0 {
+            self.watch.forgot.insert(node);
+        }
+        for (_, run) in runs {
             self.executions[run.execution].end = Some((now, Stopped::Crash));
         }
         for peer in self.links.peers(node).collect::<Vec<_>>() {
@@ -69,8 +75,8 @@ impl World {
         let node = self.index(name);
         assert!(!self.nodes[node].is_up(), "{name} is up");
         self.say(node, "WIPED".to_owned());
-        let setup = self.nodes[node].disk.setup.clone();
-        self.nodes[node].disk = Disk::new(setup);
+        let n = &mut self.nodes[node];
+        n.disk = Disk::new(n.disk.setup.clone(), n.id(), Some(n.disk.id));
     }
 
     /// A node loses every blob it has, and does not know it: somebody tidied up in its directory.

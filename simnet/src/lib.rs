@@ -5,7 +5,9 @@
 //! that lose what was not synced, links with latency, loss and cuts, machines that run tasks, blobs as sets of hashes.
 //! Nothing here reads a clock, touches a file or a socket, or starts a thread. The same seed gives the same trace.
 
+mod attack;
 mod audit;
+mod busy;
 mod check;
 pub mod cli;
 mod clock;
@@ -14,8 +16,10 @@ mod dial;
 mod disk;
 mod distribution;
 mod doubles;
+mod excuse;
 mod exec;
 mod fault;
+pub mod files;
 mod flap;
 mod forge;
 mod hearing;
@@ -27,10 +31,13 @@ mod node;
 mod overlay;
 mod pause;
 mod plan;
+pub mod plot;
 mod queue;
+mod recovery;
 mod report;
 pub mod run;
 mod sight;
+mod traffic;
 mod units;
 mod world;
 mod write;
@@ -39,17 +46,18 @@ pub use check::Violation;
 pub use clock::ClockSetup;
 pub use condition::{
     Condition, Refusal, Seen, all_of, answered, completed, done, ended, failed, failed_attempts, fenced, finished,
-    finished_at, given_up, led_by, rejected_result, running, started, taken_over, taken_over_after,
+    finished_at, given_up, led_by, recovered, rejected_result, running, started, taken_over, taken_over_after,
 };
 pub use disk::DiskSetup;
 pub use distribution::Distribution;
 pub use exec::{Execution, Stopped};
 pub use hearing::Heard;
-pub use network::{Latency, Network};
+pub use network::{Latency, Network, Preset, UnknownNetwork};
 pub use node::NodeSetup;
 pub use overlay::GossipSetup;
 pub use plan::{Plan, job, round};
 pub use report::{Counters, Took};
+pub use traffic::{Sent, Traffic};
 pub use units::{micros, millis, seconds};
 pub use world::World;
 pub use write::CrashPoint;

@@ -165,7 +165,7 @@ impl World {
             let text = messages.iter().map(crate::world::brief).collect::<Vec<_>>().join(" ");
             self.say(from, format!("→ {}: {text}", self.nodes[to].name));
         }
-        let bytes = cbor::to_vec(&messages);
+        let bytes = self.counters.traffic.encode(&messages);
         // Decoding would cost the most of all that the simulator does, and gives back what was encoded: tests see to that.
         debug_assert_eq!(cbor::from_slice::<Vec<Message>>(&bytes).as_ref(), Ok(&messages));
         self.counters.frames += 1;
@@ -223,7 +223,7 @@ impl World {
             self.counters.unreachable += 1;
             return;
         }
-        let possible = self.nodes[a].is_up() && self.nodes[b].is_up() && !self.links.is_cut(a, b);
+        let possible = self.nodes[a].is_awake() && self.nodes[b].is_awake() && !self.links.is_cut(a, b);
         if !possible || !self.links.connect(a, b) {
             return;
         }
@@ -270,8 +270,10 @@ impl World {
     pub(crate) fn cut(&mut self, a: Index, b: Index) {
         self.links.cut_last += 1;
         let cut = self.links.cut_last;
-        // A cut that is there already goes on under its own number and timeout.
-        if *self.links.cuts.entry((a, b)).or_insert(cut) == cut {
+        // A cut that is there already goes on under its own number and timeout. One without a connection has none to end, and
+        // as long as it lasts there will be none.
+        let new = *self.links.cuts.entry((a, b)).or_insert(cut) == cut;
+        if new && self.links.is_connected(a, b) {
             self.queue.push(self.now + CONNECTION_SURVIVES, Event::CutTimeout { a, b, cut });
         }
     }

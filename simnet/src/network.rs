@@ -1,5 +1,8 @@
 //! What links are like: delays by region, loss, duplicates, overtaking, bandwidth. Settings only; `link` applies them.
 
+use std::fmt;
+use std::str::FromStr;
+
 use sinew_scheduler::time::Span;
 
 use crate::distribution::Distribution;
@@ -77,11 +80,10 @@ impl Default for Network {
 }
 
 impl Network {
-    /// One switch: half a millisecond, hardly any spread, a gigabit per second.
+    /// One switch: 0.2 to 1 ms, nothing lost, bandwidth for everything. What a world has unless told otherwise.
     #[must_use]
     pub fn lan() -> Self {
-        let latency = Latency::Same(Distribution::LogNormal { median: 400, sigma: 0.3 });
-        Self { latency, bandwidth: Some(125_000_000), ..Self::default() }
+        Self::default()
     }
 
     /// One country: 20 ms, one packet in a thousand lost, 100 Mbit per second.
@@ -103,6 +105,50 @@ impl Network {
     pub const fn clean(mut self) -> Self {
         (self.loss, self.duplicates, self.reordered) = (0, 0, 0);
         self
+    }
+}
+
+/// Networks that have a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Preset {
+    /// [`Network::lan`].
+    Lan,
+    /// [`Network::wan`].
+    Wan,
+    /// [`Network::geo`].
+    Geo,
+}
+
+/// A name that no network has.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("write lan, wan or geo")]
+pub struct UnknownNetwork;
+
+impl Preset {
+    const ALL: [(Self, &'static str); 3] = [(Self::Lan, "lan"), (Self::Wan, "wan"), (Self::Geo, "geo")];
+
+    /// What it stands for.
+    #[must_use]
+    pub fn network(self) -> Network {
+        match self {
+            Self::Lan => Network::lan(),
+            Self::Wan => Network::wan(),
+            Self::Geo => Network::geo(),
+        }
+    }
+}
+
+impl fmt::Display for Preset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(Self::ALL[*self as usize].1)
+    }
+}
+
+impl FromStr for Preset {
+    type Err = UnknownNetwork;
+
+    fn from_str(text: &str) -> Result<Self, UnknownNetwork> {
+        Self::ALL.iter().find(|(_, name)| *name == text).map(|(preset, _)| *preset).ok_or(UnknownNetwork)
     }
 }
 

@@ -22,6 +22,8 @@ pub(crate) enum Model {
     Control { from: Index, to: Life, topic: Topic, graft: bool },
     /// A heartbeat with work for the overlay.
     Beat(Life),
+    /// A node under attack looks whether its gossip mesh could be better.
+    Improve(Life),
     /// A dial for a message ends.
     Dialled { from: Life, to: Index },
     /// A connection made for a message may have become idle.
@@ -62,10 +64,16 @@ pub(crate) enum Event {
     Model(Model),
 }
 
-/// Events in order. The heap holds places of events rather than the events, which are large and would be moved about.
+/// Bits of a key that tell an event's place: so many events can wait at once, two to this power.
+const PLACE_BITS: u32 = 26;
+/// Bits that number the events: a day of ten million a second, and more.
+const NUMBER_BITS: u32 = 64 - PLACE_BITS;
+
+/// Events in order. The heap holds keys rather than the events, which are large and would be moved about: a key is the
+/// time, the event's number, and its place, from the highest bit down.
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
-    heap: BinaryHeap<Reverse<(Time, u64, usize)>>,
+    heap: BinaryHeap<Reverse<u128>>,
     events: Vec<Option<Event>>,
     free: Vec<usize>,
     last: u64,
@@ -78,17 +86,24 @@ impl Queue {
             self.events.push(None);
             self.events.len() - 1
         });
+        assert!(place >> PLACE_BITS == 0 && self.last >> NUMBER_BITS == 0, "too many events: {} wait", self.heap.len());
         self.events[place] = Some(event);
-        self.heap.push(Reverse((at, self.last, place)));
+        let order = self.last << PLACE_BITS | place as u64;
+        self.heap.push(Reverse(u128::from(at.0) << 64 | u128::from(order)));
     }
 
     pub(crate) fn next_at(&self) -> Option<Time> {
-        self.heap.peek().map(|Reverse((at, ..))| *at)
+        self.heap.peek().map(|Reverse(key)| time_of(*key))
     }
 
     pub(crate) fn pop(&mut self) -> Option<(Time, Event)> {
-        let Reverse((at, _, place)) = self.heap.pop()?;
+        let Reverse(key) = self.heap.pop()?;
+        let place = (key & ((1 << PLACE_BITS) - 1)) as usize;
         self.free.push(place);
-        self.events[place].take().map(|event| (at, event))
+        self.events[place].take().map(|event| (time_of(key), event))
     }
+}
+
+const fn time_of(key: u128) -> Time {
+    Time((key >> 64) as u64)
 }

@@ -13,17 +13,12 @@ const SHRINK_RUNS_MAX: usize = 30;
 /// A churn that a run of half a minute notices.
 const CHURN_PERCENT_PER_HOUR: f64 = 5_000.0;
 
-fn classes() -> impl Iterator<Item = Class> {
-    Class::ALL.into_iter().filter(|c| *c != Class::Wipe)
-}
-
-/// Every class of faults but wiped disks, on five to seven nodes.
+/// Every class of faults, on five to seven nodes.
 fn mixed(seed: u64) -> Options {
     Options {
         seed,
         nodes: 5 + usize::try_from(seed % 3).expect("small"),
-        // Wiped disks together with other faults lose outputs now and then (seed 1003), which is not understood yet.
-        faults: classes().collect(),
+        faults: Class::ALL.into_iter().collect(),
         churn_percent_per_hour: CHURN_PERCENT_PER_HOUR,
         verbose: std::env::var_os("SIMNET_VERBOSE").is_some(),
         ..Options::default()
@@ -60,7 +55,7 @@ fn soak_all(from: u64) {
         acknowledged += report.jobs_acknowledged;
         completed += report.jobs_completed;
     }
-    for class in classes() {
+    for class in Class::ALL {
         assert!(fired.get(&class).is_some_and(|f| f.felt > 0), "{class} was never felt: {fired:?}");
     }
     assert!(acknowledged > SEEDS * 30 && completed > SEEDS * 25, "{acknowledged} acknowledged, {completed} completed");

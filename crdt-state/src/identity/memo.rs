@@ -1,5 +1,6 @@
 //! Signatures that are known to hold, so that a thread which plays many nodes checks each once rather than once a node.
 //! A verdict depends on nothing but the bytes, so remembering it changes no outcome.
+#![expect(clippy::disallowed_types, reason = "nobody looks at the order of what is remembered")]
 
 use std::cell::RefCell;
 use std::collections::HashSet;

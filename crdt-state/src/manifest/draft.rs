@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::problem::Problems;
-use crate::ids::{MeshId, NodeId};
+use crate::ids::{DiskId, MeshId, NodeId};
 use crate::spec::{
     Batch, BlobRef, Builtin, InputFile, JobSpec, Limits, MapReduce, Program, Resources, Retry, Strategy,
     UnknownBuiltin, Work,
@@ -200,6 +200,8 @@ pub struct DraftContext {
     pub submitted_ms: u64,
     /// The brain of term 1, then the stewards.
     pub brain_set: Vec<NodeId>,
+    /// Their disks.
+    pub brain_disks: Vec<DiskId>,
 }
 
 /// A round's inputs, once they are blobs and cut.
@@ -348,6 +350,7 @@ impl JobDraft {
             serial: context.serial,
             submitted_ms: context.submitted_ms,
             brain_set: context.brain_set,
+            brain_disks: context.brain_disks,
             name,
             work,
             resources: self.resources,

@@ -7,7 +7,7 @@ use sinew_crdt_state::certificate::Roles;
 use sinew_crdt_state::envelope::{Envelope, seal_batch};
 use sinew_crdt_state::fact::{Fact, Fence, Outcome, ReportItem, Run, Statement, Usage};
 use sinew_crdt_state::identity::{Domain, Identity, verify};
-use sinew_crdt_state::ids::{JobId, MeshId};
+use sinew_crdt_state::ids::{DiskId, JobId, MeshId};
 use sinew_crdt_state::ledger::{Ledger, SealedEntry};
 use sinew_crdt_state::spec::{Batch, Builtin, JobSpec, Limits, Program, Resources, Retry, SignedSpec, Strategy, Work};
 
@@ -33,6 +33,7 @@ fn spec(identity: &Identity, serial: u64) -> SignedSpec {
         serial,
         submitted_ms: 1,
         brain_set: vec![identity.id()],
+        brain_disks: vec![DiskId(1)],
         name: "bench".to_owned(),
         work,
         resources: Resources::default(),
@@ -99,7 +100,10 @@ pub(super) fn run(facts: u32, jobs: u32) -> anyhow::Result<Value> {
     for serial in 1_000_000_000..1_000_000_000 + known {
         let id = JobId(*blake3::hash(&serial.to_le_bytes()).as_bytes());
         let seal = sinew_crdt_state::ids::FactId(id.0);
-        large.restore_sealed(id, SealedEntry { submitter: identity.id(), serial, seal, sealed_ms: 0 });
+        large.restore_sealed(
+            id,
+            SealedEntry { submitter: identity.id(), serial, seal, sealed_ms: 0, lacks_outputs: false },
+        );
     }
     let sealed_bytes = rss_bytes(std::process::id()).saturating_sub(rss_before);
     let many_us = admit(&mut large, &batch, false)?;

@@ -9,7 +9,7 @@ use sinew_crdt_state::certificate::{Credential, Roles, Ticket};
 use sinew_crdt_state::envelope::{Envelope, seal_batch};
 use sinew_crdt_state::fact::{Accepted, Fact, Fence, Outcome, ReportItem, Run, Statement, Usage};
 use sinew_crdt_state::identity::Identity;
-use sinew_crdt_state::ids::{FactId, JobId, MeshId, NodeId};
+use sinew_crdt_state::ids::{DiskId, FactId, JobId, MeshId, NodeId};
 use sinew_crdt_state::ledger::Ledger;
 use sinew_crdt_state::spec::{Batch, Builtin, JobSpec, Limits, Program, Resources, Retry, SignedSpec, Strategy, Work};
 use sinew_mesh::{FrameClass, Mesh, MeshConfig, MeshEvent, MeshEvents, Multiaddr, Topic};
@@ -135,6 +135,7 @@ fn own_job(who: &Identity, mesh: MeshId, serial: u64) -> SignedSpec {
         serial,
         submitted_ms: unix_ms(),
         brain_set: vec![who.id()],
+        brain_disks: vec![DiskId(1)],
         name: "hostile".to_owned(),
         work: Work::Batch(batch),
         resources: Resources::default(),

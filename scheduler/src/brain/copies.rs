@@ -107,6 +107,12 @@ impl Brain {
         makers.filter(|n| !seated(*n) && !ctx.peers.is_heard(*n, ctx.now.at)).collect()
     }
 
+    /// The disk of `node` was lost, with all that it made or stored.
+    pub(crate) fn on_disk_lost(&mut self, ctx: &mut Ctx, node: NodeId) {
+        self.quorum.forget_holder(node);
+        self.drop_copies_from(ctx, node);
+    }
+
     /// Outputs that only a lost node has are as good as gone.
     pub(super) fn drop_copies_from(&mut self, ctx: &mut Ctx, node: NodeId) {
         let gone: Vec<u32> =

@@ -24,6 +24,7 @@ use sinew_crdt_state::spec::{JobSpec, PHASE_MAP, Phase};
 use self::adopt::Adoption;
 pub(crate) use self::adopt::Mandate;
 use self::copies::Copying;
+pub(crate) use self::place::Bid;
 use self::place::Placement;
 use self::quorum::Quorum;
 use self::results::Ready;
@@ -181,6 +182,11 @@ impl Brain {
             || self.is_waiting_for_room()
     }
 
+    /// Whether something of the job may be on the disk of `node` alone beside this one's.
+    pub(crate) fn knows(&self, node: NodeId) -> bool {
+        self.spec.brain_set.contains(&node) || self.copying.values().any(|c| c.accepted.node == node)
+    }
+
     /// The phase, its finished tasks, and its assigned ones.
     pub(crate) fn progress(&self) -> (Phase, u64, u64) {
         let running = self.seats.values().map(|s| s.open.count()).sum::<u64>() + self.copying.len() as u64;
@@ -207,6 +213,18 @@ impl Brain {
         planted(Bug::SkipInCharge)
             || self.term == 1 && ctx.now.at - self.since <= IN_CHARGE_FOR
             || self.quorum.reachable(ctx, self.since)
+    }
+
+    /// Whether members must be asked if this brain still leads: it was out of touch with them, and meanwhile another one may
+    /// have been elected, and even have brought the job to its end. While the first brain's spec is still on its way, nobody
+    /// can have been.
+    pub(crate) fn is_in_doubt(&self, ctx: &Ctx) -> bool {
+        !matches!(self.stage, Stage::Storing | Stage::Over) && !self.in_charge(ctx)
+    }
+
+    /// An answer of `node` to a beat sent at `sent` says nothing about this job.
+    pub(crate) fn not_vouched(&mut self, node: NodeId, sent: Time) {
+        self.quorum.not_vouched(node, sent);
     }
 
     /// Takes note of a fact about the job, own or foreign.

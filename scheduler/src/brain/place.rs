@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use sinew_crdt_state::envelope::Envelope;
 use sinew_crdt_state::fact::{Fact, Fence};
-use sinew_crdt_state::ids::NodeId;
+use sinew_crdt_state::ids::{FactId, NodeId};
 
 use super::{Brain, Seat, Stage};
 use crate::config::{ADVERT_EVERY, BID_WINDOW, LEASE, OFFERS, PLACE_AGAIN, SEATS_MAX};
@@ -16,11 +16,21 @@ use crate::wire::{Advert, Lease, Message, Topic};
 /// After so many rounds of offers that nobody took, a job waits: more is chasing room that others take first.
 const FRUITLESS_MAX: u32 = 8;
 
+/// What a node bids.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bid {
+    pub(crate) id: FactId,
+    pub(crate) slots: u32,
+    pub(crate) score: i32,
+    /// Bytes of the job's inputs that are there already.
+    pub(crate) held_bytes: u64,
+}
+
 /// Offers that are out.
 #[derive(Debug)]
 pub(super) struct Placement {
-    /// Asked nodes and their bids: slots, score, input bytes held.
-    asked: BTreeMap<NodeId, Option<(u32, i32, u64)>>,
+    /// Asked nodes and their bids.
+    asked: BTreeMap<NodeId, Option<Bid>>,
     until: Time,
     wanted: u32,
 }
@@ -102,9 +112,9 @@ impl Brain {
         }
     }
 
-    pub(crate) fn on_bid(&mut self, from: NodeId, slots: u32, score: i32, held_bytes: u64) {
-        if let Some(bid) = self.placement.as_mut().and_then(|p| p.asked.get_mut(&from)) {
-            *bid = Some((slots, score, held_bytes));
+    pub(crate) fn on_bid(&mut self, from: NodeId, bid: Bid) {
+        if let Some(asked) = self.placement.as_mut().and_then(|p| p.asked.get_mut(&from)) {
+            *asked = Some(bid);
         }
     }
 
@@ -122,7 +132,7 @@ impl Brain {
     /// Awards the best bids until enough slots are had.
     fn award(&mut self, ctx: &mut Ctx) {
         let Some(placement) = self.placement.take() else { return };
-        let mut bids: Vec<(NodeId, (u32, i32, u64))> =
+        let mut bids: Vec<(NodeId, Bid)> =
             placement.asked.into_iter().filter_map(|(node, bid)| Some((node, bid?))).collect();
         if bids.is_empty() {
             // Their answers told what they have free, so that others are asked now.
@@ -138,19 +148,19 @@ impl Brain {
         let order: Vec<NodeId> = ctx.peers.candidates(&self.spec, ctx.now.at).into_iter().map(|(n, _)| n).collect();
         let rank = |node: &NodeId| order.iter().position(|n| n == node).unwrap_or(usize::MAX);
         // Input bytes already there weigh most, then our ranking, then the bidder's own estimate.
-        bids.sort_by_key(|(node, (_, score, held))| (std::cmp::Reverse(*held), rank(node), std::cmp::Reverse(*score)));
+        bids.sort_by_key(|(node, bid)| (std::cmp::Reverse(bid.held_bytes), rank(node), std::cmp::Reverse(bid.score)));
         let mut wanted = placement.wanted;
-        for (node, (slots, ..)) in bids {
+        for (node, bid) in bids {
             if wanted == 0 || self.pending.is_empty() {
                 break;
             }
-            let slots = slots.min(wanted).max(1);
+            let slots = bid.slots.min(wanted).max(1);
             wanted -= slots.min(wanted);
-            self.award_to(ctx, node, slots);
+            self.award_to(ctx, node, slots, bid.id);
         }
     }
 
-    fn award_to(&mut self, ctx: &mut Ctx, node: NodeId, slots: u32) {
+    fn award_to(&mut self, ctx: &mut Ctx, node: NodeId, slots: u32, bid: FactId) {
         self.epoch_last += 1;
         let fence = Fence { term: self.term, epoch: self.epoch_last };
         let lease_ms = u32::try_from(LEASE.as_ms()).unwrap_or(u32::MAX);
@@ -160,7 +170,7 @@ impl Brain {
         let window = self.window(fence, self.slots_held()).max(1);
         let runs = self.take_pending(window);
         let Some(assign) = self.assign(fence, runs, ctx.now.at, false) else { return };
-        ctx.send(node, Message::Award { award: Box::new(award), assign });
+        ctx.send(node, Message::Award { award: Box::new(award), bid, assign });
         self.send_sources(ctx, fence);
         ctx.effect(Effect::Changed(self.job));
     }

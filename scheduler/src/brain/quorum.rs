@@ -22,6 +22,8 @@ pub(super) struct Quorum {
     riding: Vec<FactId>,
     fresh: Vec<FactId>,
     sent: Time,
+    /// Members that knew nothing of the job when they answered the set beat sent then.
+    unsure: BTreeMap<NodeId, Time>,
 }
 
 impl Quorum {
@@ -34,6 +36,7 @@ impl Quorum {
             riding: Vec::new(),
             fresh: Vec::new(),
             sent: Time::default(),
+            unsure: BTreeMap::new(),
         }
     }
 
@@ -77,10 +80,26 @@ impl Quorum {
         finals
     }
 
+    /// The disk of `node` was lost: what only it had stored beside this node is to be stored anew.
+    pub(super) fn forget_holder(&mut self, node: NodeId) {
+        for holders in self.pending.values_mut() {
+            holders.remove(&node);
+        }
+    }
+
+    /// The answer to the set beat sent at `sent`, and to those before, does not count for this job.
+    pub(super) fn not_vouched(&mut self, node: NodeId, sent: Time) {
+        let last = self.unsure.entry(node).or_insert(sent);
+        *last = sent.max(*last);
+    }
+
     /// Whether a majority, this node included, answered a set beat that was sent lately, and after `since`.
     pub(super) fn reachable(&self, ctx: &Ctx, since: Time) -> bool {
+        let Some(live) = ctx.ledger.live(&self.job) else { return false };
         let near = |t: Time| t >= since && ctx.now.at - t <= IN_CHARGE_FOR;
-        let near = |n: &NodeId| *n == ctx.own || ctx.peers.set_contact(*n).is_some_and(near);
+        let vouches = |n: &NodeId, t: Time| self.unsure.get(n).is_none_or(|unsure| t > *unsure);
+        let contact = |n: &NodeId| ctx.peers.set_contact(*n, &live.state);
+        let near = |n: &NodeId| *n == ctx.own || contact(n).is_some_and(|t| near(t) && vouches(n, t));
         self.members.iter().filter(|n| near(n)).count() >= self.majority()
     }
 

@@ -12,11 +12,13 @@ use sinew_crdt_state::ids::{FactId, JobId, NodeId};
 use sinew_crdt_state::planted::{Bug, planted};
 use sinew_crdt_state::rules::{brain_of, next_term_of};
 use sinew_crdt_state::spec::JobSpec;
+use sinew_crdt_state::state::JobState;
 
+use super::rejoin::counts;
 use super::{Stewards, promised};
 use crate::brain::{Brain, Mandate};
 use crate::brains::Brains;
-use crate::config::{BEAT_EVERY, CAMPAIGN_EVERY, LEASE, STICKY_FOR, TAKEOVER_AFTER, TAKEOVER_STAGGER};
+use crate::config::{BEAT_EVERY, CAMPAIGN_EVERY, FENCE_AFTER, LEASE, STICKY_FOR, TAKEOVER_AFTER, TAKEOVER_STAGGER};
 use crate::ctx::{After, Ctx};
 use crate::io::Effect;
 use crate::time::{Span, Time};
@@ -57,7 +59,7 @@ impl Stewards {
                 return quiet.then_some(brain);
             }
         }
-        if ctx.now.at < watched.not_before {
+        if ctx.now.at < watched.not_before || !counts(ctx, job) {
             return None;
         }
         let spec = spec.clone();
@@ -90,8 +92,15 @@ impl Stewards {
         ask(ctx, job, spec, campaign);
     }
 
-    /// A majority would vote: now in earnest.
-    fn begin(&mut self, ctx: &mut Ctx, job: JobId) {
+    /// A majority would vote: now in earnest, unless the brain was heard meanwhile. The candidate's own vote is a vote like
+    /// any other: an answer that it gave the brain a moment ago lets that brain decide for a while yet.
+    fn begin(&mut self, ctx: &mut Ctx, brains: &Brains, job: JobId) {
+        if !self.may_follow(ctx, brains, job, ctx.own) {
+            if let Some(watched) = self.watched.get_mut(&job) {
+                watched.campaign = None;
+            }
+            return;
+        }
         let Some(live) = ctx.ledger.live(&job) else { return };
         let spec = live.state.spec.clone();
         let had = live.facts.keys().map(short_id).collect();
@@ -116,7 +125,12 @@ impl Stewards {
         let campaign = self.watched.get_mut(&job).and_then(|w| w.campaign.as_mut());
         let Some(campaign) = campaign.filter(|c| c.trial && c.term == term) else { return };
         campaign.willing.insert(from);
-        self.count(ctx, brains, job);
+        // The brain may have been heard, and answered, since the trial began: with that answer it may be in charge.
+        if self.may_follow(ctx, brains, job, ctx.own) {
+            self.count(ctx, brains, job);
+        } else if let Some(watched) = self.watched.get_mut(&job) {
+            watched.campaign = None;
+        }
     }
 
     /// The own vote is on disk.
@@ -154,6 +168,10 @@ impl Stewards {
         if brain_of(spec, term) != Some(from) || !spec.brain_set.contains(&ctx.own) {
             return ctx.offence(from, "asks for votes that it cannot have".to_owned());
         }
+        if !counts(ctx, job) {
+            // What it promised before its disk was lost, nobody can tell it yet.
+            return;
+        }
         let voted = live.state.votes.get(&term).is_some_and(|v| v.contains(&ctx.own));
         let highest = promised(ctx, job);
         if !(voted && term == highest || term > highest && self.may_follow(ctx, brains, job, from)) {
@@ -173,10 +191,16 @@ impl Stewards {
     fn may_follow(&self, ctx: &Ctx, brains: &Brains, job: JobId, candidate: NodeId) -> bool {
         let Some(live) = ctx.ledger.live(&job) else { return false };
         let spec = &live.state.spec;
+        // Whoever led until just now votes for no successor before the leases that it renewed last have run out: their
+        // holders may not be within the successor's reach.
+        let led_until = self.watched.get(&job).and_then(|w| w.led_until);
+        if led_until.is_some_and(|until| ctx.now.at - until < FENCE_AFTER) {
+            return false;
+        }
         match brain_of(spec, self.leader_term(ctx, job)) {
             Some(brain) if brain == candidate => true,
             // A brain that reaches a majority will not be voted out by itself.
-            Some(brain) if brain == ctx.own => brains.get(&job).is_none() || !in_touch(ctx, spec),
+            Some(brain) if brain == ctx.own => brains.get(&job).is_none() || !in_touch(ctx, &live.state),
             Some(brain) => {
                 let disowned = self.watched.get(&job).is_some_and(|w| w.disowned);
                 disowned || ctx.now.at - self.brain_heard(job, brain) >= STICKY_FOR || planted(Bug::VoteWhileHeard)
@@ -263,7 +287,7 @@ impl Stewards {
         let Some(campaign) = &watched.campaign else { return };
         if campaign.trial {
             if campaign.willing.len() >= majority {
-                self.begin(ctx, job);
+                self.begin(ctx, brains, job);
             }
             return;
         }
@@ -288,8 +312,10 @@ impl Stewards {
 }
 
 /// Whether a majority of the set answered a beat of this node lately.
-fn in_touch(ctx: &Ctx, spec: &JobSpec) -> bool {
-    let near = |n: &NodeId| *n == ctx.own || ctx.peers.set_contact(*n).is_some_and(|t| ctx.now.at - t <= STICKY_FOR);
+pub(super) fn in_touch(ctx: &Ctx, state: &JobState) -> bool {
+    let spec = &state.spec;
+    let near =
+        |n: &NodeId| *n == ctx.own || ctx.peers.set_contact(*n, state).is_some_and(|t| ctx.now.at - t <= STICKY_FOR);
     spec.brain_set.iter().filter(|n| near(n)).count() >= spec.majority()
 }
 

@@ -1,25 +1,28 @@
 //! The steward's side: storing for brains, noticing their silence, and keeping leases alive until another brain leads
-//! (step 7 of the protocol). Elections are in [`election`].
+//! (step 7 of the protocol). Elections are in [`election`], catching up after the loss of a disk in [`rejoin`].
 //!
 //! What a member says about a lease counts only while the brain is silent to it, and the next time it hears the brain it
 //! says so: a brain that decides always knows of every lease that a majority of its set has kept.
 
 mod election;
+mod rejoin;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use sinew_crdt_state::envelope::Envelope;
 use sinew_crdt_state::fact::Fence;
-use sinew_crdt_state::ids::{FactId, Hash, JobId, NodeId};
+use sinew_crdt_state::ids::{DiskId, FactId, Hash, JobId, NodeId};
 use sinew_crdt_state::ledger::Admitted;
 use sinew_crdt_state::planted::{Bug, planted};
 use sinew_crdt_state::rules::brain_of;
 
 use self::election::Campaign;
+use self::rejoin::{Recall, counts};
 use crate::brains::Brains;
 use crate::config::{BEAT_EVERY, CHECK_EVERY, KEEP_AFTER, LEASE, QUIET_AFTER, WANT_MAX};
 use crate::ctx::{After, Ctx};
 use crate::io::{Effect, FetchId};
+use crate::sync;
 use crate::time::Time;
 use crate::wire::{Lease, Message};
 use crate::worker::missing_blobs;
@@ -36,8 +39,12 @@ struct Watched {
     /// The highest term that others spoke of.
     heard_term: u32,
     campaign: Option<Campaign>,
+    /// Who was asked what this node has forgotten; `None` while it has forgotten nothing.
+    recall: Option<Recall>,
     /// No campaign before this, after a refusal or a promise.
     not_before: Time,
+    /// When this node's own brain was deposed although its set had answered it lately.
+    led_until: Option<Time>,
 }
 
 /// Acknowledgements that wait for input blobs.
@@ -66,6 +73,8 @@ pub(crate) struct Stewards {
     check_at: Time,
 }
 
+/// Jobs that a set beat asks about: a quarter of a MiB.
+const DOUBTS_MAX: usize = 8_192;
 /// Set beats whose answers are still awaited.
 const BEATS_KEPT: usize = 16;
 
@@ -84,7 +93,9 @@ impl Stewards {
             disowned: false,
             heard_term: 0,
             campaign: None,
+            recall: None,
             not_before: Time::default(),
+            led_until: None,
         });
         self.note_promise(ctx, job);
     }
@@ -122,9 +133,11 @@ impl Stewards {
 
     /// A brain of this node was told that `term` has begun elsewhere.
     pub(crate) fn on_deposed(&mut self, ctx: &Ctx, job: JobId, term: u32) {
+        let near = ctx.ledger.live(&job).is_some_and(|live| election::in_touch(ctx, &live.state));
         if let Some(watched) = self.watched.get_mut(&job) {
             watched.heard_term = watched.heard_term.max(term);
             watched.since = ctx.now.at;
+            watched.led_until = near.then_some(ctx.now.at);
         }
     }
 
@@ -174,17 +187,31 @@ impl Stewards {
             watched.quiet_since = ctx.now.at;
             watched.disowned = false;
         }
+        if !counts(ctx, job) {
+            // Its word would make a majority with a member that knows less than it once did.
+            return;
+        }
+        // Only the acknowledgement of the job itself speaks for its inputs. They may be nowhere when their submitter lost its
+        // disk before that: such a job can fail, and the verdict must not wait for them.
+        let submitted = ids.contains(&live.submit);
         let missing = missing_blobs(&spec.input_blobs(), held);
-        if missing.is_empty() || self.blobs_ready.contains(&job) {
+        let whole = missing.is_empty() || self.blobs_ready.contains(&job);
+        let waiting = if whole || !submitted {
             ctx.after_persist(After::Send { to: from, message: Message::Stored { job, term, ids } });
+            Vec::new()
         } else {
-            let fetching = self.awaiting.values().any(|a| a.job == job);
-            let id = ctx.next_fetch();
-            self.awaiting.insert(id, AwaitingBlobs { job, to: from, term, ids });
-            if fetching {
-                return;
-            }
-            ctx.effect(Effect::Fetch { id, job, blobs: missing, providers: vec![from, spec.submitter] });
+            ids
+        };
+        let fetching = self.awaiting.values().any(|a| a.job == job);
+        if whole || fetching && waiting.is_empty() {
+            return;
+        }
+        let id = ctx.next_fetch();
+        self.awaiting.insert(id, AwaitingBlobs { job, to: from, term, ids: waiting });
+        if !fetching {
+            let others = spec.brain_set.iter().copied().filter(|n| *n != from && *n != spec.submitter && *n != ctx.own);
+            let providers = [from, spec.submitter].into_iter().chain(others).collect();
+            ctx.effect(Effect::Fetch { id, job, blobs: missing, providers });
         }
     }
 
@@ -197,6 +224,9 @@ impl Stewards {
             // On failure nothing is acknowledged; the brain sends again and we try again.
             if ok {
                 self.blobs_ready.insert(waiting.job);
+                if waiting.ids.is_empty() {
+                    continue;
+                }
                 let message = Message::Stored { job: waiting.job, term: waiting.term, ids: waiting.ids };
                 ctx.after_persist(After::Send { to: waiting.to, message });
             }
@@ -204,7 +234,9 @@ impl Stewards {
         true
     }
 
-    pub(crate) fn on_set_beat(&mut self, ctx: &mut Ctx, from: NodeId, seq: u64) {
+    /// A brain shows itself, and asks about the jobs that it may have lost. What ended here is not watched any more, nor is
+    /// the promise remembered by which it went to another brain, so that is looked up for these jobs alone.
+    pub(crate) fn on_set_beat(&mut self, ctx: &mut Ctx, from: NodeId, seq: u64, doubts: Vec<JobId>) {
         let now = ctx.now.at;
         self.heard.insert(from, now);
         let member = |job: &JobId| ctx.ledger.live(job).is_some_and(|l| l.state.spec.brain_set.contains(&from));
@@ -212,9 +244,43 @@ impl Stewards {
         let kept = kept.map(|((job, node, fence), _)| (*node, Lease { job: *job, fence: *fence })).collect();
         let moved = self.moved.iter().filter(|(job, (_, brain))| *brain != from && member(job));
         let moved = moved.map(|(job, (term, _))| (*job, *term)).filter(|_| !planted(Bug::SkipTermCheck)).collect();
-        ctx.send(from, Message::SetBeatAck { seq, kept, moved });
+        let ended = |job: &JobId| ctx.ledger.sealed(job).is_some() || ctx.forgotten.contains_key(job);
+        let (over, open): (Vec<JobId>, Vec<JobId>) = doubts.into_iter().take(DOUBTS_MAX).partition(ended);
+        let unknown: Vec<JobId> = open.into_iter().filter(|job| ctx.ledger.live(job).is_none()).collect();
+        sync::want(ctx, from, unknown.clone());
+        ctx.send(from, Message::SetBeatAck { seq, disk: ctx.disk, kept, moved, over, unknown });
     }
 
+    /// What a member says of jobs in doubt, before its answer counts for anything: some have ended, and of some it knows nothing.
+    pub(crate) fn on_doubts(
+        &self,
+        ctx: &mut Ctx,
+        brains: &mut Brains,
+        from: NodeId,
+        seq: u64,
+        over: &[JobId],
+        unknown: &[JobId],
+    ) {
+        let Some((_, sent)) = self.beats.iter().find(|(s, _)| *s == seq) else { return };
+        for job in unknown {
+            if let Some(brain) = brains.peek_mut(job) {
+                brain.not_vouched(from, *sent);
+            }
+        }
+        let mut ended = false;
+        for job in over {
+            if let Some(brain) = brains.touch(job).filter(|b| b.members().any(|n| n == from)) {
+                brain.depose(ctx);
+                ended = true;
+            }
+        }
+        if ended {
+            // How they ended.
+            sync::start(ctx, from);
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the parts of one message")]
     /// A member of some set answered: it may count as in touch with the brains here, but for what it says first.
     pub(crate) fn on_set_beat_ack(
         &mut self,
@@ -222,6 +288,7 @@ impl Stewards {
         brains: &mut Brains,
         from: NodeId,
         seq: u64,
+        disk: DiskId,
         kept: &[(NodeId, Lease)],
         moved: &[(JobId, u32)],
     ) {
@@ -238,7 +305,7 @@ impl Stewards {
             }
         }
         if let Some((_, sent)) = self.beats.iter().find(|(s, _)| *s == seq) {
-            ctx.peers.touch_contact(from, *sent);
+            ctx.peers.touch_contact(from, *sent, disk);
         }
     }
 
@@ -256,7 +323,8 @@ impl Stewards {
     /// Whether this node has nothing against a lease going on: the brain is silent, and no later one is promised.
     pub(crate) fn on_lease(&mut self, ctx: &Ctx, from: NodeId, lease: Lease) -> bool {
         let job = lease.job;
-        let Some(live) = ctx.ledger.live(&job).filter(|_| self.watched.contains_key(&job)) else { return false };
+        let watched = self.watched.contains_key(&job) && counts(ctx, job);
+        let Some(live) = ctx.ledger.live(&job).filter(|_| watched) else { return false };
         let term = self.leader_term(ctx, job);
         let silent = match brain_of(&live.state.spec, term) {
             Some(brain) => ctx.now.at - self.brain_heard(job, brain) >= KEEP_AFTER,
@@ -281,12 +349,14 @@ impl Stewards {
         }
     }
 
-    fn beat(&mut self, ctx: &mut Ctx, brains: &Brains) {
-        let mut to: BTreeSet<NodeId> = BTreeSet::new();
-        for (_, brain) in brains.iter() {
-            to.extend(brain.members());
+    fn beat(&mut self, ctx: &mut Ctx, brains: &mut Brains) {
+        let mut to: BTreeMap<NodeId, Vec<JobId>> = BTreeMap::new();
+        for (job, brain) in brains.iter() {
+            let in_doubt = brain.is_in_doubt(ctx);
+            for member in brain.members().filter(|n| *n != ctx.own) {
+                to.entry(member).or_default().extend(in_doubt.then_some(*job));
+            }
         }
-        to.remove(&ctx.own);
         if to.is_empty() {
             return;
         }
@@ -295,8 +365,14 @@ impl Stewards {
         if self.beats.len() > BEATS_KEPT {
             self.beats.pop_front();
         }
-        for node in to {
-            ctx.send(node, Message::SetBeat { seq: self.beat_seq });
+        for (node, mut doubts) in to {
+            // What does not fit is asked with a later beat; the answer to this one says nothing about it.
+            for job in doubts.drain(DOUBTS_MAX.min(doubts.len())..) {
+                if let Some(brain) = brains.peek_mut(&job) {
+                    brain.not_vouched(node, ctx.now.at);
+                }
+            }
+            ctx.send(node, Message::SetBeat { seq: self.beat_seq, doubts });
         }
     }
 
@@ -312,6 +388,7 @@ impl Stewards {
                 self.forget(&job);
                 continue;
             }
+            self.recall(ctx, job);
             if let Some(brain) = self.watch_over(ctx, brains, job) {
                 let asked = quiet.entry(brain).or_default();
                 if asked.len() < WANT_MAX {
@@ -369,6 +446,11 @@ impl Stewards {
 /// The highest term that this node saw or promised.
 pub(crate) fn promised(ctx: &Ctx, job: JobId) -> u32 {
     let Some(live) = ctx.ledger.live(&job) else { return 0 };
-    let voted = live.state.votes.iter().rev().find(|(_, v)| v.contains(&ctx.own)).map_or(0, |(t, _)| *t);
-    if planted(Bug::ForgetVote) { live.state.term } else { voted.max(live.state.term) }
+    let state = &live.state;
+    if planted(Bug::ForgetVote) {
+        return state.term;
+    }
+    // Whoever has forgotten what it promised may have promised as much as anybody.
+    let promised = if counts(ctx, job) { state.promised_by(ctx.own) } else { state.promised_by_any() };
+    promised.max(state.term)
 }

@@ -1,26 +1,32 @@
 //! One simulated run: a mesh, a workload and a nemesis from one seed; first any faults with safety checked all the while,
 //! then everything is healed and every acknowledged job must end.
 
+mod collect;
+mod growth;
 mod options;
 mod report;
 mod shrink;
+mod table;
 mod workload;
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use sinew_crdt_state::fact::Outcome;
-use sinew_crdt_state::ids::{Hash, JobId};
-use sinew_scheduler::io::{RequestId, Response};
+use sinew_crdt_state::ids::Hash;
+use sinew_scheduler::io::RequestId;
 use sinew_scheduler::time::{Span, Time};
 
-pub use options::{InvalidOptions, Latency, Options, Workload};
-pub use report::Report;
+pub use growth::Growth;
+pub(crate) use growth::exponent;
+pub use options::{InvalidOptions, Options, Workload};
+pub use report::{Report, percentile};
 pub use shrink::{Shrunk, shrink};
+pub use table::csv;
 
 use crate::check::Violation;
 use crate::doubles::Doubles;
-use crate::exec::Stopped;
-use crate::nemesis::{self, FiredByClass, Nemesis};
+use crate::nemesis::{self, Nemesis};
+use crate::report::Counters;
 use crate::world::World;
 
 /// Safety is checked this often. What it looks at is kept, so that nothing between two looks is missed.
@@ -49,6 +55,8 @@ struct Running<'a> {
     doubles: Doubles,
     nemesis: Nemesis,
     begin: Time,
+    /// What had been counted when the mesh was formed and the first job due.
+    before: Counters,
     submitted: BTreeMap<RequestId, Time>,
     refused: u64,
 }
@@ -56,26 +64,37 @@ struct Running<'a> {
 /// Runs `options`. The same options always give the same report, trace hash included.
 ///
 /// # Errors
-/// When an invariant does not hold, or the mesh does not come to rest once healed.
+/// When an invariant does not hold, the mesh does not come to rest once healed, a core panics, or one asks to be called at
+/// once for ever.
 pub fn run(options: &Options) -> Result<Report, Box<Failure>> {
-    let mut running = Running::start(options);
-    running.under_faults()?;
-    running.nemesis.heal(&mut running.world);
-    let healed = running.world.now;
-    running.until_rest(healed)?;
-    let found = running.world.violations_at_rest();
-    if !found.is_empty() {
-        return Err(running.failure(&format!("{found:?}")));
+    let mut running = caught(|| Running::start(options)).map_err(|what| Failure::unstarted(&what))?;
+    // What was left half done is only read from here on.
+    caught(|| running.through()).unwrap_or_else(|what| {
+        let who = running.world.at_work().map_or("the simulator".to_owned(), |name| format!("the core of {name}"));
+        let what = if what.starts_with("the core of") { what } else { format!("{who} panicked: {what}") };
+        Err(running.failure(&what))
+    })
+}
+
+/// What `work` gives, or what it said when it panicked. Panics are as deterministic as all else.
+fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned())).unwrap_or_default()
+    })
+}
+
+impl Failure {
+    /// The mesh did not even start.
+    fn unstarted(what: &str) -> Box<Self> {
+        Box::new(Self { what: what.to_owned(), at: Span(0), log: String::new(), trace: Hash([0; 32]) })
     }
-    let converged = running.world.now - healed;
-    Ok(running.report(converged))
 }
 
 impl<'a> Running<'a> {
     fn start(options: &'a Options) -> Self {
         let names: Vec<String> = (0..options.nodes).map(|n| format!("n{n}")).collect();
-        let (low, high) = options.latency.bounds_us();
-        let mut world = World::seed(options.seed).latency_us(low, high);
+        let mut world = World::seed(options.seed).network(options.latency.network());
         if options.verbose {
             world = world.verbose();
         }
@@ -86,8 +105,24 @@ impl<'a> Running<'a> {
         }
         let liars = (options.nodes - options.liars()..options.nodes).collect();
         let nemesis = Nemesis::new(&mut world, strikes, liars);
-        let begin = world.now;
-        Self { options, world, doubles: Doubles::default(), nemesis, begin, submitted: BTreeMap::new(), refused: 0 }
+        let (begin, before) = (world.now, world.counters);
+        let (doubles, submitted) = (Doubles::default(), BTreeMap::new());
+        Self { options, world, doubles, nemesis, begin, before, submitted, refused: 0 }
+    }
+
+    fn through(&mut self) -> Result<Report, Box<Failure>> {
+        self.under_faults()?;
+        self.nemesis.heal(&mut self.world);
+        let healed = self.world.now;
+        self.until_rest(healed)?;
+        let mut found = self.world.violations_at_rest();
+        found.extend(self.world.copies_missing());
+        found.retain(|violation| !self.world.is_excused(violation));
+        if !found.is_empty() {
+            return Err(self.failure(&format!("{found:?}")));
+        }
+        let converged = self.world.now - healed;
+        Ok(self.report(converged))
     }
 
     /// Jobs and faults, as their times come.
@@ -115,7 +150,7 @@ impl<'a> Running<'a> {
     /// Submits at the wanted node, or at the next one that is up.
     fn submit(&mut self, job: &workload::Due) {
         let honest = self.options.nodes - self.options.liars();
-        let up = (0..honest).map(|i| (job.node + i) % honest).find(|n| self.world.nodes[*n].is_up());
+        let up = (0..honest).map(|i| (job.node + i) % honest).find(|n| self.world.nodes[*n].is_awake());
         let Some(node) = up else {
             self.refused += 1;
             return;
@@ -134,6 +169,9 @@ impl<'a> Running<'a> {
                 return Ok(());
             }
             if self.world.now - healed > LIVENESS_MAX {
+                if self.world.is_restless_by_excuse() {
+                    return Ok(());
+                }
                 return Err(self.failure(&format!("not at rest: {why}")));
             }
             self.world.run_for(CHECK_EVERY);
@@ -144,6 +182,7 @@ impl<'a> Running<'a> {
         self.doubles.look(&self.world);
         let mut found = self.world.violations_any_time();
         found.extend(self.doubles.found().iter().map(|(job, phase, task)| Violation::DoubleStart(*job, *phase, *task)));
+        found.retain(|violation| !self.world.is_excused(violation));
         if found.is_empty() {
             return Ok(());
         }
@@ -154,59 +193,5 @@ impl<'a> Running<'a> {
     fn failure(&self, what: &str) -> Box<Failure> {
         let at = self.world.now - self.begin;
         Box::new(Failure { what: what.to_owned(), at, log: self.world.log_tail(), trace: self.world.trace() })
-    }
-
-    fn report(&self, converged: Span) -> Report {
-        let world = &self.world;
-        let mut starts: Vec<Span> = Vec::new();
-        let (mut completed, mut ended_otherwise, mut refused) = (0, 0, self.refused);
-        for (id, at) in &self.submitted {
-            let Some((_, Response::Submitted(verdict))) = world.answers.get(id) else { continue };
-            let Ok(job) = verdict else {
-                refused += 1;
-                continue;
-            };
-            starts.extend(world.executions_of(job).map(|e| e.start).min().map(|start| start - *at));
-            match world.outcomes.get(job) {
-                Some((_, Outcome::Completed)) => completed += 1,
-                Some(_) => ended_otherwise += 1,
-                None => {}
-            }
-        }
-        starts.sort_unstable();
-        Report {
-            seed: self.options.seed,
-            nodes: self.options.nodes,
-            virtual_time: world.now - self.begin,
-            jobs_submitted: self.submitted.len() as u64,
-            jobs_acknowledged: world.acknowledged.len() as u64,
-            jobs_completed: completed,
-            jobs_ended_otherwise: ended_otherwise,
-            jobs_refused: refused,
-            tasks_started: world.executions.len() as u64,
-            tasks_run_again: self.run_again(),
-            double_starts: self.doubles.found().len() as u64,
-            starts,
-            frames: world.counters.frames,
-            bytes: world.counters.bytes,
-            events: world.counters.events,
-            caught: world.counters.lies_refused,
-            converged,
-            fired: self.fired(),
-            trace: world.trace(),
-        }
-    }
-
-    fn fired(&self) -> FiredByClass {
-        self.nemesis.fired().clone()
-    }
-
-    /// Attempts that ended well beyond the first of each task.
-    fn run_again(&self) -> u64 {
-        let mut done: BTreeMap<(JobId, u8, u32), u64> = BTreeMap::new();
-        for e in self.world.executions.iter().filter(|e| matches!(e.end, Some((_, Stopped::Done)))) {
-            *done.entry((e.job, e.phase, e.task)).or_default() += 1;
-        }
-        done.values().map(|n| n - 1).sum()
     }
 }

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use sinew_scheduler::time::Span;
 
 use crate::nemesis::Class;
+use crate::network::Preset;
 
 /// Of this many nodes one lies, when any does.
 const LIARS_ONE_OF: usize = 10;
@@ -14,17 +15,6 @@ const LIARS_ONE_OF: usize = 10;
 const LIAR_NODES_MIN: usize = 4;
 /// The largest mesh that a run's memory is meant for.
 const NODES_MAX: usize = 20_000;
-
-/// One-way delays, by name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Latency {
-    /// 0.2 to 1 ms.
-    Lan,
-    /// 10 to 40 ms.
-    Wan,
-    /// 10 to 150 ms: nodes on several continents.
-    Geo,
-}
 
 /// What is submitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,8 +38,8 @@ pub struct Options {
     pub jobs: u32,
     /// How long jobs come and faults strike. The run goes on until everything has ended.
     pub duration: Span,
-    /// The links' delays.
-    pub latency: Latency,
+    /// The links: their delays, losses and bandwidth.
+    pub latency: Preset,
     /// What the jobs are.
     pub workload: Workload,
     /// Of the nodes, the share that leaves in an hour, in percent.
@@ -69,7 +59,7 @@ impl Default for Options {
             nodes: 5,
             jobs: 40,
             duration: Span::ms(34_000),
-            latency: Latency::Lan,
+            latency: Preset::Lan,
             workload: Workload::Mixed,
             churn_percent_per_hour: 0.0,
             faults: BTreeSet::new(),
@@ -159,42 +149,13 @@ fn comma<T: fmt::Display>(all: impl Iterator<Item = T>) -> String {
     all.map(|t| t.to_string()).collect::<Vec<_>>().join(",")
 }
 
-impl Latency {
-    const ALL: [(Self, &'static str, (u64, u64)); 3] =
-        [(Self::Lan, "lan", (200, 1_000)), (Self::Wan, "wan", (10_000, 40_000)), (Self::Geo, "geo", (10_000, 150_000))];
-
-    /// Shortest and longest one-way delay, microseconds.
-    #[must_use]
-    pub fn bounds_us(self) -> (u64, u64) {
-        Self::ALL[self as usize].2
-    }
-}
-
 impl Workload {
     const ALL: [(Self, &'static str); 3] = [(Self::Jobs, "jobs"), (Self::Rounds, "rounds"), (Self::Mixed, "mixed")];
-}
-
-impl fmt::Display for Latency {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(Self::ALL[*self as usize].1)
-    }
 }
 
 impl fmt::Display for Workload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(Self::ALL[*self as usize].1)
-    }
-}
-
-impl FromStr for Latency {
-    type Err = InvalidOptions;
-
-    fn from_str(text: &str) -> Result<Self, InvalidOptions> {
-        Self::ALL.iter().find(|l| l.1 == text).map(|l| l.0).ok_or_else(|| InvalidOptions {
-            field: "--latency",
-            value: text.to_owned(),
-            mend: "write lan, wan or geo".to_owned(),
-        })
     }
 }
 

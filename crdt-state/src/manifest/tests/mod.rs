@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::fields::TABLES;
 use super::*;
-use crate::ids::{Hash, MeshId, NodeId};
+use crate::ids::{DiskId, Hash, MeshId, NodeId};
 use crate::spec::{BlobRef, Builtin, InputFile, Limits, Program, Resources, Retry, Source, Strategy, Work};
 
 const PAGE: &str = include_str!("../../../../docs/manifest.md");
@@ -341,8 +341,14 @@ fn drafts_resolve_into_specs_and_travel_as_json() {
     let DraftWork::Batch(batch) = &draft.work else { panic!("a batch") };
     let work = batch.resolve(draft.env.clone(), files.clone());
     let node = NodeId([2; 32]);
-    let context =
-        DraftContext { mesh: MeshId([3; 32]), submitter: node, serial: 7, submitted_ms: 9, brain_set: vec![node] };
+    let context = DraftContext {
+        mesh: MeshId([3; 32]),
+        submitter: node,
+        serial: 7,
+        submitted_ms: 9,
+        brain_set: vec![node],
+        brain_disks: vec![DiskId(1)],
+    };
     let spec = draft.into_spec(context, work);
     assert_eq!((spec.name.as_str(), spec.serial, spec.phases()), ("x", 7, vec![1]));
     assert!(matches!(spec.work, Work::Batch(batch) if batch.inputs == files && batch.env["A"] == "b"));

@@ -1,19 +1,20 @@
 //! `sinew sim`: the production scheduler and ledger in virtual time. Needs no daemon and touches nothing but `--out`.
 
-use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+mod out;
+mod pool;
+
+use std::path::PathBuf;
 
 use clap::Args;
-use serde_json::json;
+use serde_json::{Value, json};
 use sinew_simnet::cli as sim;
-use sinew_simnet::run::{Failure, InvalidOptions, Options, Report, run, shrink};
+use sinew_simnet::run::{Failure, Growth, InvalidOptions, Options};
 
+use self::out::Out;
+use self::pool::{Ended, run_all, threads};
 use super::super::error::{CliError, EXIT_FAILED};
 use super::super::ui::Ui;
-use super::file_error;
 
-/// Runs that making a failing one smaller may take.
-const SHRINK_RUNS_MAX: usize = 60;
 /// Lines of a failing run's log that are shown.
 const LOG_LINES: usize = 60;
 
@@ -21,7 +22,7 @@ const LOG_LINES: usize = 60;
 #[derive(Debug, Args)]
 pub(crate) struct SimArgs {
     /// Where all chance comes from: the same number gives the same run
-    #[arg(long, value_name = "N", conflicts_with = "seeds")]
+    #[arg(long, value_name = "N")]
     seed: Option<String>,
     /// All seeds from A up to, not including, B
     #[arg(long, value_name = "A..B")]
@@ -35,7 +36,7 @@ pub(crate) struct SimArgs {
     /// How long jobs come and faults strike, in virtual time [default: 34s]
     #[arg(long, value_name = "TIME")]
     duration: Option<String>,
-    /// One-way delays: lan, wan or geo [default: lan]
+    /// The links: lan, wan or geo [default: lan]
     #[arg(long, value_name = "NAME")]
     latency: Option<String>,
     /// jobs, rounds or mixed [default: mixed]
@@ -51,68 +52,60 @@ pub(crate) struct SimArgs {
     #[arg(long, value_name = "NUMBERS")]
     strikes: Option<String>,
     /// One run for each size: nodes=10,100,1000
-    #[arg(long, value_name = "nodes=LIST", conflicts_with = "nodes")]
+    #[arg(long, value_name = "nodes=LIST")]
     sweep: Option<String>,
-    /// Write runs.csv and runs.jsonl into this directory
+    /// Runs at once [default: one for each core]
+    #[arg(long, value_name = "COUNT")]
+    threads: Option<String>,
+    /// Write tables, plots and failures into this directory
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }
 
 pub(crate) fn sim(ui: Ui, args: &SimArgs) -> Result<u8, CliError> {
-    let plans = args.plans().map_err(|e| CliError::Simulation(Box::new(e)))?;
-    if let Some(out) = &args.out {
-        std::fs::create_dir_all(out).map_err(file_error("create", out))?;
-    }
-    let mut done = Vec::new();
-    let mut failed = 0;
-    for options in &plans {
-        match run(options) {
-            Ok(report) => {
-                ui.show(&report.to_json(), || format!("{report}\n"))?;
-                done.push(report);
+    let refused = |error| CliError::Simulation(Box::new(error));
+    let plans = args.plans().map_err(refused)?;
+    let threads = threads(args.threads.as_deref()).map_err(refused)?;
+    let mut out = args.out.as_deref().map(Out::open).transpose().map_err(refused)?;
+    let (mut held, mut failed) = (Vec::new(), 0);
+    run_all(&plans, threads, |options, ended| {
+        match ended {
+            Ended::Held(report) => {
+                ui.show(&report.to_json(), || if plans.len() > 1 { report.line() + "\n" } else { report.to_string() })?;
+                held.push(*report);
             }
-            Err(failure) => {
+            Ended::Failed { failure, smaller } => {
                 failed += 1;
-                tell(ui, options, &failure)?;
+                let object = failed_json(options, &failure, &smaller);
+                ui.show(&object, || failed_text(options, &failure, &smaller))?;
+                out.as_mut().map_or(Ok(()), |out| out.failed(&object))?;
             }
         }
-    }
-    if let Some(out) = &args.out {
-        write_tables(out, &done)?;
+        Ok::<(), CliError>(())
+    })?;
+    if let Some(out) = &out {
+        out.write(&held)?;
     }
     if plans.len() > 1 && !ui.json {
-        ui.print(&format!("{} runs, {failed} failed\n", plans.len()))?;
+        let growth = Growth::of(&held).map_or_else(String::new, |growth| growth.to_string());
+        ui.print(&format!("{growth}{} runs, {failed} failed\n", plans.len()))?;
     }
     Ok(if failed == 0 { 0 } else { EXIT_FAILED })
 }
 
 /// What failed, and the commands that show it again.
-fn tell(ui: Ui, options: &Options, failure: &Failure) -> Result<(), CliError> {
-    let small = shrink(options, SHRINK_RUNS_MAX, |o| run(o).is_err()).options;
-    let object = json!({
+fn failed_json(options: &Options, failure: &Failure, smaller: &Options) -> Value {
+    json!({
         "failed": failure.what, "at_ms": failure.at.as_ms(), "trace": failure.trace.to_string(),
-        "again": options.command(), "smaller": small.command(),
-    });
-    ui.show(&object, || {
-        let lines: Vec<&str> = failure.log.lines().collect();
-        let log = lines[lines.len().saturating_sub(LOG_LINES)..].join("\n");
-        let (what, at) = (&failure.what, failure.at.as_ms());
-        format!("{log}\nFAILED at {at} ms: {what}\nagain:   {}\nsmaller: {}\n", options.command(), small.command())
+        "again": options.command(), "smaller": smaller.command(),
     })
 }
 
-fn write_tables(out: &Path, reports: &[Report]) -> Result<(), CliError> {
-    let mut csv = format!("{}\n", Report::CSV_HEAD);
-    let mut lines = String::new();
-    for report in reports {
-        let _ = writeln!(csv, "{}", report.csv_row());
-        let _ = writeln!(lines, "{}", report.to_json());
-    }
-    for (name, text) in [("runs.csv", csv), ("runs.jsonl", lines)] {
-        let path = out.join(name);
-        std::fs::write(&path, text).map_err(file_error("write", &path))?;
-    }
-    Ok(())
+fn failed_text(options: &Options, failure: &Failure, smaller: &Options) -> String {
+    let lines: Vec<&str> = failure.log.lines().collect();
+    let log = lines[lines.len().saturating_sub(LOG_LINES)..].join("\n");
+    let (what, at) = (&failure.what, failure.at.as_ms());
+    format!("{log}\nFAILED at {at} ms: {what}\nagain:   {}\nsmaller: {}\n", options.command(), smaller.command())
 }
 
 impl SimArgs {
@@ -120,6 +113,7 @@ impl SimArgs {
     fn plans(&self) -> Result<Vec<Options>, InvalidOptions> {
         let given = [
             ("--seed", &self.seed),
+            ("--seeds", &self.seeds),
             ("--nodes", &self.nodes),
             ("--jobs", &self.jobs),
             ("--duration", &self.duration),
@@ -128,38 +122,11 @@ impl SimArgs {
             ("--churn", &self.churn),
             ("--faults", &self.faults),
             ("--strikes", &self.strikes),
+            ("--sweep", &self.sweep),
         ];
-        let common: Vec<(&str, String)> = given.into_iter().filter_map(|(n, v)| Some((n, v.clone()?))).collect();
-        let sizes = self.sweep.as_deref().map(sizes).transpose()?;
-        let seeds = self.seeds.as_deref().map(seeds).transpose()?;
-        let mut plans = Vec::new();
-        for size in sizes.map_or_else(|| vec![None], |sizes| sizes.into_iter().map(Some).collect()) {
-            for seed in seeds.clone().map_or_else(|| vec![None], |seeds| seeds.map(Some).collect()) {
-                let more = [("--nodes", size.clone()), ("--seed", seed.map(|s: u64| s.to_string()))];
-                let more = more.into_iter().filter_map(|(n, v)| Some((n, v?)));
-                let words = common.iter().cloned().chain(more).flat_map(|(n, v)| [n.to_owned(), v]);
-                plans.push(sim::parse(&words.collect::<Vec<_>>())?);
-            }
-        }
-        Ok(plans)
+        let words = given.into_iter().filter_map(|(name, value)| Some([name.to_owned(), value.clone()?])).flatten();
+        sim::plans(&words.collect::<Vec<_>>())
     }
-}
-
-fn sizes(text: &str) -> Result<Vec<String>, InvalidOptions> {
-    let list = text.strip_prefix("nodes=").filter(|list| !list.is_empty());
-    let list =
-        list.ok_or_else(|| bad("--sweep", text, "write nodes= and sizes with commas, such as nodes=10,100,1000"))?;
-    Ok(list.split(',').map(|size| size.trim().to_owned()).collect())
-}
-
-fn seeds(text: &str) -> Result<std::ops::Range<u64>, InvalidOptions> {
-    let ends = text.split_once("..").and_then(|(a, b)| Some(a.trim().parse().ok()?..b.trim().parse().ok()?));
-    let range = ends.filter(|range: &std::ops::Range<u64>| !range.is_empty());
-    range.ok_or_else(|| bad("--seeds", text, "write the first and the one after the last, such as 1..201"))
-}
-
-fn bad(field: &'static str, value: &str, mend: &str) -> InvalidOptions {
-    InvalidOptions { field, value: value.to_owned(), mend: mend.to_owned() }
 }
 
 #[cfg(test)]
@@ -179,20 +146,28 @@ mod tests {
     }
 
     #[test]
-    fn seeds_and_sizes_become_runs() {
-        let all = plans("--seeds 3..5 --sweep nodes=10,20 --faults crash").expect("plans");
+    fn every_flag_reaches_the_simulator() {
+        let line = "--seeds 3..5 --sweep nodes=10,20 --jobs 7 --duration 9s --latency geo --workload jobs --churn 5%/h \
+                    --faults crash --strikes 1,2";
+        let all = plans(line).expect("plans");
         let found: Vec<(usize, u64)> = all.iter().map(|o| (o.nodes, o.seed)).collect();
         assert_eq!(found, [(10, 3), (10, 4), (20, 3), (20, 4)]);
-        assert_eq!(plans("").expect("plans"), [Options::default()]);
+        let command = all[0].command();
+        assert_eq!(
+            command,
+            "sinew sim --seed 3 --nodes 10 --jobs 7 --duration 9000ms --latency geo --workload jobs --churn 5%/h \
+             --faults crash,churn --strikes 1,2"
+        );
+        let own = command.strip_prefix("sinew sim ").expect("a command");
+        assert_eq!(plans(own).expect("it reads back"), all[..1]);
     }
 
     #[test]
     fn what_makes_no_sense_is_refused_by_field_and_value() {
         for (line, field, value) in [
-            ("--seeds 5..5", "--seeds", "5..5"),
             ("--seeds many", "--seeds", "many"),
-            ("--sweep 10,20", "--sweep", "10,20"),
-            ("--sweep nodes=10,x", "--nodes", "x"),
+            ("--seed 1 --seeds 1..3", "--seeds", "1..3"),
+            ("--sweep nodes=10,x", "--sweep", "nodes=10,x"),
             ("--faults meteor", "--faults", "meteor"),
             ("--nodes 1 --faults partition", "--faults", "partition"),
         ] {
