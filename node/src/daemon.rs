@@ -254,7 +254,7 @@ impl Daemon {
         let work = WorkRoot::open(&data_dir.work()).map_err(io("prepare the work directory"))?;
         let (engine, queue) = Engine::queue();
         let storage = open_storage(&data_dir, &engine)?;
-        let (stored, incarnation) = storage.reader().load()?;
+        let (stored, incarnation, disk) = storage.reader().load()?;
         let store = BlobStore::open(&data_dir.blobs(), store_options(&data_dir)).await?;
         let config = mesh_config(&settings, &membership)?;
         let (mesh, events) =
@@ -287,6 +287,7 @@ impl Daemon {
             mesh: shared.membership.mesh,
             roles,
             incarnation,
+            disk,
             seed: random_seed(),
             config: core_config(&settings, roles),
         };

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, TableError};
 use sinew_crdt_state::cbor;
 use sinew_crdt_state::envelope::Envelope;
-use sinew_crdt_state::ids::{FactId, JobId, NodeId};
+use sinew_crdt_state::ids::{DiskId, FactId, JobId, NodeId};
 use sinew_crdt_state::ledger::{OwnerMark, SealedEntry};
 use sinew_scheduler::core::Stored;
 use sinew_scheduler::io::{Record, Ticket};
@@ -383,13 +383,14 @@ impl StorageReader {
         Arc::clone(&self.db.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Everything a core starts from, and this start's incarnation number, which is written down.
+    /// Everything a core starts from, this start's incarnation number, which is written down, and the disk's own number, drawn
+    /// when the file is new: whoever lost its ledger is told apart by it from the node that it was.
     ///
     /// # Errors
     /// [`StorageError`].
-    pub fn load(&self) -> Result<(Stored, u64), StorageError> {
+    pub fn load(&self) -> Result<(Stored, u64, DiskId), StorageError> {
         let db = self.db();
-        let incarnation = next_incarnation(&db).map_err(|e| StorageError::Read(Box::new(e)))?;
+        let (incarnation, disk) = next_start(&db).map_err(|e| StorageError::Read(Box::new(e)))?;
         let txn = db.begin_read().map_err(read_error)?;
         let mut stored = Stored::default();
         let sealed = txn.open_table(SEALED).map_err(read_error)?;
@@ -417,7 +418,7 @@ impl StorageReader {
                 stored.facts.push(cbor::from_slice(value.value())?);
             }
         }
-        Ok((stored, incarnation))
+        Ok((stored, incarnation, disk))
     }
 
     /// What is on disk of a job: all its facts, or its receipt.
@@ -469,20 +470,30 @@ impl StorageReader {
     }
 }
 
-fn next_incarnation(db: &Database) -> Result<u64, redb::Error> {
+/// A number that no other disk has.
+fn draw() -> u64 {
+    use rand::TryRng;
+    // Without a generator the time does: two disks of one node are never new in the same microsecond.
+    rand::rngs::SysRng.try_next_u64().unwrap_or_else(|_| crate::clock::unix_us())
+}
+
+fn next_start(db: &Database) -> Result<(u64, DiskId), redb::Error> {
     let mut txn = db.begin_write()?;
     txn.set_durability(Durability::Immediate)?;
     let next = {
         let mut meta = txn.open_table(META)?;
         let last = meta.get("incarnation")?.map_or(0, |v| v.value());
         meta.insert("incarnation", last + 1)?;
+        let known = meta.get("disk")?.map(|v| v.value());
+        let disk = known.unwrap_or_else(draw);
+        meta.insert("disk", disk)?;
         // Readers expect every table.
         txn.open_table(FACTS)?;
         txn.open_table(SEALED)?;
         txn.open_table(OWNERS)?;
         txn.open_table(MEMBERS)?;
         txn.open_table(RECEIPTS)?;
-        last + 1
+        (last + 1, DiskId(disk))
     };
     txn.commit()?;
     Ok(next)
