@@ -383,14 +383,14 @@ impl StorageReader {
         Arc::clone(&self.db.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Everything a core starts from, this start's incarnation number, which is written down, and the number of the disk, drawn
-    /// at random when the file was made.
+    /// Everything a core starts from, this start's incarnation number, which is written down, and the disk's own number, drawn
+    /// when the file is new: whoever lost its ledger is told apart by it from the node that it was.
     ///
     /// # Errors
     /// [`StorageError`].
     pub fn load(&self) -> Result<(Stored, u64, DiskId), StorageError> {
         let db = self.db();
-        let (incarnation, disk) = next_incarnation(&db).map_err(|e| StorageError::Read(Box::new(e)))?;
+        let (incarnation, disk) = next_start(&db).map_err(|e| StorageError::Read(Box::new(e)))?;
         let txn = db.begin_read().map_err(read_error)?;
         let mut stored = Stored::default();
         let sealed = txn.open_table(SEALED).map_err(read_error)?;
@@ -470,14 +470,14 @@ impl StorageReader {
     }
 }
 
-fn random_number() -> u64 {
+/// A number that no other disk has.
+fn draw() -> u64 {
     use rand::TryRng;
-    let mut bytes = [0; 8];
-    rand::rngs::SysRng.try_fill_bytes(&mut bytes).expect("the system's random source works on every system we run on");
-    u64::from_le_bytes(bytes)
+    // Without a generator the time does: two disks of one node are never new in the same microsecond.
+    rand::rngs::SysRng.try_next_u64().unwrap_or_else(|_| crate::clock::unix_us())
 }
 
-fn next_incarnation(db: &Database) -> Result<(u64, DiskId), redb::Error> {
+fn next_start(db: &Database) -> Result<(u64, DiskId), redb::Error> {
     let mut txn = db.begin_write()?;
     txn.set_durability(Durability::Immediate)?;
     let next = {
@@ -485,7 +485,7 @@ fn next_incarnation(db: &Database) -> Result<(u64, DiskId), redb::Error> {
         let last = meta.get("incarnation")?.map_or(0, |v| v.value());
         meta.insert("incarnation", last + 1)?;
         let known = meta.get("disk")?.map(|v| v.value());
-        let disk = known.unwrap_or_else(random_number);
+        let disk = known.unwrap_or_else(draw);
         meta.insert("disk", disk)?;
         // Readers expect every table.
         txn.open_table(FACTS)?;

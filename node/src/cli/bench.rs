@@ -78,7 +78,7 @@ pub enum BenchArgs {
         #[arg(long, value_name = "COUNT", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=500))]
         adverts: u32,
         /// Seconds for the mesh to settle, and as many to be watched while idle
-        #[arg(long, value_name = "SECONDS", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=600))]
+        #[arg(long, value_name = "SECONDS", default_value_t = 40, value_parser = clap::value_parser!(u32).range(1..=600))]
         idle: u32,
     },
 }

@@ -125,7 +125,7 @@ impl Figures {
         self.missed += plan.nodes - at_us.len();
         let Some((published, heard)) = at_us.split_first() else { return };
         let arrivals = heard.iter().map(|at| Duration::from_micros(at - published));
-        self.last_arrivals.extend(arrivals.clone().last());
+        self.last_arrivals.extend(arrivals.clone().next_back());
         self.arrivals.extend(arrivals);
     }
 
