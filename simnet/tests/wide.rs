@@ -39,11 +39,11 @@ fn everything_at_once_on_six_nodes() {
 
 #[test]
 fn everything_at_once_on_nine_nodes() {
-    all_hold(6_016..6_026, 9, &honest_disks());
+    all_hold(6_016..6_022, 9, &honest_disks());
 }
 
 /// Jobs that no liar keeps must hold as ever; see `simnet/src/excuse.rs`.
 #[test]
 fn disks_that_lie() {
-    all_hold(6_100..6_120, 5, &[Class::Crash, Class::Partition, Class::OneWay, Class::Drop, Class::LostFsync].into());
+    all_hold(6_100..6_106, 5, &[Class::Crash, Class::Partition, Class::OneWay, Class::Drop, Class::LostFsync].into());
 }

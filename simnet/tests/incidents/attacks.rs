@@ -86,7 +86,7 @@ fn bounded_under_censors(seed: u64, tenths: usize, setup: GossipSetup) -> Counte
 /// Censors in a mesh where most news take several hops: mesh links that lead past them, and heartbeats, make up for it.
 #[test]
 fn censors_where_news_take_several_hops() {
-    for (tenths, adverts) in [(0, 1_000), (4, 990), (6, 900), (8, 500)] {
+    for (tenths, adverts) in [(4, 990), (8, 500)] {
         let counters = bounded_under_censors(2_010, tenths, GossipSetup::default());
         let told = adverts_delivered(&counters);
         println!("{tenths} of ten nodes censor: adverts {told} of 1000");
@@ -132,10 +132,13 @@ fn an_eclipsed_brain_where_news_take_several_hops() {
     let told = adverts_delivered(&counters);
     println!("eclipsed brain of sixty: adverts {told} of 1000");
     assert!(told >= 950, "{told}");
-    // Slots come free when the attackers' score is no better than others': not within minutes, as silence costs no score.
-    world.run_for(seconds(180));
+    // Opportunistic grafts and the better scores of who delivers first win slots back. Who delivers first shows while there
+    // are adverts.
+    for _ in 0..8 {
+        advertise(&mut world, &["n20"]);
+    }
     let held = world.mesh_slots_held("n7", &attackers);
-    println!("slots still held after three minutes: {held}, {} grafts to improve", world.counters().improved);
+    assert!(held < 8 && world.counters().improved > 0, "{held}");
     world.relent();
     all_ends_well(&mut world);
 }
