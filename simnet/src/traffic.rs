@@ -129,7 +129,9 @@ mod tests {
     fn frames_are_those_of_the_daemon_and_every_byte_is_some_message_s() {
         for len in [1_u64, 2, 23, 24, 255, 256, 300] {
             let messages: Vec<Message> = (0..len)
-                .map(|seq| if seq % 2 == 0 { Message::SetBeat { seq, doubts: Vec::new() } } else { Message::WhoIs(Vec::new()) })
+                .map(|seq| {
+                    if seq % 2 == 0 { Message::SetBeat { seq, doubts: Vec::new() } } else { Message::WhoIs(Vec::new()) }
+                })
                 .collect();
             let mut traffic = Traffic::default();
             let frame = traffic.encode(&messages);
