@@ -68,6 +68,10 @@ pub enum Bug {
     ResurrectForgotten,
     /// After its seal an entry's late results are waited for no longer, so that some replicas never learn where they are.
     SealUnseen,
+    /// A worker never fences itself, and asks to be called at once to do so.
+    FenceNever,
+    /// A brain panics at a result that comes too late.
+    PanicAtStale,
 }
 
 #[cfg(feature = "planted")]

@@ -150,7 +150,7 @@ impl Core {
         for job in jobs {
             self.stewards.watch(&self.ctx, job);
         }
-        Restore::resume(&mut self.ctx);
+        self.restore.resume(&mut self.ctx, &self.worker.blobs);
     }
 
     fn card(&self) -> Card {
@@ -296,6 +296,7 @@ impl Core {
         let load = self.worker.load(&self.ctx);
         self.ctx.send(node, Message::Load(load));
         sync::start(&mut self.ctx, node);
+        self.restore.on_peer_up(&self.ctx);
         self.brains.on_peer_change(node);
     }
 
@@ -796,7 +797,7 @@ impl Core {
         let (own, disk) = (self.ctx.own, self.ctx.disk);
         let open = self.ctx.ledger.iter_live().filter(|(job, _)| self.ctx.ledger.sealed(job).is_none());
         let mut sets = open.map(|(_, live)| &live.state).filter(|state| state.spec.brain_set.contains(&own));
-        self.restore.is_done() && sets.all(|state| state.trusts(own, disk))
+        self.restore.is_done(&self.ctx) && sets.all(|state| state.trusts(own, disk))
     }
 
     /// Tasks running here.

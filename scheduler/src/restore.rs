@@ -76,8 +76,13 @@ impl Restore {
         }
     }
 
-    /// Asks the disk for sealed jobs of which something was missing when this node stopped.
-    pub(crate) fn resume(ctx: &mut Ctx) {
+    /// Looks what is missing of running jobs, and asks the disk for sealed ones of which something was when this node stopped.
+    pub(crate) fn resume(&mut self, ctx: &mut Ctx, held: &BTreeSet<Hash>) {
+        for (job, live) in ctx.ledger.iter_live().filter(|(job, _)| ctx.ledger.sealed(job).is_none()) {
+            for (_, result) in live.state.accepted.iter().flat_map(|phase| phase.iter()) {
+                self.note(ctx.own, held, *job, result.node, result.copy, &result.outputs);
+            }
+        }
         let jobs: Vec<JobId> = ctx.ledger.iter_sealed().filter(|(_, e)| e.lacks_outputs).map(|(job, _)| *job).collect();
         for job in jobs {
             ctx.effect(Effect::Load { job, to: ctx.own });
@@ -148,9 +153,14 @@ impl Restore {
         Some(if ok { hashes } else { Vec::new() })
     }
 
+    /// A holder may have come back.
+    pub(crate) const fn on_peer_up(&mut self, ctx: &Ctx) {
+        self.at = ctx.now.at;
+    }
+
     /// Whether everything is here that should be.
-    pub(crate) fn is_done(&self) -> bool {
-        self.lacking.is_empty()
+    pub(crate) fn is_done(&self, ctx: &Ctx) -> bool {
+        self.lacking.is_empty() && ctx.ledger.iter_sealed().all(|(_, entry)| !entry.lacks_outputs)
     }
 
     pub(crate) fn timeout(&self) -> Option<Time> {

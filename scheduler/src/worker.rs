@@ -410,6 +410,10 @@ impl Worker {
     fn start_tasks(&mut self, ctx: &mut Ctx, lease: Lease) {
         let job_slots = self.leases_of(lease.job).iter().filter_map(|l| self.held.get(l)).map(|h| h.slots).sum();
         let Some(held) = self.held.get_mut(&lease) else { return };
+        // A machine that stood still learns of a task's end before its timers fire: the lease may be long over.
+        if ctx.now.at - held.answered() >= FENCE_AFTER {
+            return;
+        }
         let ahead = ctx.config.start_ahead.saturating_mul(held.slots) + u32::from(planted(Bug::OneTaskTooMany));
         while held.running.len() < held.slots.saturating_add(ahead) as usize {
             let Some((phase, run)) = held.queue.front_mut() else { return };
@@ -567,8 +571,8 @@ impl Worker {
             return;
         }
         let fence_after = if planted(Bug::FenceTooLate) { Span(2 * FENCE_AFTER.0) } else { FENCE_AFTER };
-        let silent: Vec<Lease> =
-            self.held.iter().filter(|(_, h)| now - h.answered() >= fence_after).map(|(l, _)| *l).collect();
+        let is_silent = |h: &Held| now - h.answered() >= fence_after && !planted(Bug::FenceNever);
+        let silent: Vec<Lease> = self.held.iter().filter(|(_, h)| is_silent(h)).map(|(l, _)| *l).collect();
         for lease in silent {
             ctx.note(Note::Fenced { lease });
             self.drop_held(ctx, lease);

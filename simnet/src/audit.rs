@@ -30,6 +30,12 @@ pub(crate) struct Watch {
     late: Vec<(JobId, Index, FactId)>,
     /// Nodes that a scenario makes lie.
     pub(crate) liars: BTreeSet<NodeId>,
+    /// Whether a disk ever lied.
+    pub(crate) lying: bool,
+    /// Nodes whose disks lost what they had called written.
+    pub(crate) forgot: BTreeSet<Index>,
+    /// Brain sets of jobs acknowledged since a disk first lied: such a job may be gone from every disk.
+    pub(crate) sets: BTreeMap<JobId, Vec<NodeId>>,
     /// Facts that they could not sign.
     pub(crate) forged: Vec<(JobId, FactId)>,
 }
@@ -86,7 +92,9 @@ impl World {
         let late = |e: &&crate::exec::Execution| {
             self.watch.sealed.get(&e.job).is_some_and(|sealed| e.start > *sealed + LAST_START)
         };
-        self.executions.iter().filter(late).map(|e| Violation::Revived(e.job, e.phase, e.task)).collect()
+        // Told to start and to stop by messages that had waited for it, all at one time: nothing ran.
+        let ran = |e: &&crate::exec::Execution| e.end.is_none_or(|(end, _)| end > e.start);
+        self.executions.iter().filter(late).filter(ran).map(|e| Violation::Revived(e.job, e.phase, e.task)).collect()
     }
 
     fn opened(&self, node: Index, job: &JobId) -> Vec<Opened> {

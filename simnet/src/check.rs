@@ -219,13 +219,17 @@ impl World {
     /// The different opinions of the nodes on how the job ended and whose results count.
     fn verdicts(&self, job: &JobId) -> Vec<(Outcome, Results)> {
         let mut seen: Vec<(Outcome, Results)> = Vec::new();
-        for node in self.nodes.iter().filter(|n| n.is_up()) {
+        let mut up: Vec<_> = self.nodes.iter().filter(|n| n.is_up()).collect();
+        // Those that still have the facts come first: whoever has forgotten the job keeps a receipt, which says how it ended
+        // and names no results that could be compared.
+        up.sort_by_key(|n| n.disk.has_forgotten(job));
+        for node in up {
             let Some(state) = state_on(&node.disk, job) else { continue };
             let Some(outcome) = state.outcome().cloned() else { continue };
             let verdict = (outcome, results(&state));
             // Whatever tasks of a job that did not complete were counted, is of no account.
-            let same =
-                |(o, r): &(Outcome, Results)| *o == verdict.0 && (verdict.0 != Outcome::Completed || *r == verdict.1);
+            let any = verdict.0 != Outcome::Completed || node.disk.has_forgotten(job);
+            let same = |(o, r): &(Outcome, Results)| *o == verdict.0 && (any || *r == verdict.1);
             if !seen.iter().any(same) {
                 seen.push(verdict);
             }
@@ -262,8 +266,10 @@ impl World {
                     found.push(Violation::Miscounted(*job, phase));
                 }
             }
-            let last = results.keys().map(|(phase, _)| *phase).max().unwrap_or(0);
-            for (phase, task) in results.keys().filter(|(phase, _)| *phase == last) {
+            // Of the plan, not of the results: who has only remains of a forgotten round may know no results but the maps',
+            // whose outputs went with the round's end.
+            let phases = plan.tasks_by_phase().len();
+            for (phase, task) in results.keys().filter(|(phase, _)| usize::from(*phase) + 1 == phases) {
                 if let Some(blob) = plan.output(&self.name_of(job), *phase, *task)
                     && !self.nodes.iter().any(|n| n.disk.has(&blob.hash))
                 {

@@ -92,6 +92,15 @@ pub fn failed_attempts(job: JobId, phase: u8, task: u32, times: usize) -> Condit
     })
 }
 
+/// A node that lost its disk has everything back: the jobs of whose brain sets it is, its voice in them, and outputs.
+#[must_use]
+pub fn recovered(node: &str) -> Condition {
+    let name = node.to_owned();
+    condition(format!("{node} has back what its lost disk held"), move |world| {
+        world.has_recovered(world.index(&name)).then(Seen::default)
+    })
+}
+
 /// The job ended, in whatever way.
 #[must_use]
 pub fn ended(job: JobId) -> Condition {

@@ -200,6 +200,11 @@ impl Disk {
         damage
     }
 
+    /// Records that it was ever asked to write.
+    pub(crate) const fn asked_to_write(&self) -> u64 {
+        self.written
+    }
+
     pub(crate) fn pending(&self) -> usize {
         self.writes.len() + self.lie.as_ref().map_or(0, |lie| lie.cached.len())
     }

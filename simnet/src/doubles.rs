@@ -23,6 +23,8 @@ pub(crate) struct Doubles {
     /// When a brain gave an award up, first.
     given_up: BTreeMap<Lease, Time>,
     found: BTreeSet<Task>,
+    /// Pairs of which the earlier one's machine stands still: whether it goes on with the task is not yet known.
+    undecided: Vec<(usize, usize)>,
 }
 
 impl Doubles {
@@ -36,10 +38,16 @@ impl Doubles {
         self.notes_seen = world.notes.len();
         for (number, e) in world.executions.iter().enumerate().skip(self.executions_seen) {
             let earlier = self.by_task.entry((e.job, e.phase, e.task)).or_default();
-            if earlier.iter().any(|a| doubled(world, &world.executions[*a], e, &self.given_up)) {
-                self.found.insert((e.job, e.phase, e.task));
-            }
+            self.undecided.extend(earlier.iter().map(|a| (*a, number)));
             earlier.push(number);
+        }
+        for (a, b) in std::mem::take(&mut self.undecided) {
+            let (a_ran, b_ran) = (&world.executions[a], &world.executions[b]);
+            if a_ran.end.is_none() && world.stands_still(a_ran.node) {
+                self.undecided.push((a, b));
+            } else if doubled(world, a_ran, b_ran, &self.given_up) {
+                self.found.insert((b_ran.job, b_ran.phase, b_ran.task));
+            }
         }
         self.executions_seen = world.executions.len();
     }
@@ -55,7 +63,9 @@ impl Doubles {
 fn doubled(world: &World, a: &Execution, b: &Execution, given_up: &BTreeMap<Lease, Time>) -> bool {
     let end = |e: &Execution| e.end.map_or(Time(u64::MAX), |(at, _)| at);
     let overlap = a.node != b.node && world.both_went_on(a.node, b.node, b.start, end(a).min(end(b)));
-    let lost = || given_up.get(&Lease { job: a.job, fence: a.fence }).is_some_and(|at| *at <= b.start);
-    // An older award than the one that was given up: a straggler whose twin ran first.
-    overlap && (a.fence.term != b.fence.term || (a.fence.epoch < b.fence.epoch && lost()))
+    let lost = |e: &Execution| given_up.get(&Lease { job: e.job, fence: e.fence }).is_some_and(|at| *at <= b.start);
+    // An older award than the one that was given up: a straggler whose twin ran first. What was given up and begins only
+    // then came late, whatever ran before it.
+    let older_lost = |older: &Execution, newer: &Execution| older.fence.epoch < newer.fence.epoch && lost(older);
+    overlap && (a.fence.term != b.fence.term || older_lost(a, b) || older_lost(b, a))
 }

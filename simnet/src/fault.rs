@@ -40,9 +40,15 @@ impl World {
         n.crash_at = None;
         n.peers.clear();
         n.fetches.clear();
-        n.frozen = None;
+        let frozen = n.frozen.take();
         n.incarnation += 1;
-        for (_, run) in std::mem::take(&mut n.runs) {
+        let runs = std::mem::take(&mut n.runs);
+        // What stood still until it died did nothing meanwhile.
+        self.pauses.extend(frozen.map(|f| f.until(node, now)));
+        if damage.lied > 0 {
+            self.watch.forgot.insert(node);
+        }
+        for (_, run) in runs {
             self.executions[run.execution].end = Some((now, Stopped::Crash));
         }
         for peer in self.links.peers(node).collect::<Vec<_>>() {

@@ -52,6 +52,7 @@ impl World {
             Model::Announce { rumour, round } => self.announce(rumour, round),
             Model::Control { from, to, topic, graft } => self.control_arrived(from, to, topic, graft),
             Model::Beat(life) => self.beat(life),
+            Model::Improve(life) => self.improve(life),
             Model::Dialled { from, to } => self.dialled(from, to),
             Model::Idle { a, b } => self.idle(a, b),
         }

@@ -5,7 +5,9 @@
 //! that lose what was not synced, links with latency, loss and cuts, machines that run tasks, blobs as sets of hashes.
 //! Nothing here reads a clock, touches a file or a socket, or starts a thread. The same seed gives the same trace.
 
+mod attack;
 mod audit;
+mod busy;
 mod check;
 pub mod cli;
 mod clock;
@@ -14,6 +16,7 @@ mod dial;
 mod disk;
 mod distribution;
 mod doubles;
+mod excuse;
 mod exec;
 mod fault;
 pub mod files;
@@ -43,7 +46,7 @@ pub use check::Violation;
 pub use clock::ClockSetup;
 pub use condition::{
     Condition, Refusal, Seen, all_of, answered, completed, done, ended, failed, failed_attempts, fenced, finished,
-    finished_at, given_up, led_by, rejected_result, running, started, taken_over, taken_over_after,
+    finished_at, given_up, led_by, recovered, rejected_result, running, started, taken_over, taken_over_after,
 };
 pub use disk::DiskSetup;
 pub use distribution::Distribution;

@@ -223,7 +223,7 @@ impl World {
             self.counters.unreachable += 1;
             return;
         }
-        let possible = self.nodes[a].is_up() && self.nodes[b].is_up() && !self.links.is_cut(a, b);
+        let possible = self.nodes[a].is_awake() && self.nodes[b].is_awake() && !self.links.is_cut(a, b);
         if !possible || !self.links.connect(a, b) {
             return;
         }

@@ -88,6 +88,8 @@ pub(crate) struct Node {
     pub(crate) disk_at: Option<Time>,
     /// What reached it while it stands still.
     pub(crate) frozen: Option<crate::pause::Frozen>,
+    /// How often its core asked to be called of late.
+    pub(crate) busy: crate::busy::Busy,
     /// The write that it crashes at.
     pub(crate) crash_at: Option<CrashAt>,
 }
@@ -116,6 +118,7 @@ impl Node {
             tick_at: None,
             disk_at: None,
             frozen: None,
+            busy: crate::busy::Busy::default(),
             crash_at: None,
         }
     }
@@ -126,6 +129,11 @@ impl Node {
 
     pub(crate) const fn is_up(&self) -> bool {
         self.core.is_some()
+    }
+
+    /// Up, and not standing still.
+    pub(crate) const fn is_awake(&self) -> bool {
+        self.core.is_some() && self.frozen.is_none()
     }
 
     pub(crate) const fn life(&self, node: Index) -> Life {

@@ -4,7 +4,8 @@
 //!
 //! No heartbeat is ticked through. A node's mesh is looked at after a heartbeat's time when its connections changed, and a
 //! message's announcements are worked out only while somebody lacks it: every other heartbeat would change nothing.
-//! Not modelled: scores, opportunistic grafting, IDONTWANT, fan-out (every node subscribes to every topic).
+//! Scores, the outbound quota and opportunistic grafting matter under attack only, and are modelled in `attack`. Not modelled:
+//! IDONTWANT, fan-out (every node subscribes to every topic).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -13,13 +14,14 @@ use sinew_scheduler::io::Input;
 use sinew_scheduler::time::{Span, Time};
 use sinew_scheduler::wire::Topic;
 
+use crate::attack::Attack;
 use crate::queue::{Event, Index, Life, Model};
 use crate::world::World;
 
 /// As libp2p's default.
-const HEARTBEAT: Span = Span::ms(1_000);
+pub(crate) const HEARTBEAT: Span = Span::ms(1_000);
 /// A pruned peer is not grafted again before this (gossipsub 1.1, prune backoff).
-const BACKOFF: Span = Span::ms(60_000);
+pub(crate) const BACKOFF: Span = Span::ms(60_000);
 /// Heartbeats in which a message is announced.
 const ANNOUNCED: u32 = 3;
 /// Bytes of a message beside its payload: the daemon's counter, author, signature, sequence number, topic, lengths.
@@ -86,7 +88,10 @@ impl Rumour {
 pub(crate) struct Overlay {
     pub(crate) setup: GossipSetup,
     meshes: BTreeMap<(Index, Topic), BTreeSet<Index>>,
-    backoff: BTreeMap<(Index, Index, Topic), Time>,
+    pub(crate) backoff: BTreeMap<(Index, Index, Topic), Time>,
+    /// Connections that the first of the two dialled.
+    outbound: BTreeSet<(Index, Index)>,
+    pub(crate) attack: Attack,
     /// Nodes whose next heartbeat is in the queue.
     beating: BTreeSet<Index>,
     rumours: BTreeMap<u64, Rumour>,
@@ -94,7 +99,7 @@ pub(crate) struct Overlay {
 }
 
 impl Overlay {
-    fn mesh(&self, node: Index, topic: Topic) -> impl Iterator<Item = Index> {
+    pub(crate) fn mesh(&self, node: Index, topic: Topic) -> impl Iterator<Item = Index> {
         self.meshes.get(&(node, topic)).into_iter().flatten().copied()
     }
 
@@ -102,16 +107,25 @@ impl Overlay {
         self.meshes.get(&(node, topic)).map_or(0, BTreeSet::len)
     }
 
-    fn leave(&mut self, node: Index, peer: Index, topic: Topic) -> bool {
+    pub(crate) fn enter(&mut self, node: Index, peer: Index, topic: Topic, now: Time) {
+        self.meshes.entry((node, topic)).or_default().insert(peer);
+        self.attack.took_in(node, peer, topic, now);
+    }
+
+    pub(crate) fn is_outbound(&self, node: Index, peer: Index) -> bool {
+        self.outbound.contains(&(node, peer))
+    }
+
+    pub(crate) fn leave(&mut self, node: Index, peer: Index, topic: Topic) -> bool {
         self.meshes.get_mut(&(node, topic)).is_some_and(|mesh| mesh.remove(&peer))
     }
 
-    fn may_graft(&self, node: Index, peer: Index, topic: Topic, now: Time) -> bool {
+    pub(crate) fn may_graft(&self, node: Index, peer: Index, topic: Topic, now: Time) -> bool {
         self.backoff.get(&(node, peer, topic)).is_none_or(|until| *until <= now)
     }
 }
 
-const TOPICS: [Topic; 1] = [Topic::Advert];
+pub(crate) const TOPICS: [Topic; 1] = [Topic::Advert];
 
 impl World {
     /// Gossip works with these parameters.
@@ -185,8 +199,13 @@ impl World {
         rumour.mark(node);
         let (author, topic, payload) = (rumour.author, rumour.topic, rumour.payload.to_vec());
         let onwards: Vec<Index> = self.overlay.mesh(node, topic).filter(|p| *p != from && *p != author).collect();
+        self.overlay.attack.delivered_first(node, from, topic, self.now);
         for peer in onwards {
-            self.pass_on(node, peer, number, Span(0));
+            if self.overlay.attack.withholds(node, author, peer) {
+                self.counters.gossip_withheld += 1;
+            } else {
+                self.pass_on(node, peer, number, Span(0));
+            }
         }
         let from = self.nodes[author].id();
         self.note_advert(node, topic, &payload);
@@ -196,22 +215,35 @@ impl World {
     /// Heartbeats announce a message to some peers outside the mesh; who lacks it asks the first that does.
     pub(crate) fn announce(&mut self, number: u64, round: u32) {
         let Some(rumour) = self.overlay.rumours.get(&number) else { return };
-        let topic = rumour.topic;
+        let (topic, author) = (rumour.topic, rumour.author);
         let lacking: Vec<Index> = (0..self.nodes.len()).filter(|n| self.nodes[*n].is_up() && !rumour.has(*n)).collect();
         if lacking.is_empty() || round > ANNOUNCED {
             self.overlay.rumours.remove(&number);
-            return;
+            return self.settle_delivery(topic, lacking.len());
         }
         for node in lacking {
             let has = |peer: &Index| self.overlay.rumours.get(&number).is_some_and(|r| r.has(*peer));
             let holders: Vec<Index> = self.links.peers(node).filter(has).collect();
-            if let Some(holder) = holders.into_iter().find(|holder| self.tells(*holder, node, topic)) {
+            let honest = holders.into_iter().filter(|holder| !self.overlay.attack.withholds(*holder, author, node));
+            let honest: Vec<Index> = honest.collect();
+            if let Some(holder) = honest.into_iter().find(|holder| self.tells(*holder, node, topic)) {
                 self.counters.iwant += 1;
                 let asking = self.round_trip(holder, node);
                 self.pass_on(holder, node, number, asking);
             }
         }
         self.queue.push(self.now + HEARTBEAT, Event::Model(Model::Announce { rumour: number, round: round + 1 }));
+    }
+
+    /// A message has gone where it will go.
+    fn settle_delivery(&mut self, topic: Topic, lacking: usize) {
+        let others = self.nodes.iter().filter(|n| n.is_up()).count().saturating_sub(1);
+        match topic {
+            Topic::Advert => {
+                self.counters.adverts_due += others as u64;
+                self.counters.adverts_missed += lacking as u64;
+            }
+        }
     }
 
     /// Whether a peer's heartbeat tells a node what it has, and the node hears it.
@@ -238,7 +270,9 @@ impl World {
         }
     }
 
+    /// `a` has dialled `b`.
     pub(crate) fn overlay_connected(&mut self, a: Index, b: Index) {
+        self.overlay.outbound.insert((a, b));
         for node in [a, b] {
             let wait = Span(self.dice(HEARTBEAT.0));
             self.beat_soon(node, wait);
@@ -246,6 +280,8 @@ impl World {
     }
 
     pub(crate) fn overlay_disconnected(&mut self, a: Index, b: Index) {
+        self.overlay.outbound.remove(&(a, b));
+        self.overlay.outbound.remove(&(b, a));
         for topic in TOPICS {
             for (node, peer) in [(a, b), (b, a)] {
                 if self.overlay.leave(node, peer, topic) {
@@ -268,27 +304,43 @@ impl World {
             } else if degree > self.overlay.setup.degree_high {
                 self.prune_some(life.node, topic, degree - self.overlay.setup.degree);
             }
+            if self.overlay.attack.is_on() {
+                self.fill_outbound(life.node, topic);
+            }
         }
     }
 
     fn graft_some(&mut self, node: Index, topic: Topic, wanted: usize) {
         let outside: Vec<Index> =
             self.links.peers(node).filter(|p| self.overlay.mesh(node, topic).all(|m| m != *p)).collect();
-        let (mut free, later): (Vec<_>, Vec<_>) =
+        let (free, later): (Vec<_>, Vec<_>) =
             outside.into_iter().partition(|p| self.overlay.may_graft(node, *p, topic, self.now));
-        for _ in 0..wanted.min(free.len()) {
-            let pick = self.pick(free.len());
-            let peer = free.swap_remove(pick);
-            self.overlay.meshes.entry((node, topic)).or_default().insert(peer);
-            self.counters.grafts += 1;
-            self.control(node, peer, topic, true);
-        }
+        self.graft_from(node, topic, wanted, free);
         if self.overlay.degree(node, topic) < self.overlay.setup.degree_low && !later.is_empty() {
             self.beat_soon(node, BACKOFF);
         }
     }
 
+    /// Grafts so many of `free` at random; says how many there were.
+    pub(crate) fn graft_from(&mut self, node: Index, topic: Topic, wanted: usize, mut free: Vec<Index>) -> u64 {
+        let count = wanted.min(free.len());
+        for _ in 0..count {
+            let pick = self.pick(free.len());
+            let peer = free.swap_remove(pick);
+            self.overlay.enter(node, peer, topic, self.now);
+            self.counters.grafts += 1;
+            self.control(node, peer, topic, true);
+        }
+        count as u64
+    }
+
     fn prune_some(&mut self, node: Index, topic: Topic, surplus: usize) {
+        if self.overlay.attack.is_on() {
+            for peer in self.worst_in_mesh(node, topic, surplus) {
+                self.prune(node, peer, topic);
+            }
+            return;
+        }
         let mut mesh: Vec<Index> = self.overlay.mesh(node, topic).collect();
         for _ in 0..surplus {
             let pick = self.pick(mesh.len());
@@ -325,9 +377,11 @@ impl World {
             return;
         }
         let full = self.overlay.degree(node, topic) >= self.overlay.setup.degree_high;
-        if full || !self.overlay.may_graft(node, from, topic, self.now) {
+        // Beyond the limit only those that this node dialled itself: nobody can fill its mesh by dialling it.
+        let welcome = self.overlay.attack.is_on() && self.overlay.is_outbound(node, from);
+        if full && !welcome || !self.overlay.may_graft(node, from, topic, self.now) {
             return self.prune(node, from, topic);
         }
-        self.overlay.meshes.entry((node, topic)).or_default().insert(from);
+        self.overlay.enter(node, from, topic, self.now);
     }
 }

@@ -1,5 +1,6 @@
 //! Machines that stand still: a laptop that sleeps, a virtual machine that is moved. Nothing is lost, everything is late.
 
+use sinew_scheduler::io::Input;
 use sinew_scheduler::time::{Span, Time};
 
 use crate::queue::{Event, Index, Model};
@@ -11,8 +12,10 @@ const CONNECTION_SURVIVES: Span = Span::ms(10_000);
 /// A machine that stands still, and what reached it meanwhile.
 #[derive(Debug)]
 pub(crate) struct Frozen {
-    since: Time,
+    pub(crate) since: Time,
     events: Vec<Event>,
+    /// What the core would have been told.
+    inputs: Vec<Input>,
 }
 
 /// A time in which a machine stood still.
@@ -23,6 +26,23 @@ pub(crate) struct Pause {
     to: Time,
 }
 
+impl Frozen {
+    /// Keeps what the core is told for later.
+    pub(crate) fn keep(&mut self, inputs: impl IntoIterator<Item = Input>) {
+        self.inputs.extend(inputs);
+    }
+
+    /// The time in which it stood still.
+    pub(crate) const fn until(&self, node: Index, to: Time) -> Pause {
+        Pause { node, from: self.since, to }
+    }
+
+    /// Whether anything reached it.
+    pub(crate) fn missed_something(&self) -> bool {
+        !self.events.is_empty() || !self.inputs.is_empty()
+    }
+}
+
 impl World {
     /// A machine stands still, its tasks too, until [`World::resume`]; a task that falls due meanwhile ends right then.
     pub fn pause(&mut self, name: &str) {
@@ -30,7 +50,7 @@ impl World {
         assert!(self.nodes[node].is_up(), "{name} is down");
         self.say(node, "PAUSED".to_owned());
         self.counters.pauses += 1;
-        let frozen = Frozen { since: self.now, events: Vec::new() };
+        let frozen = Frozen { since: self.now, events: Vec::new(), inputs: Vec::new() };
         assert!(self.nodes[node].frozen.replace(frozen).is_none(), "{name} is paused already");
     }
 
@@ -39,7 +59,7 @@ impl World {
         let node = self.index(name);
         let frozen = self.nodes[node].frozen.take().expect("only a paused node goes on");
         self.say(node, "RESUMED".to_owned());
-        self.pauses.push(Pause { node, from: frozen.since, to: self.now });
+        self.pauses.push(frozen.until(node, self.now));
         if self.now - frozen.since >= CONNECTION_SURVIVES {
             for peer in self.links.peers(node).collect::<Vec<_>>() {
                 self.disconnect(node, peer, Span(0));
@@ -47,6 +67,9 @@ impl World {
             for peer in self.links.partners(node).collect::<Vec<_>>() {
                 self.connect_soon(node, peer, false);
             }
+        }
+        if !frozen.inputs.is_empty() {
+            self.inputs(node, frozen.inputs);
         }
         for event in frozen.events {
             self.queue.push(self.now, event);
@@ -56,12 +79,19 @@ impl World {
         self.schedule_tick(node);
     }
 
+    /// Whether a machine does nothing, or has only just gone on and not yet made up for what it missed.
+    pub(crate) fn stands_still(&self, node: Index) -> bool {
+        let now = self.now;
+        self.nodes[node].frozen.is_some()
+            || self.pauses.iter().rev().take_while(|p| p.to == now).any(|p| p.node == node)
+    }
+
     /// Hands the event back, unless it is for a machine that stands still.
     pub(crate) fn unless_frozen(&mut self, event: Event) -> Option<Event> {
         let node = match &event {
             Event::Frame { to, .. } => to.node,
             Event::Model(Model::Gossip { to, .. } | Model::Control { to, .. }) => to.node,
-            Event::Model(Model::Beat(life) | Model::Dialled { from: life, .. }) => life.node,
+            Event::Model(Model::Beat(life) | Model::Improve(life) | Model::Dialled { from: life, .. }) => life.node,
             Event::Tick(life) | Event::Disk(life) => life.node,
             Event::TaskEnd { life, .. } | Event::Fetched { life, .. } => life.node,
             Event::Loaded { life, .. } | Event::Closed { life, .. } => life.node,

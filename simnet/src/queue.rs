@@ -22,6 +22,8 @@ pub(crate) enum Model {
     Control { from: Index, to: Life, topic: Topic, graft: bool },
     /// A heartbeat with work for the overlay.
     Beat(Life),
+    /// A node under attack looks whether its gossip mesh could be better.
+    Improve(Life),
     /// A dial for a message ends.
     Dialled { from: Life, to: Index },
     /// A connection made for a message may have become idle.

@@ -6,8 +6,10 @@
 use std::collections::BTreeSet;
 
 use sinew_crdt_state::fact::Outcome;
-use sinew_crdt_state::ids::{Hash, JobId};
+use sinew_crdt_state::ids::{Hash, JobId, NodeId};
+use sinew_crdt_state::spec::JobSpec;
 use sinew_crdt_state::state::{AcceptedResult, JobState};
+use sinew_scheduler::core::Core;
 
 use crate::check::Violation;
 use crate::queue::Index;
@@ -24,18 +26,27 @@ impl World {
     /// Whether something of the job is on this node only, by the job's own terms: its brain set is the submitter's node alone,
     /// as fewer than three nodes were in reach, or its outputs are not copied.
     fn rests_on(&self, node: Index, job: &JobId) -> bool {
-        let spec = self.nodes.iter().find_map(|n| self.state(&n.name, job)).map(|state| state.spec);
-        spec.filter(|spec| spec.brain_set.len() == 1 || spec.copies == 1).is_some_and(|spec| {
+        self.spec_anywhere(job).filter(|spec| spec.brain_set.len() == 1 || spec.copies == 1).is_some_and(|spec| {
             spec.brain_set == [self.nodes[node].id()] || self.executions_of(job).any(|e| e.node == node)
         })
     }
 
-    /// Whether the node has on its disk every acknowledged job and every output that any node believes to be there.
+    /// Whether the node has on its disk every acknowledged job of whose brain set it is, its voice in them, and every output that
+    /// any node believes to be there.
     pub(crate) fn has_recovered(&self, node: Index) -> bool {
         let n = &self.nodes[node];
-        let recovered =
-            n.disk.pending() == 0 && n.core.as_ref().is_some_and(sinew_scheduler::core::Core::has_recovered);
-        recovered && self.acknowledged.keys().all(|job| n.disk.knows(job) && self.lacks(node, job).is_empty())
+        let recovered = n.disk.pending() == 0 && n.core.as_ref().is_some_and(Core::has_recovered);
+        recovered && self.acknowledged.keys().all(|job| self.holds_its_part(node, job))
+    }
+
+    fn holds_its_part(&self, node: Index, job: &JobId) -> bool {
+        let n = &self.nodes[node];
+        let member = |spec: JobSpec| spec.brain_set.contains(&n.id());
+        (n.disk.knows(job) || !self.spec_anywhere(job).is_some_and(member)) && self.lacks(node, job).is_empty()
+    }
+
+    fn spec_anywhere(&self, job: &JobId) -> Option<JobSpec> {
+        self.nodes.iter().find_map(|n| self.state(&n.name, job)).map(|state| state.spec)
     }
 
     /// Outputs of the job that some node believes to be on this one's disk and that are not: of a running job all, of one
@@ -65,7 +76,7 @@ impl World {
 }
 
 /// Outputs that the results from this phase on say to be on the node and on another.
-fn held_by(state: &JobState, first: usize, node: sinew_crdt_state::ids::NodeId) -> Vec<Hash> {
+fn held_by(state: &JobState, first: usize, node: NodeId) -> Vec<Hash> {
     let holds = |r: &AcceptedResult| r.copy.is_some() && (r.node == node || r.copy == Some(node));
     let results = state.accepted.iter().skip(first).flat_map(|phase| phase.iter().map(|(_, result)| result));
     results.filter(|r| holds(r)).flat_map(|r| r.outputs.iter().map(|o| o.blob.hash)).collect()

@@ -54,6 +54,16 @@ pub struct Counters {
     pub ihave: u64,
     /// Gossip messages asked for after an announcement.
     pub iwant: u64,
+    /// Adverts that nodes other than their authors should have had.
+    pub adverts_due: u64,
+    /// Of these, those that never came.
+    pub adverts_missed: u64,
+    /// Gossip messages that an attacker did not pass on to a peer of its mesh.
+    pub gossip_withheld: u64,
+    /// Slots of a victim's gossip mesh that attackers took.
+    pub slots_taken: u64,
+    /// Peers taken into a gossip mesh because they do better than those in it.
+    pub improved: u64,
     /// Peers taken into a gossip mesh.
     pub grafts: u64,
     /// Peers let go of, or not taken.

@@ -107,6 +107,12 @@ impl World {
         self.nodes.iter().filter(|n| names.contains(&n.name) && n.is_up() && n.disk.has(&blob.hash)).count()
     }
 
+    /// How many nodes there are, up or not.
+    #[must_use]
+    pub const fn known_nodes(&self) -> usize {
+        self.nodes.len()
+    }
+
     /// The node's number by which executions name it.
     #[must_use]
     pub fn number(&self, name: &str) -> usize {

@@ -69,6 +69,10 @@ pub struct World {
     request_last: u64,
     pub(crate) watch: Watch,
     pub(crate) heard: Option<Vec<crate::hearing::Heard>>,
+    /// Nodes that went down at a write of theirs, until somebody sees to them.
+    pub(crate) fell: std::collections::BTreeSet<Index>,
+    /// Whose core is at work.
+    pub(crate) calling: Option<Index>,
 }
 
 impl World {
@@ -110,6 +114,8 @@ impl World {
             request_last: 0,
             watch: Watch::default(),
             heard: None,
+            fell: std::collections::BTreeSet::new(),
+            calling: None,
         }
     }
 
@@ -142,6 +148,11 @@ impl World {
 
     /// A node joins, while everything goes on.
     pub fn join_as(&mut self, name: &str, setup: NodeSetup) {
+        self.join_with(name, setup, None);
+    }
+
+    /// A node joins and dials the nodes that it has met, or those that it would.
+    pub(crate) fn join_with(&mut self, name: &str, setup: NodeSetup, met: Option<Vec<Index>>) {
         assert!(self.nodes.iter().all(|n| n.name != name), "{name} is there already");
         let identity = Identity::from_seed(self.rng.random());
         let (admin, own) = &self.founder;
@@ -151,7 +162,7 @@ impl World {
         let taken = self.indices.insert(short(self.nodes[node].id()), node);
         assert!(taken.is_none(), "two nodes with ids that begin with the same eight bytes");
         self.boot(node);
-        for peer in self.choose_peers(node) {
+        for peer in met.unwrap_or_else(|| self.choose_peers(node)) {
             self.links.keep(node, peer);
             self.connect_soon(node, peer, true);
         }
@@ -279,16 +290,29 @@ impl World {
     }
 
     pub(crate) fn input(&mut self, node: Index, input: Input) {
-        self.inputs(node, [input]);
+        let asked_for = matches!(input, Input::Tick);
+        self.feed(node, [input], asked_for);
     }
 
     pub(crate) fn inputs(&mut self, node: Index, inputs: impl IntoIterator<Item = Input>) {
+        self.feed(node, inputs, false);
+    }
+
+    /// Calls the core, because it asked to be called or for another reason.
+    fn feed(&mut self, node: Index, inputs: impl IntoIterator<Item = Input>, asked_for: bool) {
         let now = self.clock(node);
+        if let Some(frozen) = &mut self.nodes[node].frozen {
+            return frozen.keep(inputs);
+        }
+        if self.nodes[node].core.is_some() {
+            self.calls(node, asked_for);
+        }
         let Some(core) = &mut self.nodes[node].core else { return };
         for input in inputs {
             core.handle(now, input);
         }
         core.flush(now);
+        self.calling = None;
         while let Some(effect) = self.nodes[node].core.as_mut().and_then(Core::poll_effect) {
             self.effect(node, effect);
         }
@@ -298,7 +322,7 @@ impl World {
     pub(crate) fn schedule_tick(&mut self, node: Index) {
         let n = &mut self.nodes[node];
         let Some(core) = &n.core else { return };
-        // A core that wants to be called at once, for ever, would stop the clock.
+        // A core that wants to be called at once would stop the clock; for ever, it is caught in `busy`.
         let at = n.clock.when(core.poll_timeout()).max(self.now + Span(1));
         // A tick that is in the queue already, and comes no later, will look again.
         if n.tick_at.is_none_or(|tick| at < tick || tick <= self.now) {
@@ -349,6 +373,7 @@ impl World {
             Effect::Answer { id, response } => {
                 if let Response::Submitted(Ok(job)) = &response {
                     self.acknowledged.insert(*job, self.now);
+                    self.note_set(node, *job);
                 }
                 self.say(node, format!("answers {id:?}: {response:?}"));
                 self.answers.insert(id, (self.now, response));

@@ -46,6 +46,7 @@ impl World {
     pub fn set_disk(&mut self, name: &str, setup: DiskSetup) {
         let node = self.index(name);
         self.say(node, format!("DISK is {setup:?}"));
+        self.watch.lying |= setup.lies;
         self.nodes[node].disk.setup = setup;
     }
 
@@ -64,6 +65,7 @@ impl World {
         self.counters.writes += 1;
         self.nodes[node].disk.write(ticket, records, due);
         if self.crash_is_due(node, ticket) {
+            self.fell.insert(node);
             return self.crash(node, pending);
         }
         if self.nodes[node].disk.is_full() && !self.nodes[node].disk.failing {
@@ -102,6 +104,7 @@ impl World {
         let awaited = self.nodes[node].crash_at.and_then(|c| c.ticket);
         if awaited.is_some_and(|ticket| done.contains(&ticket)) {
             // All that was acknowledged so far, which a lying disk has in its cache only.
+            self.fell.insert(node);
             return self.crash(node, 0);
         }
         if !done.is_empty() {

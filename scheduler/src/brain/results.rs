@@ -66,6 +66,7 @@ impl Brain {
             // Settled or not, the worker need not keep it: this brain will not accept it.
             let taken = self.reports_by.get(&from).is_some_and(|known| stale.iter().all(|id| known.contains(id)));
             if !taken {
+                assert!(!planted(Bug::PanicAtStale), "a result that comes too late");
                 ctx.note(Note::Stale { lease, from });
             }
             ctx.send(from, Message::Settled { job: self.job, reports: stale });

@@ -125,7 +125,12 @@ impl Stewards {
         let campaign = self.watched.get_mut(&job).and_then(|w| w.campaign.as_mut());
         let Some(campaign) = campaign.filter(|c| c.trial && c.term == term) else { return };
         campaign.willing.insert(from);
-        self.count(ctx, brains, job);
+        // The brain may have been heard, and answered, since the trial began: with that answer it may be in charge.
+        if self.may_follow(ctx, brains, job, ctx.own) {
+            self.count(ctx, brains, job);
+        } else if let Some(watched) = self.watched.get_mut(&job) {
+            watched.campaign = None;
+        }
     }
 
     /// The own vote is on disk.

@@ -33,6 +33,30 @@ pub enum Class {
     FalseResult,
     /// A liar sends hundreds of messages that mean nothing.
     Flood,
+    /// A disk takes its time over each write.
+    SlowDisk,
+    /// A node's date jumps by up to 25 minutes and its clocks run up to 1 % off.
+    Clock,
+    /// Gossip messages arrive twice.
+    Duplicate,
+    /// Messages overtake each other, but for those of one stream.
+    Reorder,
+    /// Links carry little.
+    Bandwidth,
+    /// A machine stands still and goes on.
+    Pause,
+    /// Some nodes can only dial out, so that no two of them have a connection.
+    Nat,
+    /// A process dies before, in or just after a write.
+    CrashAtWrite,
+    /// A process dies in a write of which a part stays.
+    TornWrite,
+    /// A disk calls written what it then loses in a crash. One node per run, as with [`Self::Wipe`].
+    LostFsync,
+    /// Liars pass on no gossip.
+    Censor,
+    /// Liars hold every slot of one node's gossip mesh, and keep from it and of it what they can.
+    Eclipse,
 }
 
 /// A name that is no class of faults.
@@ -45,7 +69,7 @@ pub struct UnknownClass {
 
 impl Class {
     /// Every class.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 25] = [
         Self::Crash,
         Self::Restart,
         Self::Partition,
@@ -59,6 +83,18 @@ impl Class {
         Self::FalseBid,
         Self::FalseResult,
         Self::Flood,
+        Self::SlowDisk,
+        Self::Clock,
+        Self::Duplicate,
+        Self::Reorder,
+        Self::Bandwidth,
+        Self::Pause,
+        Self::Nat,
+        Self::CrashAtWrite,
+        Self::TornWrite,
+        Self::LostFsync,
+        Self::Censor,
+        Self::Eclipse,
     ];
 
     /// Its name on the command line and in reports.
@@ -78,19 +114,46 @@ impl Class {
             Self::FalseBid => "false-bid",
             Self::FalseResult => "false-result",
             Self::Flood => "flood",
+            Self::SlowDisk => "slow-disk",
+            Self::Clock => "clock",
+            Self::Duplicate => "duplicate",
+            Self::Reorder => "reorder",
+            Self::Bandwidth => "bandwidth",
+            Self::Pause => "pause",
+            Self::Nat => "nat",
+            Self::CrashAtWrite => "crash-at-write",
+            Self::TornWrite => "torn-write",
+            Self::LostFsync => "lost-fsync",
+            Self::Censor => "censor",
+            Self::Eclipse => "eclipse",
         }
     }
 
     /// Whether it needs a node that lies.
     #[must_use]
     pub const fn is_byzantine(self) -> bool {
+        self.is_said_at_once() || matches!(self, Self::Censor | Self::Eclipse)
+    }
+
+    /// Whether it is over as soon as it is said.
+    pub(crate) const fn is_said_at_once(self) -> bool {
         matches!(self, Self::Equivocate | Self::FalseBid | Self::FalseResult | Self::Flood)
     }
 
     /// Whether it needs a link.
     #[must_use]
     pub const fn needs_peers(self) -> bool {
-        matches!(self, Self::Partition | Self::OneWay | Self::Flap | Self::Drop)
+        matches!(
+            self,
+            Self::Partition
+                | Self::OneWay
+                | Self::Flap
+                | Self::Drop
+                | Self::Duplicate
+                | Self::Reorder
+                | Self::Bandwidth
+                | Self::Nat
+        )
     }
 
     /// Shortest and longest time that one strike is in force, ms.
@@ -105,6 +168,16 @@ impl Class {
             Self::FullDisk => (200, 5_000),
             Self::Drop => (1_000, 8_000),
             Self::Churn => (5_000, 60_000),
+            Self::SlowDisk | Self::Duplicate | Self::Reorder | Self::Bandwidth => (1_000, 8_000),
+            Self::Clock => (1_000, 15_000),
+            // From less than a lease to more than a connection lives.
+            Self::Pause => (300, 12_000),
+            Self::Nat => (2_000, 12_000),
+            // Some of it goes by until the write comes.
+            Self::CrashAtWrite | Self::TornWrite => (1_000, 6_000),
+            Self::LostFsync => (2_000, 8_000),
+            // Several heartbeats, and several adverts.
+            Self::Censor | Self::Eclipse => (3_000, 15_000),
             // Said at once.
             Self::Equivocate | Self::FalseBid | Self::FalseResult | Self::Flood => (1, 1),
         }

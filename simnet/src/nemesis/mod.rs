@@ -1,11 +1,13 @@
 //! The nemesis: faults as a schedule drawn from the seed, each class by its name, each strike by its number.
 //!
 //! Every class draws from a stream of its own. A schedule with fewer classes, or a shorter one, therefore has the very
-//! same strikes, only fewer of them: that is what lets a failing run be made smaller. How strikes are carried out is in
-//! `strike`, what liars say in `lie`.
+//! same strikes, only fewer of them: that is what lets a failing run be made smaller. When strikes begin and end is in
+//! `strike`, what they do in `hit` and `machine`, what liars say in `lie`.
 
 mod class;
+mod hit;
 mod lie;
+mod machine;
 mod strike;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -101,7 +103,10 @@ fn blake3_of(name: &str) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
+mod tests;
+
+#[cfg(test)]
+mod streams {
     use super::*;
 
     #[test]

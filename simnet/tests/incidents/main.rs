@@ -3,10 +3,12 @@
 //! Each is run with a few seeds, so that delays and choices differ. Incidents that concern healthy meshes, load and
 //! forgetting are in the neighbouring test files.
 
+mod attacks;
 mod blobs;
 mod clocks;
 mod disks;
 mod kills;
+mod late;
 mod leases;
 mod links;
 mod meshes;
@@ -15,6 +17,7 @@ mod places;
 mod results;
 mod splits;
 mod stewards;
+mod wiped;
 
 use sinew_simnet::{NodeSetup, World};
 

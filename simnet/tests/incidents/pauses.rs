@@ -1,11 +1,11 @@
 //! Machines that stand still for a while and go on as if nothing had happened.
 
 use sinew_simnet::{
-    Refusal::StaleEpoch, World, completed, done, fenced, given_up, job, led_by, millis, rejected_result, round,
-    running, seconds, started, taken_over,
+    DiskSetup, Distribution, Refusal::StaleEpoch, World, completed, done, fenced, given_up, job, led_by, millis,
+    rejected_result, round, running, seconds, started, taken_over,
 };
 
-use crate::{all_ends_well, brain_and_workers};
+use crate::{all_ends_well, brain_and_workers, cores};
 
 /// The brain stands still for longer than its lease; back, it believes to lead still, and decides nothing.
 #[test]
@@ -112,6 +112,34 @@ fn a_mesh_that_stands_still_as_a_whole() {
         all_ends_well(&mut world);
         assert_eq!(world.counters().pauses, 3);
     }
+}
+
+/// A steward stands still while its brain is cut off from the other one, so that nobody is in charge. Back, it stands for brain
+/// at once, and then hears and answers the brain's beats that waited for it. With its answer the brain is in charge again and
+/// starts what there was no room for before; so the steward must let go of its candidacy.
+#[test]
+fn a_steward_back_from_a_pause_answers_its_brain_and_does_not_depose_it() {
+    let mut began = 0;
+    for step in 0..24 {
+        let mut world = World::seed(1_260 + step).with(cores(1)).nodes(["a"]).with(cores(0)).nodes(["s", "t"]);
+        let other = world.submit("t", &job().lasting(seconds(12)));
+        world.run_until(running(other, "a"));
+        let job = world.submit("a", &job().tasks(4).lasting(millis(800)).spread());
+        assert_eq!(world.executions_of(&job).count(), 0, "there is no room");
+        // Its own vote takes a while, in which the brain works on its answer.
+        let fsync_us = Distribution::Uniform { low: 100_000, high: 300_000 };
+        world.set_disk("s", DiskSetup::syncing_in(fsync_us));
+        world.pause("s");
+        world.join_as("w", cores(2));
+        world.partition(["a", "s"], ["t", "w"]);
+        world.run_for(millis(1_800 + 50 * step));
+        began += world.executions_of(&job).count();
+        world.heal();
+        world.resume("s");
+        world.run_until(completed(job));
+        all_ends_well(&mut world);
+    }
+    assert_eq!(began, 0, "nobody was in charge");
 }
 
 /// A steward votes, stands still, and comes back when another term has begun.

@@ -3,6 +3,7 @@
 //!
 //! `cargo nextest run -p sinew-simnet --features planted --test mutants`
 
+mod broken;
 mod scenarios;
 #[path = "../support/mod.rs"]
 mod support;
@@ -13,7 +14,7 @@ use std::sync::Once;
 
 use scenarios::{
     bad_link, calm, cancelled, cut_off_worker, disk_lost, failing, forgotten, late_answers, late_replication,
-    late_result, liar, power_cut, split, takeover_with_room,
+    late_result, liar, power_cut, split, takeover_with_room, wiped_member,
 };
 use sinew_crdt_state::planted::{Bug, plant};
 use support::mixed;
@@ -102,6 +103,7 @@ mutants! {
     a_steward_that_stores_for_the_deposed: SkipTermCheck, late_replication, 30, ["not at rest", "Diverged"];
     a_forgotten_vote: ForgetVote, late_replication, 60, ["not at rest", "Diverged"];
     a_seal_before_the_verdict_is_final: SealBeforeFinal, late_replication, 3, ["not at rest", "Diverged"];
+    a_wiped_member_that_votes: VoteForgotten, wiped_member, 3, ["know too little"];
     a_vote_against_a_living_brain: VoteWhileHeard, bad_link, 3, ["deposed"];
     an_election_by_one_vote: ElectedByOne, mixed, 3, ["not at rest", "Offences"];
     a_brain_out_of_touch_that_decides: SkipInCharge, split, 20, ["DoubleStart"];

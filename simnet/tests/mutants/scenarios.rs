@@ -4,7 +4,7 @@ use sinew_crdt_state::error_code::ErrorCode;
 use sinew_crdt_state::fact::Outcome;
 use sinew_crdt_state::ids::JobId;
 use sinew_simnet::{
-    NodeSetup, Plan, World, completed, ended, failed, finished, job, millis, round, running, seconds, started,
+    NodeSetup, Plan, World, completed, done, ended, failed, finished, job, millis, round, running, seconds, started,
     taken_over,
 };
 
@@ -70,6 +70,28 @@ pub(crate) fn power_cut(seed: u64) {
     world.run_until_idle();
     world.check_invariants();
     world.expect(completed(job));
+}
+
+/// A steward that knows the results loses its disk, the brain dies, and the other steward was cut off all along.
+pub(crate) fn wiped_member(seed: u64) {
+    let mut world = World::seed(seed).nodes(SET);
+    let job = world.submit("a", &job().tasks(40).lasting(millis(300)));
+    world.run_until(done(job, 0, 4));
+    world.partition(["c"], ["a", "b"]);
+    world.run_until(done(job, 0, 16));
+    world.run_for(millis(500));
+    world.kill("a");
+    world.kill("b");
+    world.wipe("b");
+    world.heal();
+    world.run_for(millis(200));
+    world.restart("b");
+    world.run_for(seconds(6));
+    assert!(world.leaders(&job).is_empty(), "elected by two that know too little");
+    world.restart("a");
+    world.run_until(completed(job));
+    world.run_until_idle();
+    world.check_invariants();
 }
 
 /// Jobs end and are forgotten while a node that works for them is away.

@@ -1,0 +1,184 @@
+//! Members of a brain set that come back with an empty disk: what they promised and stored is gone, and they say so.
+
+use sinew_simnet::{World, completed, done, ended, job, led_by, millis, recovered, round, seconds, taken_over};
+
+use crate::all_ends_well;
+
+const SET: [&str; 3] = ["a", "b", "c"];
+const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
+
+fn lose_disk(world: &mut World, name: &str) {
+    world.kill(name);
+    world.wipe(name);
+}
+
+/// A job is acknowledged by the brain and one steward while the other is cut off. That steward's disk is lost, and the brain
+/// dies: the two that are left know nothing of the results. They must wait for the brain, and decide nothing without it.
+#[test]
+fn a_wiped_steward_and_a_stale_one_do_not_elect() {
+    let mut waited = 0;
+    for seed in 1_900..1_906 {
+        let mut world = World::seed(seed).nodes(SET);
+        let job = world.submit("a", &job().tasks(40).lasting(millis(300)));
+        world.run_until(done(job, 0, 4));
+        world.partition(["c"], ["a", "b"]);
+        world.run_until(done(job, 0, 16));
+        world.run_for(millis(500));
+        world.kill("a");
+        lose_disk(&mut world, "b");
+        world.heal();
+        world.run_for(millis(200));
+        world.restart("b");
+        world.run_for(seconds(6));
+        assert!(world.leaders(&job).is_empty(), "nobody leads on what two that know too little say");
+        waited += 1;
+        world.restart("a");
+        world.run_until(completed(job));
+        all_ends_well(&mut world);
+        world.run_until_within(recovered("b"), seconds(1));
+    }
+    assert_eq!(waited, 6);
+}
+
+/// A steward loses its disk at the very moment of a replication. Whatever it acknowledged before, it holds again before it
+/// counts again; then the brain may die.
+#[test]
+fn a_steward_wiped_during_a_replication() {
+    for step in 0..8 {
+        let mut world = World::seed(1_910 + step).nodes(NAMES);
+        let job = world.submit("a", &round(60, 4).lasting(millis(200)));
+        world.run_until(done(job, 0, 20));
+        world.run_for(sinew_simnet::micros(step * 300));
+        let steward = world.stewards(&job)[0].clone();
+        lose_disk(&mut world, &steward);
+        world.run_for(millis(300));
+        world.restart(&steward);
+        world.run_for(seconds(2));
+        let again = world.state(&steward, &job).expect("it has the job again");
+        let first = world.state("a", &job).expect("the brain has it");
+        if first.seal.is_none() {
+            assert!(again.promised_by_any() == first.promised_by_any());
+        }
+        world.kill("a");
+        world.run_until(ended(job));
+        world.restart("a");
+        all_ends_well(&mut world);
+        world.expect(completed(job));
+        world.run_until_within(recovered(&steward), seconds(1));
+    }
+}
+
+/// A steward votes, and its disk is lost with the vote. It must not help the deposed brain to decide: it learns from the one it
+/// voted for that it had promised something.
+#[test]
+fn a_steward_wiped_after_its_vote() {
+    for step in 0..8 {
+        let mut world = World::seed(1_920 + step).nodes(SET);
+        let job = world.submit("a", &job().tasks(60).lasting(millis(300)).spread());
+        world.run_until(done(job, 0, 10));
+        world.partition(["a"], ["b", "c"]);
+        let seen = world.run_until_within(taken_over(job), seconds(6));
+        let term = seen.term.expect("a term");
+        let (brain, _) = world.leaders(&job).into_iter().find(|(_, t)| *t == term).expect("it leads");
+        let voter = if brain == "b" { "c" } else { "b" };
+        lose_disk(&mut world, voter);
+        world.run_for(millis(100 * step));
+        world.restart(voter);
+        // Now the old brain hears the member that has forgotten its vote, and not its successor.
+        world.heal();
+        world.partition(["a", voter], [brain.as_str()]);
+        world.run_for(seconds(5));
+        let leads = |name: &str| world.leaders(&job).iter().any(|(n, _)| n == name);
+        assert!(!leads(voter), "it has not caught up: one of two that it must ask is cut off");
+        world.heal();
+        world.run_until(completed(job));
+        all_ends_well(&mut world);
+    }
+}
+
+/// The brain dies, and while its stewards take over one of them loses its disk: the job waits for whoever comes back first with
+/// its disk, and loses nothing.
+#[test]
+fn a_steward_wiped_during_a_takeover() {
+    for step in 0..8 {
+        let mut world = World::seed(1_930 + step).nodes(SET);
+        let job = world.submit("a", &job().tasks(60).lasting(millis(300)).spread());
+        world.run_until(done(job, 0, 15));
+        let known = world.accepted_at("a", &job, 0);
+        world.kill("a");
+        world.run_for(millis(1_450 + 60 * step));
+        lose_disk(&mut world, "b");
+        world.run_for(millis(200));
+        world.restart("b");
+        world.run_for(seconds(4));
+        assert!(!world.holds(&led_by(job, "b")), "b must ask a first");
+        world.restart("a");
+        world.run_until(completed(job));
+        all_ends_well(&mut world);
+        assert!(known > 0);
+        world.run_until_within(recovered("b"), seconds(1));
+    }
+}
+
+/// The brain's disk is lost while it leads, and again as soon as it is back: it has the job from its stewards each time.
+#[test]
+fn a_brain_wiped_twice_in_a_row() {
+    for step in 0..6 {
+        let mut world = World::seed(1_940 + step).nodes(NAMES);
+        let job = world.submit("a", &round(40, 6).lasting(millis(300)));
+        world.run_until(done(job, 0, 10));
+        for wait in [50, 400] {
+            lose_disk(&mut world, "a");
+            world.run_for(millis(wait + 40 * step));
+            world.restart("a");
+            world.run_for(millis(1_000));
+        }
+        world.run_until(completed(job));
+        all_ends_well(&mut world);
+        world.run_until_within(recovered("a"), seconds(1));
+    }
+}
+
+/// Of the two nodes that hold a round's output, one loses its disk after the round, and later the other. In between the first
+/// has fetched what it should hold, so nothing is gone.
+#[test]
+fn both_holders_of_an_output_are_wiped_one_after_the_other() {
+    let mut lost = 0;
+    for seed in 1_950..1_956 {
+        let mut world = World::seed(seed).nodes(NAMES);
+        let job = world.submit("a", &round(20, 5).lasting(millis(200)));
+        world.run_until(completed(job));
+        world.run_until_idle();
+        for name in NAMES {
+            lost += world.holders_among(&[name.to_owned()], &job, 1, 0);
+            lose_disk(&mut world, name);
+            world.run_for(millis(500));
+            world.restart(name);
+            world.run_until_idle();
+            world.run_until_within(recovered(name), seconds(1));
+        }
+        world.check_invariants();
+    }
+    assert!(lost >= 12, "each output was lost with both its holders: {lost}");
+}
+
+/// A node is restarted while it fetches what its lost disk held: it goes on with it.
+#[test]
+fn a_restart_while_outputs_are_fetched_again() {
+    for step in 0..6 {
+        let mut world = World::seed(1_960 + step).nodes(NAMES);
+        let job = world.submit("a", &round(20, 20).lasting(millis(200)));
+        world.run_until(completed(job));
+        world.run_until_idle();
+        let holder = NAMES.into_iter().find(|n| world.holders_among(&[(*n).to_owned()], &job, 1, 0) == 1).unwrap();
+        lose_disk(&mut world, holder);
+        world.run_for(millis(300));
+        world.restart(holder);
+        world.run_for(millis(60 * step));
+        world.kill(holder);
+        world.run_for(millis(50));
+        world.restart(holder);
+        all_ends_well(&mut world);
+        world.run_until_within(recovered(holder), seconds(1));
+    }
+}

@@ -1,0 +1,49 @@
+//! Every class of faults at once, but for wiped disks; and, apart, disks that lie. Fewer seeds than the soak, more classes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sinew_simnet::nemesis::{Class, Fired};
+use sinew_simnet::run::{Options, run, shrink};
+
+/// Runs that making a failing seed smaller may take.
+const SHRINK_RUNS_MAX: usize = 30;
+
+/// Runs these seeds, and requires that each class is felt in one of them.
+fn all_hold(seeds: std::ops::Range<u64>, nodes: usize, faults: &BTreeSet<Class>) {
+    let churn_percent_per_hour = if faults.contains(&Class::Churn) { 5_000.0 } else { 0.0 };
+    let mut fired: BTreeMap<Class, Fired> = BTreeMap::new();
+    for seed in seeds {
+        let options = Options { seed, nodes, faults: faults.clone(), churn_percent_per_hour, ..Options::default() };
+        let report = run(&options).unwrap_or_else(|failure| {
+            let small = shrink(&options, SHRINK_RUNS_MAX, |o| run(o).is_err()).options;
+            panic!("{}\n{}\nagain: {}\nsmaller: {}", failure.what, failure.log, options.command(), small.command())
+        });
+        for (class, of) in report.fired {
+            fired.entry(class).or_default().felt += of.felt;
+        }
+    }
+    for class in faults {
+        assert!(fired.get(class).is_some_and(|f| f.felt > 0), "{class} was never felt: {fired:?}");
+    }
+}
+
+/// What every promise is meant to survive. Wiped disks have runs of their own, and what holds after a disk has lied is less.
+fn honest_disks() -> BTreeSet<Class> {
+    Class::ALL.into_iter().filter(|c| !matches!(c, Class::Wipe | Class::LostFsync)).collect()
+}
+
+#[test]
+fn everything_at_once_on_six_nodes() {
+    all_hold(6_000..6_016, 6, &honest_disks());
+}
+
+#[test]
+fn everything_at_once_on_nine_nodes() {
+    all_hold(6_016..6_026, 9, &honest_disks());
+}
+
+/// Jobs that no liar keeps must hold as ever; see `simnet/src/excuse.rs`.
+#[test]
+fn disks_that_lie() {
+    all_hold(6_100..6_120, 5, &[Class::Crash, Class::Partition, Class::OneWay, Class::Drop, Class::LostFsync].into());
+}
