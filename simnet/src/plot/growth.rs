@@ -30,14 +30,18 @@ pub(super) fn draw(caption: &str, growth: &Growth) -> Vec<Picture> {
     let starts = [("p50", "start_p50_ms"), ("p99", "start_p99_ms")];
     vec![
         ("growth-messages-per-job.svg", {
-            chart("Messages a job, by what they are for", "messages a job", families("messages_per_job"))
+            chart(
+                "Messages a job (peer, load, swim: sent without jobs too)",
+                "messages a job",
+                families("messages_per_job"),
+            )
         }),
         ("growth-messages-per-node.svg", {
             let title = "Messages a node and second, by what they are for";
             chart(title, "messages a node and second", families("messages_per_node_s"))
         }),
         ("growth-bytes-per-job.svg", {
-            chart("Bytes a job, by what they are for", "bytes a job", families("bytes_per_job"))
+            chart("Bytes a job (peer, load, swim: sent without jobs too)", "bytes a job", families("bytes_per_job"))
         }),
         ("growth-bytes-per-node.svg", {
             let title = "Bytes a node and second, by what they are for";
