@@ -12,6 +12,7 @@ use crate::world::World;
 const NAMES: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
 const STEPS: u64 = 60;
 const STEP: Span = Span::ms(500);
+const FULL_EVERY: u64 = 15;
 
 /// A mesh with work to do for half a minute in which `class` strikes, and the nemesis that did so.
 fn struck(class: Class) -> (World, Nemesis) {
@@ -25,6 +26,10 @@ fn struck(class: Class) -> (World, Nemesis) {
         if world.nodes[world.index(name)].is_awake() {
             let plan = if step % 4 == 0 { round(8, 3) } else { job().tasks(4) };
             world.submit_later(name, &plan.lasting(Span::ms(300)).spread());
+            if step % FULL_EVERY == 0 {
+                // Takes all the room, so that the others have to advertise.
+                world.submit_later(name, &job().tasks(24).lasting(Span::ms(2_500)).spread());
+            }
         }
         while world.now < end {
             let next = nemesis.next_at().map_or(end, |at| at.min(end));
