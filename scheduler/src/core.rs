@@ -680,7 +680,9 @@ impl Core {
             let runs = self.ctx.peers.roles(*n).is_some_and(|r| r.contains(Roles::RUN));
             runs && !matches!(self.membership.state(*n), Some(NodeState::Lost | NodeState::Suspect | NodeState::Left))
         };
-        let mut others: Vec<([u8; 32], NodeId)> = self
+        // One whose card has not come would be named with a disk that it does not have, and have to be recalled into the set.
+        let unknown = |n: &NodeId| self.ctx.peers.get(*n).is_none_or(|peer| peer.card.is_none());
+        let mut others: Vec<(bool, [u8; 32], NodeId)> = self
             .ctx
             .peers
             .connected()
@@ -688,13 +690,13 @@ impl Core {
             .map(|n| {
                 let mut hasher = blake3::Hasher::new_derive_key("sinew rendezvous 1");
                 hasher.update(&own.0).update(&serial.to_le_bytes()).update(&n.0);
-                (*hasher.finalize().as_bytes(), n)
+                (unknown(&n), *hasher.finalize().as_bytes(), n)
             })
             .collect();
         others.sort_unstable();
         let mut set = vec![own];
         if others.len() + 1 >= BRAIN_SET {
-            set.extend(others.into_iter().take(BRAIN_SET - 1).map(|(_, n)| n));
+            set.extend(others.into_iter().take(BRAIN_SET - 1).map(|(_, _, n)| n));
         }
         set
     }

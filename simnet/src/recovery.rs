@@ -16,11 +16,12 @@ use crate::queue::Index;
 use crate::world::World;
 
 impl World {
-    /// Whether the node's disk may be lost, when those of `lost` were before: all the others have recovered, and no
-    /// acknowledged job rests on this disk alone.
+    /// Whether the node's disk may be lost, when those of `lost` were before: all the others have recovered, and no job rests on
+    /// this disk alone. Jobs that are not acknowledged yet count too: one whose set lost two disks is never decided, not even
+    /// given up.
     pub(crate) fn may_lose_disk(&self, node: Index, lost: &BTreeSet<Index>) -> bool {
         let others_fine = lost.iter().all(|n| *n == node || self.has_recovered(*n));
-        others_fine && !self.acknowledged.keys().any(|job| self.rests_on(node, job))
+        others_fine && !self.known_jobs().iter().any(|job| self.rests_on(node, job))
     }
 
     /// Whether something of the job is on this node only, by the job's own terms: its brain set is the submitter's node alone,
@@ -31,12 +32,12 @@ impl World {
         })
     }
 
-    /// Whether the node has on its disk every acknowledged job of whose brain set it is, its voice in them, and every output that
+    /// Whether the node has on its disk every job of whose brain set it is, its voice in them, and every output that
     /// any node believes to be there.
     pub(crate) fn has_recovered(&self, node: Index) -> bool {
         let n = &self.nodes[node];
         let recovered = n.disk.pending() == 0 && n.core.as_ref().is_some_and(Core::has_recovered);
-        recovered && self.acknowledged.keys().all(|job| self.holds_its_part(node, job))
+        recovered && self.known_jobs().iter().all(|job| self.holds_its_part(node, job))
     }
 
     fn holds_its_part(&self, node: Index, job: &JobId) -> bool {
