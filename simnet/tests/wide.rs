@@ -47,3 +47,11 @@ fn everything_at_once_on_nine_nodes() {
 fn disks_that_lie() {
     all_hold(6_100..6_106, 5, &[Class::Crash, Class::Partition, Class::OneWay, Class::Drop, Class::LostFsync].into());
 }
+
+/// A brain that only had its job left to seal learned that its verdict was overruled. It asked to be called at once, for ever.
+#[test]
+fn a_brain_whose_verdict_was_overruled_does_not_spin() {
+    let faults = Class::ALL.into_iter().filter(|class| *class != Class::Wipe).collect();
+    let options = Options { seed: 10_604, nodes: 7, faults, churn_percent_per_hour: 5_000.0, ..Options::default() };
+    run(&options).unwrap_or_else(|failure| panic!("{}\n{}", failure.what, failure.log));
+}

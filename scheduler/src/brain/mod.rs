@@ -366,6 +366,8 @@ impl Brain {
         let stage = match &self.stage {
             Stage::Storing => self.answer.map(|(_, deadline)| deadline),
             Stage::Adopting => self.adoption.as_ref().map(|adoption| adoption.timeout(ctx)),
+            // Past its time only a verdict is missing, which another brain overruled: whoever has the right will tell.
+            Stage::Sealing { until } if *until <= ctx.now.at => Some(ctx.now.at + BEAT_EVERY),
             Stage::Sealing { until } => Some(*until),
             Stage::Running => Some(self.running_timeout(ctx)),
             Stage::Ending { .. } | Stage::Over => None,
