@@ -6,7 +6,7 @@
 
 use sinew_crdt_state::cbor;
 use sinew_crdt_state::certificate::{Credential, Roles};
-use sinew_crdt_state::envelope::{Envelope, Opened};
+use sinew_crdt_state::envelope::Envelope;
 use sinew_crdt_state::fact::{Fact, Statement};
 use sinew_crdt_state::ids::{FactId, JobId, MeshId, NodeId};
 use sinew_crdt_state::ledger::{Ledger, OwnerMark, SealedEntry};
@@ -22,6 +22,7 @@ use crate::membership::{Membership, MembershipConfig, MembershipEffect, NodeStat
 use crate::peers::Peers;
 use crate::restore::Restore;
 use crate::steward::Stewards;
+use crate::stored;
 use crate::sync::{self, Sync};
 use crate::time::{Now, Span, Time};
 use crate::wire::{Advert, Card, Lease, LoadDigest, Message, Topic};
@@ -132,15 +133,7 @@ impl Core {
             ctx.ledger.restore_sealed(job, entry);
         }
         self.worker.blobs.extend(stored.blobs.iter().map(|b| b.hash));
-        // Two passes: a spec may be stored after facts that need it.
-        for _ in 0..2 {
-            for envelope in &stored.facts {
-                let Ok(statement) = cbor::from_slice::<Statement>(&envelope.payload) else { continue };
-                let opened = Opened { id: envelope.fact_id(), statement };
-                // What was admitted once is admitted again; a refusal can only mean a forgotten entry.
-                let _ = ctx.ledger.admit_own(envelope, &opened, ctx.now.unix_ms);
-            }
-        }
+        let resealed = stored::take_in(ctx, &stored.facts);
         self.serial_last = ctx.ledger.last_serial(ctx.own);
         if self.serial_last == 0 {
             // Its disk may have been lost, and with it the memory of lower numbers: none of them may come twice.
@@ -149,6 +142,9 @@ impl Core {
         let jobs: Vec<JobId> = ctx.ledger.iter_live().map(|(job, _)| *job).collect();
         for job in jobs {
             self.stewards.watch(&self.ctx, job);
+        }
+        for job in resealed {
+            self.on_sealed(job);
         }
         self.restore.resume(&mut self.ctx, &self.worker.blobs);
     }
