@@ -451,7 +451,9 @@ impl Core {
                 self.stewards.on_vote_refused(ctx, from, job, term, highest);
             }
             Message::Recall { submit, disk, have } => Stewards::on_recall(ctx, from, &submit, disk, &have),
-            Message::Recalled { job, disk, known } => self.stewards.on_recalled(ctx, from, job, disk, &known),
+            Message::Recalled { job, disk, remembers, known } => {
+                self.stewards.on_recalled(ctx, from, (job, disk), remembers, &known);
+            }
             Message::Adopt { facts, job, award, term } => {
                 sync::on_facts(ctx, from, &facts);
                 self.worker.on_adopt(ctx, from, job, award, term);
@@ -668,31 +670,32 @@ impl Core {
         Ok(signed)
     }
 
-    /// This node and two stewards, chosen by rendezvous hashing over healthy nodes; this node alone where fewer than three
-    /// are healthy.
+    /// This node and two stewards, chosen by rendezvous hashing over healthy nodes whose card has come; this node alone where
+    /// there are fewer than two.
     fn choose_brain_set(&self, serial: u64) -> Vec<NodeId> {
         let own = self.ctx.own;
         let healthy = |n: &NodeId| {
             let runs = self.ctx.peers.roles(*n).is_some_and(|r| r.contains(Roles::RUN));
             runs && !matches!(self.membership.state(*n), Some(NodeState::Lost | NodeState::Suspect | NodeState::Left))
         };
-        // One whose card has not come would be named with a disk that it does not have, and have to be recalled into the set.
-        let unknown = |n: &NodeId| self.ctx.peers.get(*n).is_none_or(|peer| peer.card.is_none());
-        let mut others: Vec<(bool, [u8; 32], NodeId)> = self
+        // One whose card has not come would be named with a disk that it does not have: it would have to be recalled into the
+        // set, by both others, and two such could never be.
+        let known = |n: &NodeId| self.ctx.peers.get(*n).is_some_and(|peer| peer.card.is_some());
+        let mut others: Vec<([u8; 32], NodeId)> = self
             .ctx
             .peers
             .connected()
-            .filter(healthy)
+            .filter(|n| healthy(n) && known(n))
             .map(|n| {
                 let mut hasher = blake3::Hasher::new_derive_key("sinew rendezvous 1");
                 hasher.update(&own.0).update(&serial.to_le_bytes()).update(&n.0);
-                (unknown(&n), *hasher.finalize().as_bytes(), n)
+                (*hasher.finalize().as_bytes(), n)
             })
             .collect();
         others.sort_unstable();
         let mut set = vec![own];
         if others.len() + 1 >= BRAIN_SET {
-            set.extend(others.into_iter().take(BRAIN_SET - 1).map(|(_, _, n)| n));
+            set.extend(others.into_iter().take(BRAIN_SET - 1).map(|(_, n)| n));
         }
         set
     }
