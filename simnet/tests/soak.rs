@@ -1,6 +1,6 @@
 //! Random faults from many seeds: first safety under all of them, then, healed, every job must end.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::process::Command;
 
 use sinew_simnet::nemesis::{Class, Fired};
@@ -13,38 +13,12 @@ const SHRINK_RUNS_MAX: usize = 30;
 /// A churn that a run of half a minute notices.
 const CHURN_PERCENT_PER_HOUR: f64 = 5_000.0;
 
-/// What strikes beside lost disks. With the other classes they do not hold together yet: see the page on the simulator.
-const BESIDE_LOST_DISKS: [Class; 13] = [
-    Class::Wipe,
-    Class::Crash,
-    Class::Restart,
-    Class::Partition,
-    Class::OneWay,
-    Class::Flap,
-    Class::FullDisk,
-    Class::Drop,
-    Class::Churn,
-    Class::Equivocate,
-    Class::FalseBid,
-    Class::FalseResult,
-    Class::Flood,
-];
-
-/// Even seeds: every class but lost disks. Odd ones: lost disks beside others.
-fn classes(seed: u64) -> BTreeSet<Class> {
-    if seed.is_multiple_of(2) {
-        Class::ALL.into_iter().filter(|class| *class != Class::Wipe).collect()
-    } else {
-        BESIDE_LOST_DISKS.into()
-    }
-}
-
-/// Every class of faults, in turns, on five to seven nodes.
+/// Every class of faults on five to seven nodes.
 fn mixed(seed: u64) -> Options {
     Options {
         seed,
         nodes: 5 + usize::try_from(seed % 3).expect("small"),
-        faults: classes(seed),
+        faults: Class::ALL.into(),
         churn_percent_per_hour: CHURN_PERCENT_PER_HOUR,
         verbose: std::env::var_os("SIMNET_VERBOSE").is_some(),
         ..Options::default()
