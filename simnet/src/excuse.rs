@@ -1,7 +1,7 @@
 //! What disks that lie may be blamed for. A disk that calls written what a crash then takes breaks the one promise that the
 //! core builds on, and its node does not know: it votes, stores and decides as if it had never promised anything. Hence no
-//! promise is made for jobs in whose brain set is a node that has lost such writes; that they are not lost, decided once and
-//! run once is then luck. All else is demanded: of every other job everything, of these that nobody invents or forges a
+//! promise is made for jobs in whose brain set is a node that has lost such writes; that they are not lost, decided once, run
+//! once and their outputs kept is then luck. All else is demanded: of every other job everything, of these that nobody invents or forges a
 //! result, and that no node is overbooked or accused. Such a job may also stay open: its member states anew, in other words, what
 //! it forgot that it had stated, and ledgers keep whichever they heard first.
 
@@ -31,7 +31,9 @@ impl World {
         | Violation::Diverged(job)
         | Violation::DoubleStart(job, ..)
         | Violation::Revived(job, ..)
-        | Violation::Rerun(job, ..)) = violation
+        | Violation::Rerun(job, ..)
+        | Violation::OutputGone(job, ..)
+        | Violation::CopyMissing(_, job)) = violation
         else {
             return false;
         };
