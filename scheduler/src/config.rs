@@ -36,6 +36,8 @@ pub const CAMPAIGN_EVERY: Span = Span::ms(400);
 pub const RECALL_EVERY: Span = Span::ms(400);
 /// Outputs that a lost disk held are asked for again after this, while their other holder is away or cannot give them.
 pub const RESTORE_EVERY: Span = Span::ms(2_000);
+/// The same where there is no connection to the holder, as in a large mesh: it may be gone for good.
+pub const RESTORE_FAR_EVERY: Span = Span::ms(20_000);
 /// Fetches of such outputs under way at most: what nodes work on now should not wait for what is only kept safe.
 pub const RESTORE_AT_ONCE: usize = 16;
 /// Looks for silent brains: this often.

@@ -337,8 +337,9 @@ impl Core {
     fn on_sealed(&mut self, job: JobId) {
         self.worker.on_job_end(&mut self.ctx, job);
         self.stewards.forget(&job);
-        let Some(entry) = self.ctx.ledger.sealed(&job).copied() else { return };
-        self.ctx.record(Record::Sealed { job, entry });
+        if self.ctx.ledger.sealed(&job).is_none() {
+            return;
+        }
         self.restore.on_sealed(&mut self.ctx, &self.worker.blobs, job);
         if let Some(live) = self.ctx.ledger.live(&job)
             && let Some(outcome) = live.state.outcome().cloned()
@@ -403,7 +404,7 @@ impl Core {
             }
             Message::Copied { job, phase, task, ok } => {
                 if let Some(brain) = self.brains.touch(&job) {
-                    brain.on_copied(ctx, from, phase, task, ok);
+                    brain.on_copied(from, phase, task, ok);
                 }
             }
             other => self.on_set_message(from, other),

@@ -13,7 +13,7 @@ use sinew_crdt_state::ids::{Hash, JobId, NodeId};
 use sinew_crdt_state::spec::BlobRef;
 use sinew_crdt_state::state::JobState;
 
-use crate::config::{RESTORE_AT_ONCE, RESTORE_EVERY};
+use crate::config::{RESTORE_AT_ONCE, RESTORE_EVERY, RESTORE_FAR_EVERY};
 use crate::ctx::Ctx;
 use crate::io::{Effect, FetchId, Record};
 use crate::time::Time;
@@ -26,6 +26,8 @@ pub(crate) struct Restore {
     lacking: BTreeMap<JobId, Lacking>,
     fetching: BTreeMap<FetchId, (JobId, Vec<Hash>)>,
     at: Time,
+    /// When holders are tried next to which there is no connection.
+    far_at: Time,
 }
 
 impl Restore {
@@ -52,13 +54,16 @@ impl Restore {
         }
     }
 
-    /// The job is over: only its final outputs are worth having.
+    /// The job is over: only its final outputs are worth having. Says on disk that it is, and whether some of them are missing:
+    /// in one record, as the next may not get there.
     pub(crate) fn on_sealed(&mut self, ctx: &mut Ctx, held: &BTreeSet<Hash>, job: JobId) {
         self.lacking.remove(&job);
         if let Some(live) = ctx.ledger.live(&job).filter(|l| l.state.outcome() == Some(&Outcome::Completed)) {
             self.note_final(ctx.own, held, job, &live.state);
         }
-        self.record(ctx, job);
+        if let Some(entry) = ctx.ledger.set_lacking(&job, self.lacking.contains_key(&job)) {
+            ctx.record(Record::Sealed { job, entry });
+        }
     }
 
     fn note_final(&mut self, own: NodeId, held: &BTreeSet<Hash>, job: JobId, state: &JobState) {
@@ -104,24 +109,29 @@ impl Restore {
         self.record(ctx, job);
     }
 
-    /// Fetches what is missing, from holders that are connected.
+    /// Fetches what is missing, from holders that are connected; now and then from others too, which the transport has to dial.
     pub(crate) fn tick(&mut self, ctx: &mut Ctx, held: &BTreeSet<Hash>) {
         if self.lacking.is_empty() || ctx.now.at < self.at {
             return;
         }
         self.at = ctx.now.at + RESTORE_EVERY;
         self.drop_held(ctx, held);
+        let far = ctx.now.at >= self.far_at;
+        if far {
+            self.far_at = ctx.now.at + RESTORE_FAR_EVERY;
+        }
         let mut asked = Vec::new();
         for (job, lacking) in &self.lacking {
             let mut by_holder: BTreeMap<NodeId, Vec<BlobRef>> = BTreeMap::new();
             let under_way = |hash: &Hash| self.fetching.values().any(|(j, hashes)| j == job && hashes.contains(hash));
-            for (hash, (blob, holder)) in lacking.iter().filter(|(_, (_, n))| ctx.peers.is_connected(*n)) {
+            for (hash, (blob, holder)) in lacking.iter().filter(|(_, (_, n))| far || ctx.peers.is_connected(*n)) {
                 if !under_way(hash) {
                     by_holder.entry(*holder).or_default().push(*blob);
                 }
             }
             asked.extend(by_holder.into_iter().map(|(holder, blobs)| (*job, holder, blobs)));
         }
+        asked.sort_by_key(|(_, holder, _)| !ctx.peers.is_connected(*holder));
         for (job, holder, blobs) in asked.into_iter().take(RESTORE_AT_ONCE.saturating_sub(self.fetching.len())) {
             let id = ctx.next_fetch();
             self.fetching.insert(id, (job, blobs.iter().map(|b| b.hash).collect()));

@@ -51,7 +51,10 @@ impl World {
         }
         for message in messages {
             let Message::Report { lease, facts } = message else { continue };
-            if self.watch.lost.get(lease) != Some(&node) {
+            // One that was started anew may have lost what it knew with its disk; it leads in no term in which it gave up a lease.
+            let core = self.nodes[node].core.as_ref();
+            let leads = core.is_some_and(|c| c.led().any(|led| led == (lease.job, lease.fence.term)));
+            if !leads || self.watch.lost.get(lease) != Some(&node) {
                 continue;
             }
             let known: BTreeSet<FactId> =

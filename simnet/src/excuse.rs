@@ -32,7 +32,6 @@ impl World {
         | Violation::DoubleStart(job, ..)
         | Violation::Revived(job, ..)
         | Violation::Rerun(job, ..)
-        | Violation::OutputGone(job, ..)
         | Violation::CopyMissing(_, job)) = violation
         else {
             return false;

@@ -64,7 +64,10 @@ impl World {
             for peer in self.links.peers(node).collect::<Vec<_>>() {
                 self.disconnect(node, peer, Span(0));
             }
-            for peer in self.links.partners(node).collect::<Vec<_>>() {
+        }
+        // Whoever dialled it meanwhile got no answer.
+        for peer in self.links.partners(node).collect::<Vec<_>>() {
+            if !self.links.is_connected(node, peer) {
                 self.connect_soon(node, peer, false);
             }
         }

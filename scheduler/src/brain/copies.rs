@@ -64,7 +64,7 @@ impl Brain {
         nodes.into_iter().nth(turn)
     }
 
-    pub(crate) fn on_copied(&mut self, ctx: &mut Ctx, from: NodeId, phase: Phase, task: u32, ok: bool) {
+    pub(crate) fn on_copied(&mut self, from: NodeId, phase: Phase, task: u32, ok: bool) {
         if phase != self.phase || self.copying.get(&task).is_none_or(|c| c.target != Some(from)) {
             return;
         }
@@ -72,7 +72,9 @@ impl Brain {
         if ok {
             self.accept(Accepted { copy: Some(from), ..copying.accepted }, copying.report);
         } else {
-            self.secure(ctx, copying.accepted, copying.report);
+            // Somebody else is asked at the next beat: at once, it would go round as fast as refusals come while nobody
+            // reaches the maker.
+            self.copying.insert(task, Copying { target: None, ..copying });
         }
     }
 

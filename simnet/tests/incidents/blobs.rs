@@ -1,7 +1,8 @@
 //! Inputs and outputs whose holders are gone.
 
 use sinew_crdt_state::error_code::ErrorCode;
-use sinew_simnet::{Stopped, World, completed, done, failed, job, millis, round, running, seconds};
+use sinew_scheduler::kind::Kind;
+use sinew_simnet::{Stopped, World, completed, done, failed, job, micros, millis, round, running, seconds};
 
 use crate::{all_ends_well, cores};
 
@@ -147,4 +148,29 @@ fn results_of_a_brain_alone_wait_for_a_second_holder() {
         }
         all_ends_well(&mut world);
     }
+}
+
+/// The maker of outputs dies before anybody copied them, and until its lease ends every copy is refused. It is asked for again
+/// with patience, not as fast as refusals come.
+#[test]
+fn copies_that_everybody_refuses_are_asked_for_with_patience() {
+    let mut most = 0;
+    for step in 0..12 {
+        let mut world = World::seed(1_330 + step).nodes(["a", "b", "c", "d"]);
+        let job = world.submit("a", &job().tasks(8).with_outputs().lasting(millis(300)).spread());
+        world.run_until(running(job, "d"));
+        let started = world.counters().traffic.of(Kind::Copy).messages;
+        while world.counters().traffic.of(Kind::Copy).messages == started {
+            world.run_for(micros(500));
+        }
+        world.run_for(micros(500 * step));
+        world.kill("d");
+        let before = world.counters().traffic.of(Kind::Copy).messages;
+        world.run_for(millis(1_400));
+        most = most.max(world.counters().traffic.of(Kind::Copy).messages - before);
+        world.restart("d");
+        world.run_until(completed(job));
+        all_ends_well(&mut world);
+    }
+    assert!((8..80).contains(&most), "{most} times of eight outputs in seven beats");
 }

@@ -1,7 +1,8 @@
 //! Members of a brain set that come back with an empty disk: what they promised and stored is gone, and they say so.
 
 use sinew_simnet::{
-    World, answered, completed, done, ended, job, led_by, millis, recovered, round, seconds, taken_over,
+    CrashPoint, DiskSetup, World, answered, completed, done, ended, job, led_by, millis, recovered, round, seconds,
+    taken_over,
 };
 
 use crate::all_ends_well;
@@ -204,4 +205,59 @@ fn a_restart_while_outputs_are_fetched_again() {
         all_ends_well(&mut world);
         world.run_until_within(recovered(holder), seconds(1));
     }
+}
+
+/// The write that tells of a sealed job is torn, on a node that has just lost its disk: it comes back knowing that the job ended,
+/// and all the same that it has to fetch the outputs.
+#[test]
+fn a_write_torn_while_ended_jobs_are_learned_again() {
+    let mut torn = 0;
+    for step in 0..60 {
+        let mut world = World::seed(2_060 + step).nodes(SET);
+        for _ in 0..6 {
+            world.submit("a", &job().tasks(1).with_outputs().lasting(millis(50)).spread());
+        }
+        world.run_until_idle();
+        lose_disk(&mut world, "b");
+        world.set_disk("b", DiskSetup { tears: true, ..DiskSetup::default() });
+        world.restart("b");
+        world.crash_at_write("b", step % 4, CrashPoint::During);
+        world.run_for(seconds(2));
+        torn += world.counters().torn_writes;
+        world.set_disk("b", DiskSetup::default());
+        if !world.is_up("b") {
+            world.restart("b");
+        }
+        all_ends_well(&mut world);
+        world.run_until_within(recovered("b"), seconds(1));
+    }
+    assert!(torn > 8, "{torn}");
+}
+
+/// In a large mesh the other holder of what a lost disk had may be nobody to whom there is a connection: it is dialled.
+#[test]
+fn outputs_are_fetched_again_from_a_holder_without_a_connection() {
+    let mut far = 0;
+    for seed in 2_030..2_036 {
+        let mut world = World::seed(seed).connections(1, 2).nodes(["a", "b", "c", "d", "e", "f", "g", "h"]);
+        let job = world.submit("a", &round(16, 8).lasting(millis(200)).spread());
+        world.run_until(completed(job));
+        world.run_for(seconds(90));
+        let names = ["a", "b", "c", "d", "e", "f", "g", "h"];
+        let holders = |world: &World, task| {
+            names
+                .into_iter()
+                .filter(|n| world.holders_among(&[(*n).to_owned()], &job, 1, task) == 1)
+                .collect::<Vec<_>>()
+        };
+        let pairs: Vec<_> = (0..8).map(|task| holders(&world, task)).collect();
+        let pair = pairs.iter().find(|p| p.len() == 2 && !world.connected(p[0], p[1])).cloned();
+        let Some([lost, _]) = pair.as_deref() else { continue };
+        lose_disk(&mut world, lost);
+        world.run_for(millis(500));
+        world.restart(lost);
+        world.run_until_within(recovered(lost), seconds(60));
+        far += 1;
+    }
+    assert!(far > 2, "{far}");
 }
