@@ -220,6 +220,7 @@ impl Ledger {
     /// # Errors
     /// [`Refusal`], as for [`Self::admit`].
     pub fn admit_own(&mut self, envelope: &Envelope, opened: &Opened, now_ms: u64) -> Result<Admitted, Refusal> {
+        self.check_complete(envelope.entry, &opened.statement)?;
         self.merge(envelope, opened, |_| Some(Roles::ALL), now_ms)
     }
 

@@ -6,7 +6,7 @@
 
 use sinew_crdt_state::cbor;
 use sinew_crdt_state::certificate::{Credential, Roles};
-use sinew_crdt_state::envelope::{Envelope, Opened};
+use sinew_crdt_state::envelope::Envelope;
 use sinew_crdt_state::fact::{Fact, Statement};
 use sinew_crdt_state::ids::{FactId, JobId, MeshId, NodeId};
 use sinew_crdt_state::ledger::{Ledger, OwnerMark, SealedEntry};
@@ -22,6 +22,7 @@ use crate::membership::{Membership, MembershipConfig, MembershipEffect, NodeStat
 use crate::peers::Peers;
 use crate::restore::Restore;
 use crate::steward::Stewards;
+use crate::stored;
 use crate::sync::{self, Sync};
 use crate::time::{Now, Span, Time};
 use crate::wire::{Advert, Card, Lease, LoadDigest, Message, Topic};
@@ -132,15 +133,7 @@ impl Core {
             ctx.ledger.restore_sealed(job, entry);
         }
         self.worker.blobs.extend(stored.blobs.iter().map(|b| b.hash));
-        // Two passes: a spec may be stored after facts that need it.
-        for _ in 0..2 {
-            for envelope in &stored.facts {
-                let Ok(statement) = cbor::from_slice::<Statement>(&envelope.payload) else { continue };
-                let opened = Opened { id: envelope.fact_id(), statement };
-                // What was admitted once is admitted again; a refusal can only mean a forgotten entry.
-                let _ = ctx.ledger.admit_own(envelope, &opened, ctx.now.unix_ms);
-            }
-        }
+        let resealed = stored::take_in(ctx, &stored.facts);
         self.serial_last = ctx.ledger.last_serial(ctx.own);
         if self.serial_last == 0 {
             // Its disk may have been lost, and with it the memory of lower numbers: none of them may come twice.
@@ -149,6 +142,9 @@ impl Core {
         let jobs: Vec<JobId> = ctx.ledger.iter_live().map(|(job, _)| *job).collect();
         for job in jobs {
             self.stewards.watch(&self.ctx, job);
+        }
+        for job in resealed {
+            self.on_sealed(job);
         }
         self.restore.resume(&mut self.ctx, &self.worker.blobs);
     }
@@ -456,7 +452,9 @@ impl Core {
                 self.stewards.on_vote_refused(ctx, from, job, term, highest);
             }
             Message::Recall { submit, disk, have } => Stewards::on_recall(ctx, from, &submit, disk, &have),
-            Message::Recalled { job, disk, known } => self.stewards.on_recalled(ctx, from, job, disk, &known),
+            Message::Recalled { job, disk, remembers, known } => {
+                self.stewards.on_recalled(ctx, from, (job, disk), remembers, &known);
+            }
             Message::Adopt { facts, job, award, term } => {
                 sync::on_facts(ctx, from, &facts);
                 self.worker.on_adopt(ctx, from, job, award, term);
@@ -674,31 +672,32 @@ impl Core {
         Ok(signed)
     }
 
-    /// This node and two stewards, chosen by rendezvous hashing over healthy nodes; this node alone where fewer than three
-    /// are healthy.
+    /// This node and two stewards, chosen by rendezvous hashing over healthy nodes whose card has come; this node alone where
+    /// there are fewer than two.
     fn choose_brain_set(&self, serial: u64) -> Vec<NodeId> {
         let own = self.ctx.own;
         let healthy = |n: &NodeId| {
             let runs = self.ctx.peers.roles(*n).is_some_and(|r| r.contains(Roles::RUN));
             runs && !matches!(self.membership.state(*n), Some(NodeState::Lost | NodeState::Suspect | NodeState::Left))
         };
-        // One whose card has not come would be named with a disk that it does not have, and have to be recalled into the set.
-        let unknown = |n: &NodeId| self.ctx.peers.get(*n).is_none_or(|peer| peer.card.is_none());
-        let mut others: Vec<(bool, [u8; 32], NodeId)> = self
+        // One whose card has not come would be named with a disk that it does not have: it would have to be recalled into the
+        // set, by both others, and two such could never be.
+        let known = |n: &NodeId| self.ctx.peers.get(*n).is_some_and(|peer| peer.card.is_some());
+        let mut others: Vec<([u8; 32], NodeId)> = self
             .ctx
             .peers
             .connected()
-            .filter(healthy)
+            .filter(|n| healthy(n) && known(n))
             .map(|n| {
                 let mut hasher = blake3::Hasher::new_derive_key("sinew rendezvous 1");
                 hasher.update(&own.0).update(&serial.to_le_bytes()).update(&n.0);
-                (unknown(&n), *hasher.finalize().as_bytes(), n)
+                (*hasher.finalize().as_bytes(), n)
             })
             .collect();
         others.sort_unstable();
         let mut set = vec![own];
         if others.len() + 1 >= BRAIN_SET {
-            set.extend(others.into_iter().take(BRAIN_SET - 1).map(|(_, _, n)| n));
+            set.extend(others.into_iter().take(BRAIN_SET - 1).map(|(_, n)| n));
         }
         set
     }

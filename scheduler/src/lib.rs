@@ -16,6 +16,7 @@ pub mod peers;
 pub mod resources;
 mod restore;
 mod steward;
+mod stored;
 mod sync;
 pub mod time;
 pub mod view;

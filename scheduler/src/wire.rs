@@ -300,6 +300,8 @@ pub enum Message {
         job: JobId,
         /// The asker's disk.
         disk: DiskId,
+        /// Whether the answerer counts in the brain set; otherwise it has forgotten too, and this is what it knows again.
+        remembers: bool,
         /// Every fact that the answerer has.
         known: Vec<ShortId>,
     },

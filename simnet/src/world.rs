@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use sinew_crdt_state::cbor;
 use sinew_crdt_state::certificate::Credential;
-use sinew_crdt_state::fact::Outcome;
+use sinew_crdt_state::envelope::Envelope;
+use sinew_crdt_state::fact::{Outcome, Statement};
 use sinew_crdt_state::identity::{Identity, remember_signatures};
 use sinew_crdt_state::ids::{Hash, JobId, MeshId, NodeId};
 use sinew_scheduler::Setup;
@@ -510,11 +512,27 @@ impl World {
     }
 }
 
-/// A message in a few words, for the log.
+/// A message in a few words, for the log; facts are decoded.
 pub(crate) fn brief(message: &Message) -> String {
-    let mut text = format!("{message:?}");
-    let cut = text.char_indices().nth(160).map_or(text.len(), |(i, _)| i);
-    text.truncate(cut);
+    let mut text = match message {
+        Message::Facts(facts) => format!("Facts[{}]", facts.iter().map(brief_fact).collect::<Vec<_>>().join(" ")),
+        other => cut(format!("{other:?}"), 160),
+    };
+    text = cut(text, 1_600);
+    text
+}
+
+fn brief_fact(envelope: &Envelope) -> String {
+    let (entry, author) = (envelope.entry, envelope.author);
+    match cbor::from_slice::<Statement>(&envelope.payload) {
+        Ok(said) => cut(format!("{entry} {author} at {}: {:?}", said.at_ms, said.fact), 240),
+        Err(_) => format!("{entry} {author}: no statement"),
+    }
+}
+
+fn cut(mut text: String, chars: usize) -> String {
+    let end = text.char_indices().nth(chars).map_or(text.len(), |(i, _)| i);
+    text.truncate(end);
     text
 }
 

@@ -18,7 +18,8 @@ use crate::wire::Message;
 pub(super) struct Copying {
     pub(super) accepted: Accepted,
     pub(super) report: Option<FactId>,
-    pub(super) target: NodeId,
+    /// Nobody while none is in reach.
+    pub(super) target: Option<NodeId>,
     since: Time,
     asked: Time,
 }
@@ -26,10 +27,15 @@ pub(super) struct Copying {
 impl Brain {
     /// Counts a result once its outputs are safe.
     pub(super) fn secure(&mut self, ctx: &mut Ctx, accepted: Accepted, report: Option<FactId>) {
-        let wants = !accepted.outputs.is_empty() && self.spec.copies > 1 && !planted(Bug::SkipCopies);
-        let target = if wants { self.copy_target(ctx, accepted.node) } else { None };
-        // Without a second node to hold it, one copy is all there can be.
-        let Some(target) = target else { return self.accept(accepted, report) };
+        if accepted.outputs.is_empty() || self.spec.copies < 2 || planted(Bug::SkipCopies) {
+            return self.accept(accepted, report);
+        }
+        let target = self.copy_target(ctx, accepted.node);
+        // Where the brain set is this node alone, nobody need come back: one copy is all there can be. Elsewhere a result
+        // counts no sooner than another member has it on disk, so that one who can hold the copy is worth waiting for.
+        if target.is_none() && self.spec.brain_set.len() == 1 {
+            return self.accept(accepted, report);
+        }
         let now = ctx.now.at;
         let copying = Copying { accepted, report, target, since: now, asked: now };
         self.ask_copy(ctx, &copying);
@@ -37,9 +43,10 @@ impl Brain {
     }
 
     fn ask_copy(&self, ctx: &mut Ctx, copying: &Copying) {
+        let Some(target) = copying.target else { return };
         let blobs: Vec<BlobRef> = copying.accepted.outputs.iter().map(|o| o.blob).collect();
         let (phase, task, from) = (self.phase, copying.accepted.run.start, copying.accepted.node);
-        ctx.send(copying.target, Message::Copy { job: self.job, phase, task, from, blobs });
+        ctx.send(target, Message::Copy { job: self.job, phase, task, from, blobs });
     }
 
     /// A node for the second copy of what `from` made: members of the brain set and nodes with seats, in turn.
@@ -58,7 +65,7 @@ impl Brain {
     }
 
     pub(crate) fn on_copied(&mut self, ctx: &mut Ctx, from: NodeId, phase: Phase, task: u32, ok: bool) {
-        if phase != self.phase || self.copying.get(&task).is_none_or(|c| c.target != from) {
+        if phase != self.phase || self.copying.get(&task).is_none_or(|c| c.target != Some(from)) {
             return;
         }
         let Some(copying) = self.copying.remove(&task) else { return };
@@ -76,7 +83,8 @@ impl Brain {
         for node in self.makers_gone(ctx) {
             self.drop_copies_from(ctx, node);
         }
-        let stuck = |c: &Copying| now - c.since >= COPY_TIMEOUT || !ctx.peers.is_heard(c.target, now);
+        let heard = |target: Option<NodeId>| target.is_some_and(|n| ctx.peers.is_heard(n, now));
+        let stuck = |c: &Copying| now - c.since >= COPY_TIMEOUT || !heard(c.target);
         let (mut move_on, mut again) = (Vec::new(), Vec::new());
         for (task, copying) in &self.copying {
             if stuck(copying) {

@@ -178,7 +178,7 @@ impl Brain {
     pub(crate) fn concerns(&self, node: NodeId) -> bool {
         self.spec.brain_set.contains(&node)
             || self.seats.values().any(|s| s.node == node)
-            || self.copying.values().any(|c| c.target == node)
+            || self.copying.values().any(|c| c.target == Some(node))
             || self.is_waiting_for_room()
     }
 

@@ -24,6 +24,8 @@ use crate::wire::{Message, ShortId, short_id};
 pub(super) struct Recall {
     asked: Time,
     told: BTreeSet<NodeId>,
+    /// Whether one of them has forgotten nothing.
+    remembered: bool,
 }
 
 /// Whether this node's word counts in the brain set of the job.
@@ -40,7 +42,8 @@ impl Stewards {
         let now = ctx.now.at;
         let Some(watched) = self.watched.get_mut(&job) else { return };
         let fresh = watched.recall.is_none();
-        let recall = watched.recall.get_or_insert_with(|| Recall { asked: now, told: BTreeSet::new() });
+        let recall =
+            watched.recall.get_or_insert_with(|| Recall { asked: now, told: BTreeSet::new(), remembered: false });
         if !fresh && now - recall.asked < RECALL_EVERY {
             return;
         }
@@ -76,19 +79,24 @@ impl Stewards {
         if !live.state.spec.brain_set.contains(&from) {
             return ctx.offence(from, "recalls a job that it has no part in".to_owned());
         }
-        if !counts(ctx, job) {
-            // Two who have forgotten cannot help each other.
-            return;
-        }
+        let remembers = counts(ctx, job);
         let have: BTreeSet<ShortId> = have.iter().copied().collect();
         let known: Vec<ShortId> = live.facts.keys().map(short_id).collect();
         let facts = live.facts.iter().filter(|(id, _)| !have.contains(&short_id(id))).map(|(_, e)| e.clone()).collect();
         sync::send_facts(ctx, from, facts);
-        ctx.after_persist(After::Send { to: from, message: Message::Recalled { job, disk, known } });
+        ctx.after_persist(After::Send { to: from, message: Message::Recalled { job, disk, remembers, known } });
     }
 
-    /// A member has told everything: when all have, and it all arrived, this node counts again once it is on disk.
-    pub(crate) fn on_recalled(&mut self, ctx: &mut Ctx, from: NodeId, job: JobId, disk: DiskId, known: &[ShortId]) {
+    /// A member has told everything: when all have, one of them from a disk that the spec names or that has caught up, and it
+    /// all arrived, this node counts again once it is on disk.
+    pub(crate) fn on_recalled(
+        &mut self,
+        ctx: &mut Ctx,
+        from: NodeId,
+        (job, disk): (JobId, DiskId),
+        remembers: bool,
+        known: &[ShortId],
+    ) {
         if disk != ctx.disk || counts(ctx, job) {
             return;
         }
@@ -100,7 +108,8 @@ impl Stewards {
             return;
         };
         recall.told.insert(from);
-        if spec.brain_set.iter().all(|n| *n == ctx.own || recall.told.contains(n)) {
+        recall.remembered |= remembers;
+        if recall.remembered && spec.brain_set.iter().all(|n| *n == ctx.own || recall.told.contains(n)) {
             ctx.after_persist(After::CaughtUp { job });
         }
     }

@@ -127,3 +127,24 @@ fn a_maker_that_dies_when_its_slots_are_given_back() {
     }
     assert!(again > 0, "some outputs were gone");
 }
+
+/// Both stewards die, and the brain is alone with results that it made itself. They wait for somebody to hold the copies: with
+/// one alone the next lost disk would take them.
+#[test]
+fn results_of_a_brain_alone_wait_for_a_second_holder() {
+    for step in 0..8 {
+        let mut world = World::seed(1_320 + step).nodes(["a", "b", "c"]);
+        let job = world.submit("a", &job().tasks(6).with_outputs().lasting(millis(300)).spread());
+        world.run_until(running(job, "a"));
+        world.kill("b");
+        world.kill("c");
+        world.run_for(seconds(4) + millis(250 * step));
+        world.restart("b");
+        world.restart("c");
+        world.run_until(completed(job));
+        for task in 0..6 {
+            assert!(world.holders(&job, 0, task) >= 2, "task {task}, step {step}");
+        }
+        all_ends_well(&mut world);
+    }
+}

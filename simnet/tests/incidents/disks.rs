@@ -220,6 +220,29 @@ fn a_steward_that_crashes_at_every_write() {
     }
 }
 
+/// A node alone with a job crashes in each of its writes in turn, of which a part is there: of the last one the seal, but not
+/// the mark that the job is sealed. Nothing that it knew before may be lost to that.
+#[test]
+fn a_lone_node_whose_writes_tear() {
+    let mut torn = 0;
+    for seed in 0..160 {
+        let (write, mut world) = (seed % 40, World::seed(1_720 + seed).nodes(["a", "b"]));
+        world.set_disk("a", DiskSetup { tears: true, ..DiskSetup::default() });
+        world.kill("b");
+        let job = world.submit("a", &job().tasks(10).lasting(millis(100)));
+        world.crash_at_write("a", write, CrashPoint::During);
+        world.run_for(seconds(8));
+        torn += world.counters().torn_writes;
+        if !world.is_up("a") {
+            world.restart("a");
+        }
+        world.restart("b");
+        world.run_until(completed(job));
+        all_ends_well(&mut world);
+    }
+    assert!(torn > 5, "{torn}");
+}
+
 /// A steward's disk acknowledges what it only has in its cache, and loses that in a crash. The other two make up for it.
 #[test]
 fn a_steward_whose_disk_lies() {

@@ -1,6 +1,8 @@
 //! Members of a brain set that come back with an empty disk: what they promised and stored is gone, and they say so.
 
-use sinew_simnet::{World, completed, done, ended, job, led_by, millis, recovered, round, seconds, taken_over};
+use sinew_simnet::{
+    World, answered, completed, done, ended, job, led_by, millis, recovered, round, seconds, taken_over,
+};
 
 use crate::all_ends_well;
 
@@ -65,6 +67,27 @@ fn a_steward_wiped_during_a_replication() {
         all_ends_well(&mut world);
         world.expect(completed(job));
         world.run_until_within(recovered(&steward), seconds(1));
+    }
+}
+
+/// A submitter that was cut off names the disks that the two others had before. Neither stored anything of the job on those, and
+/// each waits for the others to remember: the one that does is enough.
+#[test]
+fn a_submit_that_names_two_disks_replaced_unseen() {
+    for seed in 1_980..1_988 {
+        let mut world = World::seed(seed).nodes(SET);
+        world.run_for(seconds(1));
+        world.partition(["a"], ["b", "c"]);
+        for name in ["b", "c"] {
+            lose_disk(&mut world, name);
+            world.restart(name);
+            world.run_for(millis(100));
+            world.run_until_within(recovered(name), seconds(1));
+        }
+        let request = world.submit_later("a", &job().tasks(6).lasting(millis(200)));
+        world.heal();
+        world.run_until(answered(request));
+        all_ends_well(&mut world);
     }
 }
 
