@@ -7,6 +7,7 @@
 
 mod attack;
 mod audit;
+mod books;
 mod busy;
 mod check;
 pub mod cli;

@@ -17,6 +17,7 @@ use sinew_scheduler::time::{Span, Time};
 use sinew_scheduler::wire::Message;
 
 use crate::audit::Watch;
+use crate::books::Books;
 use crate::exec::Execution;
 use crate::link::Links;
 use crate::node::{Node, NodeSetup};
@@ -47,7 +48,7 @@ pub struct World {
     pub(crate) executions: Vec<Execution>,
     /// Whether each execution had all its inputs.
     pub(crate) gathered: Vec<bool>,
-    by_job: BTreeMap<JobId, Vec<usize>>,
+    pub(crate) books: Books,
     pub(crate) notes: Vec<(Time, Index, Note)>,
     pub(crate) took: Vec<Took>,
     /// Times in which machines stood still.
@@ -58,8 +59,6 @@ pub struct World {
     pub(crate) answers: BTreeMap<RequestId, (Time, Response)>,
     pub(crate) trace: blake3::Hasher,
     pub(crate) verbose: bool,
-    plans: BTreeMap<String, Plan>,
-    names: BTreeMap<JobId, String>,
     log: std::collections::VecDeque<String>,
     pub(crate) rng: ChaCha8Rng,
     seed: u64,
@@ -95,7 +94,7 @@ impl World {
             counters: Counters::default(),
             executions: Vec::new(),
             gathered: Vec::new(),
-            by_job: BTreeMap::new(),
+            books: Books::default(),
             notes: Vec::new(),
             took: Vec::new(),
             pauses: Vec::new(),
@@ -104,8 +103,6 @@ impl World {
             answers: BTreeMap::new(),
             trace: blake3::Hasher::new(),
             verbose: false,
-            plans: BTreeMap::new(),
-            names: BTreeMap::new(),
             log: std::collections::VecDeque::new(),
             rng: ChaCha8Rng::seed_from_u64(seed),
             seed,
@@ -192,13 +189,12 @@ impl World {
     /// Asks a node to take a job and does not wait.
     pub fn submit_later(&mut self, name: &str, plan: &Plan) -> RequestId {
         let node = self.index(name);
-        let job_name = format!("job-{}", self.plans.len());
+        let job_name = self.books.submit(plan);
         let inputs = plan.inputs(&job_name);
         for blob in &inputs {
             self.nodes[node].disk.import(*blob);
         }
         let new = plan.new_job(&job_name);
-        self.plans.insert(job_name, plan.clone());
         if let Some(core) = &mut self.nodes[node].core {
             core.holds(inputs);
         }
@@ -355,9 +351,7 @@ impl World {
             Effect::Publish { topic, payload } => self.publish_advert_or_load(node, topic, &payload),
             Effect::Persist { ticket, records, urgent } => self.persist(node, ticket, records, urgent),
             Effect::Start(start) => {
-                let (number, job) = (self.executions.len(), start.key.lease.job);
-                self.by_job.entry(job).or_default().push(number);
-                self.names.entry(job).or_insert_with(|| start.spec.name.clone());
+                self.books.start(start.key.lease.job, &start.spec.name, self.executions.len());
                 self.start_task(node, start);
             }
             Effect::Stop(run) => self.stop_task(node, run),
@@ -440,21 +434,8 @@ impl World {
         self.indices.get(&short(id)).copied().filter(|n| self.nodes[*n].id() == id)
     }
 
-    pub(crate) fn plan_of(&self, name: &str) -> Plan {
-        self.plans.get(name).cloned().unwrap_or_else(crate::plan::job)
-    }
-
-    pub(crate) fn name_of(&self, job: &JobId) -> String {
-        self.names.get(job).cloned().unwrap_or_default()
-    }
-
     pub(crate) fn name_of_node(&self, id: NodeId) -> String {
         self.index_of(id).map_or_else(|| id.short(), |node| self.nodes[node].name.clone())
-    }
-
-    /// All attempts of a job's tasks, in order of their starts.
-    pub fn executions_of(&self, job: &JobId) -> impl Iterator<Item = &Execution> {
-        self.by_job.get(job).into_iter().flatten().map(|i| &self.executions[*i])
     }
 
     /// Attempts of all jobs' tasks.
