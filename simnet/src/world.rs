@@ -25,6 +25,7 @@ use crate::overlay::Overlay;
 use crate::plan::Plan;
 use crate::queue::{Event, Index, Life, Queue};
 use crate::report::{Counters, Took};
+use crate::roll::Roll;
 use crate::units::millis;
 
 /// Unix time at the start: any date does.
@@ -39,8 +40,7 @@ pub(crate) const PATIENCE: Span = Span::ms(120_000);
 pub struct World {
     pub(crate) now: Time,
     pub(crate) nodes: Vec<Node>,
-    /// By the first eight bytes of the id: at 10,000 nodes whole ids take noticeably longer to compare.
-    indices: BTreeMap<u64, Index>,
+    pub(crate) roll: Roll,
     pub(crate) queue: Queue,
     pub(crate) links: Links,
     pub(crate) overlay: Overlay,
@@ -87,7 +87,7 @@ impl World {
         Self {
             now: Time(1_000_000),
             nodes: Vec::new(),
-            indices: BTreeMap::new(),
+            roll: Roll::default(),
             queue: Queue::default(),
             links: Links::default(),
             overlay: Overlay::default(),
@@ -156,10 +156,8 @@ impl World {
         let identity = Identity::from_seed(self.rng.random());
         let (admin, own) = &self.founder;
         let credential = own.issue(admin, identity.id(), setup.roles, EPOCH_MS, u64::MAX);
+        let node = self.roll.add(identity.id());
         self.nodes.push(Node::new(name, identity, credential, setup));
-        let node = self.nodes.len() - 1;
-        let taken = self.indices.insert(short(self.nodes[node].id()), node);
-        assert!(taken.is_none(), "two nodes with ids that begin with the same eight bytes");
         self.boot(node);
         for peer in met.unwrap_or_else(|| self.choose_peers(node)) {
             self.links.keep(node, peer);
@@ -170,14 +168,14 @@ impl World {
     pub(crate) fn boot(&mut self, node: Index) {
         let seed = self.rng.random();
         let now = self.clock(node);
+        let incarnation = self.roll.begin_life(node);
         let n = &mut self.nodes[node];
-        n.incarnation += 1;
         n.tick_at = None;
         let setup = Setup {
             identity: n.identity.clone(),
             mesh: self.mesh,
             roles: n.setup.roles,
-            incarnation: n.incarnation,
+            incarnation,
             disk: n.disk.id,
             seed,
             config: n.config.clone(),
@@ -284,7 +282,7 @@ impl World {
     }
 
     pub(crate) fn is_alive(&self, life: Life) -> bool {
-        self.nodes[life.node].is_up() && self.nodes[life.node].incarnation == life.incarnation
+        self.roll.is_current(life) && self.nodes[life.node].is_up()
     }
 
     pub(crate) fn input(&mut self, node: Index, input: Input) {
@@ -322,22 +320,25 @@ impl World {
         let Some(core) = &n.core else { return };
         // A core that wants to be called at once would stop the clock; for ever, it is caught in `busy`.
         let at = n.clock.when(core.poll_timeout()).max(self.now + Span(1));
+        n.due_at = at;
         // A tick that is in the queue already, and comes no later, will look again.
         if n.tick_at.is_none_or(|tick| at < tick || tick <= self.now) {
             n.tick_at = Some(at);
-            let life = n.life(node);
+            let life = self.roll.life(node);
             self.queue.push(at, Event::Tick(life));
         }
     }
 
     /// Calls the core if it asked to be called by now; otherwise later.
     fn tick(&mut self, node: Index) {
-        self.nodes[node].tick_at = None;
-        let n = &self.nodes[node];
-        if n.core.as_ref().is_some_and(|core| n.clock.when(core.poll_timeout()) <= self.now) {
+        let n = &mut self.nodes[node];
+        n.tick_at = None;
+        if n.due_at <= self.now {
             self.input(node, Input::Tick);
         } else {
-            self.schedule_tick(node);
+            n.tick_at = Some(n.due_at);
+            let life = self.roll.life(node);
+            self.queue.push(n.due_at, Event::Tick(life));
         }
     }
 
@@ -363,7 +364,7 @@ impl World {
             }
             Effect::Load { job, to } => {
                 let facts = self.nodes[node].disk.facts(&job);
-                let life = self.nodes[node].life(node);
+                let life = self.roll.life(node);
                 self.queue.push(self.now + Span::ms(1), Event::Loaded { life, to, facts });
             }
             Effect::Answer { id, response } => {
@@ -431,7 +432,7 @@ impl World {
     }
 
     pub(crate) fn index_of(&self, id: NodeId) -> Option<Index> {
-        self.indices.get(&short(id)).copied().filter(|n| self.nodes[*n].id() == id)
+        self.roll.index_of(id)
     }
 
     pub(crate) fn name_of_node(&self, id: NodeId) -> String {
@@ -515,8 +516,4 @@ fn cut(mut text: String, chars: usize) -> String {
     let end = text.char_indices().nth(chars).map_or(text.len(), |(i, _)| i);
     text.truncate(end);
     text
-}
-
-fn short(id: NodeId) -> u64 {
-    id.0.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes))
 }
