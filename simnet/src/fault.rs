@@ -40,6 +40,7 @@ impl World {
         n.crash_at = None;
         n.fetches.clear();
         let frozen = n.frozen.take();
+        self.standing_still -= usize::from(frozen.is_some());
         let runs = std::mem::take(&mut n.runs);
         self.roll.begin_life(node);
         // What stood still until it died did nothing meanwhile.

@@ -66,6 +66,8 @@ pub(crate) struct Links {
     cuts: BTreeMap<(Index, Index), u64>,
     cut_last: u64,
     stalled: BTreeMap<(Index, Index), Vec<Stalled>>,
+    /// Where frames are encoded: one after another in the same memory.
+    frame: Vec<u8>,
     /// What each frame asks about its way, by [`way`].
     ways: Lookup<Way>,
 }
@@ -106,6 +108,7 @@ impl Default for Links {
             cut_last: 0,
             stalled: BTreeMap::new(),
             ways: Lookup::default(),
+            frame: Vec::new(),
         }
     }
 }
@@ -188,7 +191,8 @@ impl World {
             let text = messages.iter().map(crate::world::brief).collect::<Vec<_>>().join(" ");
             self.say(from, format!("→ {}: {text}", self.nodes[to].name));
         }
-        let bytes = self.counters.traffic.encode(&messages);
+        let mut bytes = std::mem::take(&mut self.links.frame);
+        self.counters.traffic.encode(&messages, &mut bytes);
         // Decoding would cost the most of all that the simulator does, and gives back what was encoded: tests see to that.
         debug_assert_eq!(cbor::from_slice::<Vec<Message>>(&bytes).as_ref(), Ok(&messages));
         self.counters.frames += 1;
@@ -199,6 +203,8 @@ impl World {
             self.counters.control_bytes += bytes.len() as u64;
         }
         self.trace.update(&bytes);
+        let len = bytes.len() as u64;
+        self.links.frame = bytes;
         if self.links.loss > 0 && self.dice(10_000) < self.links.loss {
             self.counters.lost_frames += 1;
             return;
@@ -209,7 +215,6 @@ impl World {
             self.links.stalled.entry((from, to.node)).or_default().push(Stalled { class, to, messages });
             return;
         }
-        let len = bytes.len() as u64;
         let wait = self.transmit(from, to.node, len) + self.retransmit(from, to.node, len);
         let latency = self.latency(from, to.node);
         self.deliver(from, to, class, messages, wait + latency);

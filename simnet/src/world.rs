@@ -51,6 +51,8 @@ pub struct World {
     pub(crate) books: Books,
     pub(crate) notes: Vec<(Time, Index, Note)>,
     pub(crate) took: Vec<Took>,
+    /// Machines that stand still now.
+    pub(crate) standing_still: usize,
     /// Times in which machines stood still.
     pub(crate) pauses: Vec<crate::pause::Pause>,
     /// How jobs ended, as first seen, and when.
@@ -97,6 +99,7 @@ impl World {
             books: Books::default(),
             notes: Vec::new(),
             took: Vec::new(),
+            standing_still: 0,
             pauses: Vec::new(),
             outcomes: BTreeMap::new(),
             acknowledged: BTreeMap::new(),
