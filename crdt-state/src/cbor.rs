@@ -24,8 +24,16 @@ pub enum DecodeError {
 #[must_use]
 pub fn to_vec<T: Serialize + ?Sized>(value: &T) -> Vec<u8> {
     let mut out = Vec::with_capacity(128);
-    ciborium::into_writer(value, &mut out).expect("writing CBOR to a Vec cannot fail");
+    append(value, &mut out);
     out
+}
+
+/// Encodes `value` behind what `out` has.
+///
+/// # Panics
+/// As [`to_vec`]: never.
+pub fn append<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>) {
+    ciborium::into_writer(value, out).expect("writing CBOR to a Vec cannot fail");
 }
 
 /// Decodes exactly one value from `bytes`.

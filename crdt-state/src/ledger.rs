@@ -375,6 +375,12 @@ impl Ledger {
         self.sealed.get(entry)
     }
 
+    /// Whether there are live entries.
+    #[must_use]
+    pub fn has_live(&self) -> bool {
+        !self.live.is_empty()
+    }
+
     /// All live entries.
     pub fn iter_live(&self) -> impl Iterator<Item = (&JobId, &LiveEntry)> {
         self.live.iter()

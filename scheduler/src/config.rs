@@ -62,6 +62,12 @@ pub const SEATS_MAX: usize = 256;
 pub const BID_WINDOW: Span = Span::ms(400);
 /// A job that found no node tries again after this, unless news of free resources come first.
 pub const PLACE_AGAIN: Span = Span::ms(250);
+/// A node that had no room is asked again after this, by a brain that knows of none with room: in a mesh of a hundred its next
+/// digest may be ten seconds away, and many short tasks end in that time. Each node so hears no more than one such offer a
+/// second from each other, however many jobs wait ...
+pub const ASK_AGAIN: Span = Span::ms(1_000);
+/// ... and half as many after each that it declined, so often at most: where tasks take long, asking is in vain.
+pub const ASK_AGAIN_DOUBLED_MAX: u32 = 5;
 /// A job that waits is advertised this often.
 pub const ADVERT_EVERY: Span = Span::ms(2_000);
 

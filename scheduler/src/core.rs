@@ -358,7 +358,7 @@ impl Core {
         match message {
             Message::Facts(facts) => sync::on_facts(ctx, from, &facts),
             Message::Card(card) => self.on_card(from, card),
-            Message::Load(load) => ctx.peers.set_load(from, load),
+            Message::Load(load) => ctx.peers.set_load(from, load, ctx.now.at),
             Message::Swim(bytes) => {
                 if let Err(problem) = self.membership.receive(ctx.now.at, from, &bytes) {
                     ctx.offence(from, problem.to_string());
@@ -367,7 +367,8 @@ impl Core {
             Message::Offer { submit, slots } => self.worker.on_offer(ctx, from, &submit, slots),
             Message::Bid(bid) => self.on_bid(from, &bid),
             Message::NoBid { job, load } => {
-                ctx.peers.set_load(from, load);
+                ctx.peers.set_load(from, load, ctx.now.at);
+                ctx.peers.declined(from);
                 if let Some(brain) = self.brains.touch(&job) {
                     brain.on_no_bid(from);
                 }
@@ -576,14 +577,15 @@ impl Core {
     fn refresh_own_load(&mut self) {
         let load = self.worker.load(&self.ctx);
         let own = self.ctx.own;
-        self.ctx.peers.set_load(own, load);
+        self.ctx.peers.set_load(own, load, self.ctx.now.at);
         if self.load_told.1 != Some(load) {
             let soon = load_news_every(self.ctx.peers.connections());
             self.load_at = self.load_at.or(Some(self.load_told.0 + soon));
         }
-        // Whoever has awards running here plans with these numbers: tell them at once.
-        for node in self.worker.brains() {
-            if node != own {
+        // Whoever has awards running here plans with these numbers: tell them at once. So when an award ends: its brain would
+        // otherwise take the slots for taken until the next digest, and after some time find no node with room.
+        for node in self.worker.take_planners() {
+            if node != own && self.ctx.peers.is_connected(node) {
                 self.ctx.send(node, Message::Load(load));
             }
         }

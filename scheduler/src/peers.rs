@@ -7,8 +7,8 @@ use sinew_crdt_state::ids::{DiskId, NodeId};
 use sinew_crdt_state::spec::{JobSpec, Strategy};
 use sinew_crdt_state::state::JobState;
 
-use crate::config::silent_after;
-use crate::time::Time;
+use crate::config::{ASK_AGAIN, ASK_AGAIN_DOUBLED_MAX, silent_after};
+use crate::time::{Span, Time};
 use crate::wire::{Card, LoadDigest};
 
 /// Members remembered without a connection: enough for any mesh we aim at, a bound against floods.
@@ -27,6 +27,10 @@ pub struct Peer {
     pub card: Option<Card>,
     /// What it had free when it last said.
     pub load: Option<LoadDigest>,
+    /// When it said so.
+    load_at: Time,
+    /// Offers in a row that it declined without its load having changed in between.
+    declined: u32,
     /// When it last said anything.
     pub heard: Time,
     /// A brain here gave up an award of it, or the failure detector doubts it, and it said nothing since.
@@ -72,6 +76,8 @@ impl Peers {
             connected: false,
             card: None,
             load: None,
+            load_at: now,
+            declined: 0,
             heard: now,
             silent: false,
             cpu_promised: 0,
@@ -132,13 +138,24 @@ impl Peers {
         self.map.get(&node).and_then(|p| p.card.as_ref()).map_or(DiskId::default(), |card| card.disk)
     }
 
-    pub(crate) fn set_load(&mut self, node: NodeId, load: LoadDigest) {
+    pub(crate) fn set_load(&mut self, node: NodeId, load: LoadDigest, now: Time) {
         if let Some(peer) = self.map.get_mut(&node) {
+            if peer.load != Some(load) {
+                peer.declined = 0;
+            }
+            peer.load_at = now;
             let same = peer.load == Some(load) && peer.cpu_promised == 0 && peer.memory_promised == 0;
             self.news += u64::from(!same);
             peer.load = Some(load);
             peer.cpu_promised = 0;
             peer.memory_promised = 0;
+        }
+    }
+
+    /// The node had no room for what it was offered.
+    pub(crate) fn declined(&mut self, node: NodeId) {
+        if let Some(peer) = self.map.get_mut(&node) {
+            peer.declined = peer.declined.saturating_add(1);
         }
     }
 
@@ -228,40 +245,49 @@ impl Peers {
         self.map.iter().filter(|(n, p)| p.connected && **n != self.own).map(|(n, _)| *n)
     }
 
-    /// Slots that `node` seems to have for tasks of `spec`; `None` when it can never run them.
-    pub(crate) fn slots_for(&self, node: NodeId, spec: &JobSpec) -> Option<u32> {
-        let peer = self.map.get(&node)?;
-        let card = peer.card.as_ref()?;
+    /// Nodes with room for at least one task of `spec`, best first, with their slots. When none is known to have any: those
+    /// that had none when they last said, and may by now.
+    pub(crate) fn candidates(&self, spec: &JobSpec, now: Time) -> Vec<(NodeId, u32)> {
+        let heard = || self.map.iter().filter(|(node, _)| self.is_heard(**node, now));
+        let mut found: Vec<(NodeId, u32, u64)> = heard()
+            .filter_map(|(node, peer)| {
+                let slots = peer.slots_for(spec).filter(|s| *s > 0)?;
+                Some((*node, slots, penalty(peer, spec.strategy, slots)))
+            })
+            .collect();
+        if found.is_empty() {
+            let perhaps = heard().filter(|(_, peer)| peer.slots_for(spec).is_some() && peer.may_have_changed(now));
+            found = perhaps.map(|(node, peer)| (*node, 1, peer.load_at.0)).collect();
+        }
+        // Rendezvous-like spreading of ties: nodes of equal worth are ordered differently for every job.
+        let salt = spec.serial;
+        found.sort_by_key(|(node, _, penalty)| (*penalty, mix(node, salt)));
+        found.into_iter().map(|(node, slots, _)| (node, slots)).collect()
+    }
+}
+
+impl Peer {
+    /// Slots that it seems to have for tasks of `spec`; `None` when it can never run them.
+    pub(crate) fn slots_for(&self, spec: &JobSpec) -> Option<u32> {
+        let card = self.card.as_ref()?;
         let need = spec.resources;
-        let fits = peer.connected
-            && peer.roles.contains(Roles::RUN)
+        let fits = self.connected
+            && self.roles.contains(Roles::RUN)
             && card.cpu_milli >= need.cpu_milli.max(1)
             && card.memory_bytes >= need.memory_bytes
             && has_labels(card, spec);
         if !fits {
             return None;
         }
-        let load = peer.load.filter(|l| l.eligible)?;
-        let cpu = u64::from(load.cpu_milli_free).saturating_sub(peer.cpu_promised);
-        let memory = load.memory_bytes_free.saturating_sub(peer.memory_promised);
+        let load = self.load.filter(|l| l.eligible)?;
+        let cpu = u64::from(load.cpu_milli_free).saturating_sub(self.cpu_promised);
+        let memory = load.memory_bytes_free.saturating_sub(self.memory_promised);
         Some(crate::resources::slots_in(cpu, memory, need))
     }
 
-    /// Nodes with room for at least one task of `spec`, best first, with their slots.
-    pub(crate) fn candidates(&self, spec: &JobSpec, now: Time) -> Vec<(NodeId, u32)> {
-        let mut found: Vec<(NodeId, u32, u64)> = self
-            .map
-            .iter()
-            .filter(|(node, _)| self.is_heard(**node, now))
-            .filter_map(|(node, peer)| {
-                let slots = self.slots_for(*node, spec).filter(|s| *s > 0)?;
-                Some((*node, slots, penalty(peer, spec.strategy, slots)))
-            })
-            .collect();
-        // Rendezvous-like spreading of ties: nodes of equal worth are ordered differently for every job.
-        let salt = spec.serial;
-        found.sort_by_key(|(node, _, penalty)| (*penalty, mix(node, salt)));
-        found.into_iter().map(|(node, slots, _)| (node, slots)).collect()
+    /// Whether what it last said of its load is so old that it is worth asking again.
+    fn may_have_changed(&self, now: Time) -> bool {
+        now - self.load_at >= Span(ASK_AGAIN.0 << self.declined.saturating_sub(1).min(ASK_AGAIN_DOUBLED_MAX))
     }
 }
 

@@ -99,7 +99,7 @@ impl Sync {
 
     /// When [`Self::tick`] is due. Never, as long as there is nothing to compare and nobody to compare it with.
     pub(crate) fn timeout(&self, ctx: &Ctx) -> Time {
-        let idle = !keeps_all(ctx) && ctx.ledger.iter_live().next().is_none();
+        let idle = !keeps_all(ctx) && !ctx.ledger.has_live();
         if idle { Time(u64::MAX) } else { self.at }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! It never decides whether a result counts; it only makes sure that it runs nothing without a lease.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use sinew_crdt_state::cbor;
@@ -90,8 +90,10 @@ pub(crate) struct Worker {
     /// Old bids are dropped once there are so many.
     bids_max: usize,
     /// Blobs this node holds, for locality in bids.
-    pub(crate) blobs: std::collections::BTreeSet<Hash>,
+    pub(crate) blobs: BTreeSet<Hash>,
     load_changed: bool,
+    /// Nodes whose awards ended here since the load was told last: they still plan with the slots taken.
+    ended: BTreeSet<NodeId>,
     /// When leases and unsettled reports are looked at next.
     look_at: Time,
 }
@@ -109,8 +111,9 @@ impl Worker {
             beats: VecDeque::new(),
             bids: BTreeMap::new(),
             bids_max: BIDS_KEPT,
-            blobs: std::collections::BTreeSet::new(),
+            blobs: BTreeSet::new(),
             load_changed: true,
+            ended: BTreeSet::new(),
             look_at: Time::default(),
         }
     }
@@ -139,9 +142,10 @@ impl Worker {
         self.held.values().map(|h| h.running.len()).sum()
     }
 
-    /// Nodes whose awards are held here.
-    pub(crate) fn brains(&self) -> std::collections::BTreeSet<NodeId> {
-        self.held.values().map(|h| h.brain).collect()
+    /// Nodes that plan with what is free here: their awards are held, or ended since this was asked last.
+    pub(crate) fn take_planners(&mut self) -> BTreeSet<NodeId> {
+        let ended = std::mem::take(&mut self.ended);
+        self.held.values().map(|h| h.brain).chain(ended).collect()
     }
 
     /// The leases held, for invariant checks.
@@ -380,6 +384,7 @@ impl Worker {
             self.pool.release(held.spec.resources, held.slots);
         }
         self.load_changed = true;
+        self.ended.insert(held.brain);
         let orphans = held.unsettled.into_iter().map(|id| (id, lease.fence));
         self.done.entry(lease.job).or_default().orphans.extend(orphans);
         self.look_at = ctx.now.at;
@@ -785,6 +790,6 @@ fn envelopes(ctx: &Ctx, job: JobId, ids: &[FactId]) -> Vec<Envelope> {
 }
 
 /// Blobs of a job's inputs, for reuse by stewards and workers.
-pub(crate) fn missing_blobs(blobs: &[BlobRef], held: &std::collections::BTreeSet<Hash>) -> Vec<BlobRef> {
+pub(crate) fn missing_blobs(blobs: &[BlobRef], held: &BTreeSet<Hash>) -> Vec<BlobRef> {
     blobs.iter().filter(|b| !held.contains(&b.hash)).copied().collect()
 }

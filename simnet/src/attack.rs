@@ -178,7 +178,7 @@ impl World {
         for node in 0..self.nodes.len() {
             if self.nodes[node].is_up() && self.overlay.attack.improving.insert(node) {
                 let wait = Span(self.dice(IMPROVE_EVERY.0));
-                let life = self.nodes[node].life(node);
+                let life = self.roll.life(node);
                 self.queue.push(self.now + wait, Event::Model(Model::Improve(life)));
             }
         }

@@ -79,9 +79,16 @@ impl World {
         let mut found = self.leaks();
         found.extend(self.revived());
         found.extend(self.took.iter().flat_map(|took| self.run_again(took)));
-        found.extend(self.late_results());
+        found.extend(self.watch.late.iter().flat_map(|late| self.late_results(late)));
         found.extend(self.unsigned());
         found
+    }
+
+    /// The part of [`Self::audit`] that looks at the facts of one job.
+    pub(crate) fn audit_job(&self, job: &JobId) -> Vec<Violation> {
+        let took = self.took.iter().filter(|took| took.job == *job).flat_map(|took| self.run_again(took));
+        let late = self.watch.late.iter().filter(|(of, ..)| of == job).flat_map(|late| self.late_results(late));
+        took.chain(late).collect()
     }
 
     fn leaks(&self) -> Vec<Violation> {
@@ -135,17 +142,13 @@ impl World {
         again.map(|e| Violation::Rerun(e.job, e.phase, e.task)).collect()
     }
 
-    fn late_results(&self) -> Vec<Violation> {
-        let mut found = Vec::new();
-        for (job, node, id) in &self.watch.late {
-            let facts = self.opened(*node, job);
-            let Some((_, author, report)) = facts.iter().find(|(i, ..)| i == id) else { continue };
-            let Fact::Report { fence, phase, items } = &report.fact else { continue };
-            let counted = |task: u32| facts.iter().any(|(.., s)| accepts(&s.fact, *author, *fence, *phase, task));
-            let tasks = items.iter().flat_map(tasks_of);
-            found.extend(tasks.filter(|task| counted(*task)).map(|task| Violation::LateResult(*job, *phase, task)));
-        }
-        found
+    fn late_results(&self, (job, node, id): &(JobId, Index, FactId)) -> Vec<Violation> {
+        let facts = self.opened(*node, job);
+        let Some((_, author, report)) = facts.iter().find(|(i, ..)| i == id) else { return Vec::new() };
+        let Fact::Report { fence, phase, items } = &report.fact else { return Vec::new() };
+        let counted = |task: u32| facts.iter().any(|(.., s)| accepts(&s.fact, *author, *fence, *phase, task));
+        let tasks = items.iter().flat_map(tasks_of);
+        tasks.filter(|task| counted(*task)).map(|task| Violation::LateResult(*job, *phase, task)).collect()
     }
 
     fn unsigned(&self) -> Vec<Violation> {

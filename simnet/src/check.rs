@@ -205,15 +205,18 @@ impl World {
         if self.roots().len() > 1 {
             found.push(Violation::Roots);
         }
-        for job in self.acknowledged.keys() {
-            match self.verdicts(job).as_slice() {
-                [] => found.push(Violation::Lost(*job)),
-                [(outcome, results)] => found.extend(self.check_results(job, outcome, results)),
-                _ => found.push(Violation::Diverged(*job)),
-            }
-        }
+        found.extend(self.acknowledged.keys().flat_map(|job| self.check_acknowledged(job)));
         found.extend(self.audit());
         found
+    }
+
+    /// What must not be of an acknowledged job once it is over.
+    pub(crate) fn check_acknowledged(&self, job: &JobId) -> Vec<Violation> {
+        match self.verdicts(job).as_slice() {
+            [] => vec![Violation::Lost(*job)],
+            [(outcome, results)] => self.check_results(job, outcome, results),
+            _ => vec![Violation::Diverged(*job)],
+        }
     }
 
     /// The different opinions of the nodes on how the job ended and whose results count.

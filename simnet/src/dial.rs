@@ -75,7 +75,7 @@ impl World {
         if waiting.len() == 1 {
             self.counters.dials += 1;
             let wait = Span(DIAL_ROUND_TRIPS * self.round_trip(from, to).0);
-            let life = self.nodes[from].life(from);
+            let life = self.roll.life(from);
             self.queue.push(self.now + wait, Event::Model(Model::Dialled { from: life, to }));
         }
     }

@@ -226,6 +226,19 @@ impl Disk {
         self.image.facts.contains_key(job) || self.has_forgotten(job)
     }
 
+    /// Whether the job's seal is on the platter.
+    pub(crate) fn has_sealed(&self, job: &JobId) -> bool {
+        self.image.sealed.contains_key(job) || self.has_forgotten(job)
+    }
+
+    /// The job's facts and blobs go. That it is sealed stays.
+    pub(crate) fn drop_job(&mut self, job: &JobId) {
+        if self.image.facts.remove(job).is_none() && self.image.receipts.remove(job).is_none() {
+            return;
+        }
+        self.blobs.retain(|_, (_, jobs, imported)| !jobs.remove(job) || *imported || !jobs.is_empty());
+    }
+
     /// Whether only a receipt stays of the job.
     pub(crate) fn has_forgotten(&self, job: &JobId) -> bool {
         self.image.receipts.contains_key(job)
@@ -285,6 +298,11 @@ impl Disk {
 
     pub(crate) fn has(&self, hash: &Hash) -> bool {
         self.blobs.contains_key(hash)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn blob_count(&self) -> usize {
+        self.blobs.len()
     }
 }
 

@@ -52,6 +52,15 @@ impl Doubles {
         self.executions_seen = world.executions.len();
     }
 
+    /// The job is over: what starts of it now is found by other means, as it comes too late.
+    pub(crate) fn forget(&mut self, job: &JobId) {
+        let tasks: Vec<Task> =
+            self.by_task.range((*job, 0, 0)..=(*job, Phase::MAX, u32::MAX)).map(|(task, _)| *task).collect();
+        for task in tasks {
+            self.by_task.remove(&task);
+        }
+    }
+
     /// The tasks found so far.
     pub(crate) const fn found(&self) -> &BTreeSet<Task> {
         &self.found

@@ -91,7 +91,7 @@ impl World {
             format!("start {name} {phase}/{task} fence {:?} attempt {}", start.key.lease.fence, start.attempt),
         );
         self.nodes[node].runs.insert(start.run, Running { execution, cpu_milli });
-        let life = self.nodes[node].life(node);
+        let life = self.roll.life(node);
         self.queue.push(self.now + Span(gather.0 + work.0), Event::TaskEnd { life, run: start.run });
     }
 
@@ -150,7 +150,7 @@ impl World {
         let wants: Vec<_> = blobs.iter().map(|b| (*b, providers.clone())).collect();
         let wait = self.gather(node, &wants).unwrap_or(FETCH_TIME);
         self.nodes[node].fetches.insert(id, Fetching { job, blobs, providers });
-        let life = self.nodes[node].life(node);
+        let life = self.roll.life(node);
         self.queue.push(self.now + wait, Event::Fetched { life, id });
     }
 

@@ -38,11 +38,11 @@ impl World {
         let n = &mut self.nodes[node];
         n.disk_at = None;
         n.crash_at = None;
-        n.peers.clear();
         n.fetches.clear();
         let frozen = n.frozen.take();
-        n.incarnation += 1;
+        self.standing_still -= usize::from(frozen.is_some());
         let runs = std::mem::take(&mut n.runs);
+        self.roll.begin_life(node);
         // What stood still until it died did nothing meanwhile.
         self.pauses.extend(frozen.map(|f| f.until(node, now)));
         if damage.lied > 0 {

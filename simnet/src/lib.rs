@@ -7,6 +7,7 @@
 
 mod attack;
 mod audit;
+mod books;
 mod busy;
 mod check;
 pub mod cli;
@@ -24,6 +25,7 @@ mod flap;
 mod forge;
 mod hearing;
 mod link;
+mod lookup;
 mod machine;
 pub mod nemesis;
 mod network;
@@ -35,6 +37,7 @@ pub mod plot;
 mod queue;
 mod recovery;
 mod report;
+mod roll;
 pub mod run;
 mod sight;
 mod traffic;

@@ -11,6 +11,7 @@ use sinew_scheduler::io::Input;
 use sinew_scheduler::time::{Span, Time};
 use sinew_scheduler::wire::{Class, Message};
 
+use crate::lookup::Lookup;
 use crate::network::Network;
 use crate::queue::{Event, Index, Life};
 use crate::world::World;
@@ -65,8 +66,26 @@ pub(crate) struct Links {
     cuts: BTreeMap<(Index, Index), u64>,
     cut_last: u64,
     stalled: BTreeMap<(Index, Index), Vec<Stalled>>,
-    /// When the last frame of a stream arrives: later ones do not overtake it.
-    last_at: Vec<BTreeMap<(Index, Class), Time>>,
+    /// Where frames are encoded: one after another in the same memory.
+    frame: Vec<u8>,
+    /// What each frame asks about its way, by [`way`].
+    ways: Lookup<Way>,
+}
+
+/// The way from one node to another.
+#[derive(Debug, Default)]
+struct Way {
+    /// Whether there is a connection, in both directions alike.
+    connected: bool,
+    /// The incarnation of the node at its beginning whose core was told that the one at its end is connected; 0 for none.
+    told: u64,
+    /// When the last frame of each stream arrives: later ones do not overtake it.
+    last_at: [Time; 2],
+}
+
+/// The number of a way.
+const fn way(from: Index, to: Index) -> u64 {
+    (from as u64) << 32 | to as u64
 }
 
 impl Default for Links {
@@ -88,7 +107,8 @@ impl Default for Links {
             cuts: BTreeMap::new(),
             cut_last: 0,
             stalled: BTreeMap::new(),
-            last_at: Vec::new(),
+            ways: Lookup::default(),
+            frame: Vec::new(),
         }
     }
 }
@@ -111,7 +131,7 @@ impl Links {
     }
 
     pub(crate) fn is_connected(&self, a: Index, b: Index) -> bool {
-        self.connected.get(a).is_some_and(|peers| peers.contains(&b))
+        self.ways.get(&way(a, b)).is_some_and(|way| way.connected)
     }
 
     /// Whom a node is connected to.
@@ -133,12 +153,18 @@ impl Links {
     }
 
     fn connect(&mut self, a: Index, b: Index) -> bool {
+        for key in [way(a, b), way(b, a)] {
+            self.ways.entry(key).or_default().connected = true;
+        }
         insert(&mut self.connected, a, b)
     }
 
     fn part(&mut self, a: Index, b: Index) -> bool {
         if !self.is_connected(a, b) {
             return false;
+        }
+        for key in [way(a, b), way(b, a)] {
+            self.ways.entry(key).or_default().connected = false;
         }
         self.connected[a].remove(&b);
         self.connected[b].remove(&a);
@@ -165,7 +191,8 @@ impl World {
             let text = messages.iter().map(crate::world::brief).collect::<Vec<_>>().join(" ");
             self.say(from, format!("→ {}: {text}", self.nodes[to].name));
         }
-        let bytes = self.counters.traffic.encode(&messages);
+        let mut bytes = std::mem::take(&mut self.links.frame);
+        self.counters.traffic.encode(&messages, &mut bytes);
         // Decoding would cost the most of all that the simulator does, and gives back what was encoded: tests see to that.
         debug_assert_eq!(cbor::from_slice::<Vec<Message>>(&bytes).as_ref(), Ok(&messages));
         self.counters.frames += 1;
@@ -176,37 +203,36 @@ impl World {
             self.counters.control_bytes += bytes.len() as u64;
         }
         self.trace.update(&bytes);
+        let len = bytes.len() as u64;
+        self.links.frame = bytes;
         if self.links.loss > 0 && self.dice(10_000) < self.links.loss {
             self.counters.lost_frames += 1;
             return;
         }
-        let to = self.nodes[to].life(to);
+        let to = self.roll.life(to);
         if self.links.cuts.contains_key(&(from, to.node)) {
             self.counters.stalled_frames += 1;
             self.links.stalled.entry((from, to.node)).or_default().push(Stalled { class, to, messages });
             return;
         }
-        let len = bytes.len() as u64;
         let wait = self.transmit(from, to.node, len) + self.retransmit(from, to.node, len);
         let latency = self.latency(from, to.node);
         self.deliver(from, to, class, messages, wait + latency);
     }
 
     fn deliver(&mut self, from: Index, to: Life, class: Class, messages: Vec<Message>, latency: Span) {
-        if self.links.last_at.len() <= from {
-            self.links.last_at.resize_with(from + 1, BTreeMap::new);
-        }
-        let last = self.links.last_at[from].entry((to.node, class)).or_default();
+        let last = &mut self.links.ways.entry(way(from, to.node)).or_default().last_at[class as usize];
         let at = (self.now + latency).max(*last);
         *last = at;
         self.queue.push(at, Event::Frame { from, to, messages });
     }
 
     pub(crate) fn frame_arrived(&mut self, from: Index, to: Life, messages: Vec<Message>) {
-        if !self.is_alive(to) || !self.nodes[to.node].peers.contains(&from) {
+        let told = self.links.ways.get(&way(to.node, from)).is_some_and(|way| way.told == to.incarnation);
+        if !told || !self.is_alive(to) {
             return;
         }
-        let id = self.nodes[from].id();
+        let id = self.roll.id(from);
         self.watch_reports(to.node, &messages);
         self.inputs(to.node, messages.into_iter().map(|message| Input::Message { from: id, message }));
     }
@@ -231,8 +257,8 @@ impl World {
         for (node, peer) in [(a, b), (b, a)] {
             // A leftover of an earlier connection that this end has not seen close.
             self.close_seen(node, peer);
-            self.nodes[node].peers.insert(peer);
-            let (id, roles) = (self.nodes[peer].id(), self.nodes[peer].setup.roles);
+            self.links.ways.entry(way(node, peer)).or_default().told = self.roll.life(node).incarnation;
+            let (id, roles) = (self.roll.id(peer), self.nodes[peer].setup.roles);
             let credential = self.nodes[peer].credential.clone();
             let size = Input::MeshSize(self.nodes.len());
             self.inputs(node, [size, Input::Member(credential), Input::PeerUp { node: id, roles }]);
@@ -240,8 +266,10 @@ impl World {
     }
 
     pub(crate) fn close_seen(&mut self, node: Index, peer: Index) {
-        if self.nodes[node].peers.remove(&peer) {
-            let id = self.nodes[peer].id();
+        let current = self.roll.life(node).incarnation;
+        let way = self.links.ways.entry(way(node, peer)).or_default();
+        if std::mem::take(&mut way.told) == current {
+            let id = self.roll.id(peer);
             self.input(node, Input::PeerDown { node: id });
         }
     }
@@ -255,7 +283,7 @@ impl World {
         self.links.stalled.remove(&(b, a));
         self.overlay_disconnected(a, b);
         for (node, peer) in [(a, b), (b, a)] {
-            let life = self.nodes[node].life(node);
+            let life = self.roll.life(node);
             self.queue.push(self.now + notice, Event::Closed { life, peer });
         }
     }

@@ -1,6 +1,6 @@
 //! One node of the world: a core while it is up, and what outlives it: identity, disk, blobs.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use sinew_crdt_state::certificate::{Credential, Roles};
 use sinew_crdt_state::identity::Identity;
@@ -13,7 +13,6 @@ use sinew_scheduler::time::Time;
 
 use crate::clock::{Clock, ClockSetup};
 use crate::disk::{Disk, DiskSetup};
-use crate::queue::{Index, Life};
 use crate::write::CrashAt;
 
 /// What a scenario may choose about a node.
@@ -77,14 +76,13 @@ pub(crate) struct Node {
     pub(crate) config: CoreConfig,
     pub(crate) disk: Disk,
     pub(crate) clock: Clock,
-    pub(crate) incarnation: u64,
     pub(crate) core: Option<Core>,
-    /// Peers that its core was told are connected.
-    pub(crate) peers: BTreeSet<Index>,
     pub(crate) runs: BTreeMap<RunId, Running>,
     pub(crate) fetches: BTreeMap<FetchId, Fetching>,
     /// The tick that counts; others are leftovers.
     pub(crate) tick_at: Option<Time>,
+    /// When its core wants to be called, as it said when it was called last.
+    pub(crate) due_at: Time,
     pub(crate) disk_at: Option<Time>,
     /// What reached it while it stands still.
     pub(crate) frozen: Option<crate::pause::Frozen>,
@@ -110,12 +108,11 @@ impl Node {
             credential,
             setup,
             config,
-            incarnation: 0,
             core: None,
-            peers: BTreeSet::new(),
             runs: BTreeMap::new(),
             fetches: BTreeMap::new(),
             tick_at: None,
+            due_at: Time::default(),
             disk_at: None,
             frozen: None,
             busy: crate::busy::Busy::default(),
@@ -134,10 +131,6 @@ impl Node {
     /// Up, and not standing still.
     pub(crate) const fn is_awake(&self) -> bool {
         self.core.is_some() && self.frozen.is_none()
-    }
-
-    pub(crate) const fn life(&self, node: Index) -> Life {
-        Life { node, incarnation: self.incarnation }
     }
 
     pub(crate) fn cpu_used(&self) -> u32 {

@@ -178,7 +178,7 @@ impl World {
         }
         let copies = 1 + u64::from(self.chance(self.links.network.duplicates));
         self.counters.doubled_gossip += copies - 1;
-        let life = self.nodes[to].life(to);
+        let life = self.roll.life(to);
         for _ in 0..copies {
             let at = self.now + wait + self.transmit(from, to, len) + self.latency(from, to);
             self.queue.push(at, Event::Model(Model::Gossip { from, to: life, rumour: number }));
@@ -265,7 +265,7 @@ impl World {
     /// A connection came or went: the node's next heartbeat has work to do.
     pub(crate) fn beat_soon(&mut self, node: Index, wait: Span) {
         if self.nodes[node].is_up() && self.overlay.beating.insert(node) {
-            let life = self.nodes[node].life(node);
+            let life = self.roll.life(node);
             self.queue.push(self.now + wait, Event::Model(Model::Beat(life)));
         }
     }
@@ -358,7 +358,7 @@ impl World {
     fn control(&mut self, from: Index, to: Index, topic: Topic, graft: bool) {
         if self.reaches(from, to) {
             let at = self.now + self.latency(from, to);
-            let to = self.nodes[to].life(to);
+            let to = self.roll.life(to);
             self.queue.push(at, Event::Model(Model::Control { from, to, topic, graft }));
         }
     }

@@ -52,12 +52,14 @@ impl World {
         self.counters.pauses += 1;
         let frozen = Frozen { since: self.now, events: Vec::new(), inputs: Vec::new() };
         assert!(self.nodes[node].frozen.replace(frozen).is_none(), "{name} is paused already");
+        self.standing_still += 1;
     }
 
     /// A machine goes on; whatever came in or fell due meanwhile happens now.
     pub fn resume(&mut self, name: &str) {
         let node = self.index(name);
         let frozen = self.nodes[node].frozen.take().expect("only a paused node goes on");
+        self.standing_still -= 1;
         self.say(node, "RESUMED".to_owned());
         self.pauses.push(frozen.until(node, self.now));
         if self.now - frozen.since >= CONNECTION_SURVIVES {
@@ -91,6 +93,9 @@ impl World {
 
     /// Hands the event back, unless it is for a machine that stands still.
     pub(crate) fn unless_frozen(&mut self, event: Event) -> Option<Event> {
+        if self.standing_still == 0 {
+            return Some(event);
+        }
         let node = match &event {
             Event::Frame { to, .. } => to.node,
             Event::Model(Model::Gossip { to, .. } | Model::Control { to, .. }) => to.node,

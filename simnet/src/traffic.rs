@@ -90,21 +90,20 @@ impl Traffic {
         self.0[kind.number()] += Sent { messages: 1, bytes };
     }
 
-    /// Encodes messages as one frame and counts each with its own bytes.
-    pub(crate) fn encode(&mut self, messages: &[Message]) -> Vec<u8> {
-        let mut frame = array_head(messages.len());
+    /// Encodes messages as one frame, in place of what `frame` holds, and counts each with its own bytes.
+    pub(crate) fn encode(&mut self, messages: &[Message], frame: &mut Vec<u8>) {
+        frame.clear();
+        array_head(messages.len(), frame);
         for message in messages {
-            let bytes = cbor::to_vec(message);
-            self.count(message.kind(), bytes.len() as u64);
-            frame.extend(bytes);
+            let begin = frame.len();
+            cbor::append(message, frame);
+            self.count(message.kind(), (frame.len() - begin) as u64);
         }
-        frame
     }
 }
 
 /// How CBOR begins an array of so many items (RFC 8949, 3).
-fn array_head(len: usize) -> Vec<u8> {
-    let mut head = Vec::with_capacity(128);
+fn array_head(len: usize, head: &mut Vec<u8>) {
     match (u8::try_from(len), u16::try_from(len)) {
         (Ok(len @ 0..=23), _) => head.push(0x80 | len),
         (Ok(len), _) => head.extend([0x98, len]),
@@ -117,7 +116,6 @@ fn array_head(len: usize) -> Vec<u8> {
             head.extend((len as u64).to_be_bytes());
         }
     }
-    head
 }
 
 #[cfg(test)]
@@ -134,9 +132,12 @@ mod tests {
                 })
                 .collect();
             let mut traffic = Traffic::default();
-            let frame = traffic.encode(&messages);
+            let mut frame = vec![7; 9];
+            traffic.encode(&messages, &mut frame);
             assert_eq!(frame, cbor::to_vec(&messages), "{len}");
-            let head = array_head(messages.len()).len() as u64;
+            let mut head = Vec::new();
+            array_head(messages.len(), &mut head);
+            let head = head.len() as u64;
             assert_eq!(traffic.total(), Sent { messages: len, bytes: frame.len() as u64 - head });
             assert_eq!(traffic.of(Kind::SetBeat).messages, len.div_ceil(2));
             assert_eq!(traffic.family(Family::Peer).messages, len / 2);

@@ -17,6 +17,7 @@ use sinew_scheduler::time::{Span, Time};
 use sinew_scheduler::wire::Message;
 
 use crate::audit::Watch;
+use crate::books::Books;
 use crate::exec::Execution;
 use crate::link::Links;
 use crate::node::{Node, NodeSetup};
@@ -24,6 +25,7 @@ use crate::overlay::Overlay;
 use crate::plan::Plan;
 use crate::queue::{Event, Index, Life, Queue};
 use crate::report::{Counters, Took};
+use crate::roll::Roll;
 use crate::units::millis;
 
 /// Unix time at the start: any date does.
@@ -38,8 +40,7 @@ pub(crate) const PATIENCE: Span = Span::ms(120_000);
 pub struct World {
     pub(crate) now: Time,
     pub(crate) nodes: Vec<Node>,
-    /// By the first eight bytes of the id: at 10,000 nodes whole ids take noticeably longer to compare.
-    indices: BTreeMap<u64, Index>,
+    pub(crate) roll: Roll,
     pub(crate) queue: Queue,
     pub(crate) links: Links,
     pub(crate) overlay: Overlay,
@@ -47,9 +48,11 @@ pub struct World {
     pub(crate) executions: Vec<Execution>,
     /// Whether each execution had all its inputs.
     pub(crate) gathered: Vec<bool>,
-    by_job: BTreeMap<JobId, Vec<usize>>,
+    pub(crate) books: Books,
     pub(crate) notes: Vec<(Time, Index, Note)>,
     pub(crate) took: Vec<Took>,
+    /// Machines that stand still now.
+    pub(crate) standing_still: usize,
     /// Times in which machines stood still.
     pub(crate) pauses: Vec<crate::pause::Pause>,
     /// How jobs ended, as first seen, and when.
@@ -58,8 +61,6 @@ pub struct World {
     pub(crate) answers: BTreeMap<RequestId, (Time, Response)>,
     pub(crate) trace: blake3::Hasher,
     pub(crate) verbose: bool,
-    plans: BTreeMap<String, Plan>,
-    names: BTreeMap<JobId, String>,
     log: std::collections::VecDeque<String>,
     pub(crate) rng: ChaCha8Rng,
     seed: u64,
@@ -88,24 +89,23 @@ impl World {
         Self {
             now: Time(1_000_000),
             nodes: Vec::new(),
-            indices: BTreeMap::new(),
+            roll: Roll::default(),
             queue: Queue::default(),
             links: Links::default(),
             overlay: Overlay::default(),
             counters: Counters::default(),
             executions: Vec::new(),
             gathered: Vec::new(),
-            by_job: BTreeMap::new(),
+            books: Books::default(),
             notes: Vec::new(),
             took: Vec::new(),
+            standing_still: 0,
             pauses: Vec::new(),
             outcomes: BTreeMap::new(),
             acknowledged: BTreeMap::new(),
             answers: BTreeMap::new(),
             trace: blake3::Hasher::new(),
             verbose: false,
-            plans: BTreeMap::new(),
-            names: BTreeMap::new(),
             log: std::collections::VecDeque::new(),
             rng: ChaCha8Rng::seed_from_u64(seed),
             seed,
@@ -159,10 +159,8 @@ impl World {
         let identity = Identity::from_seed(self.rng.random());
         let (admin, own) = &self.founder;
         let credential = own.issue(admin, identity.id(), setup.roles, EPOCH_MS, u64::MAX);
+        let node = self.roll.add(identity.id());
         self.nodes.push(Node::new(name, identity, credential, setup));
-        let node = self.nodes.len() - 1;
-        let taken = self.indices.insert(short(self.nodes[node].id()), node);
-        assert!(taken.is_none(), "two nodes with ids that begin with the same eight bytes");
         self.boot(node);
         for peer in met.unwrap_or_else(|| self.choose_peers(node)) {
             self.links.keep(node, peer);
@@ -173,14 +171,14 @@ impl World {
     pub(crate) fn boot(&mut self, node: Index) {
         let seed = self.rng.random();
         let now = self.clock(node);
+        let incarnation = self.roll.begin_life(node);
         let n = &mut self.nodes[node];
-        n.incarnation += 1;
         n.tick_at = None;
         let setup = Setup {
             identity: n.identity.clone(),
             mesh: self.mesh,
             roles: n.setup.roles,
-            incarnation: n.incarnation,
+            incarnation,
             disk: n.disk.id,
             seed,
             config: n.config.clone(),
@@ -192,13 +190,12 @@ impl World {
     /// Asks a node to take a job and does not wait.
     pub fn submit_later(&mut self, name: &str, plan: &Plan) -> RequestId {
         let node = self.index(name);
-        let job_name = format!("job-{}", self.plans.len());
+        let job_name = self.books.submit(plan);
         let inputs = plan.inputs(&job_name);
         for blob in &inputs {
             self.nodes[node].disk.import(*blob);
         }
         let new = plan.new_job(&job_name);
-        self.plans.insert(job_name, plan.clone());
         if let Some(core) = &mut self.nodes[node].core {
             core.holds(inputs);
         }
@@ -288,7 +285,7 @@ impl World {
     }
 
     pub(crate) fn is_alive(&self, life: Life) -> bool {
-        self.nodes[life.node].is_up() && self.nodes[life.node].incarnation == life.incarnation
+        self.roll.is_current(life) && self.nodes[life.node].is_up()
     }
 
     pub(crate) fn input(&mut self, node: Index, input: Input) {
@@ -326,22 +323,25 @@ impl World {
         let Some(core) = &n.core else { return };
         // A core that wants to be called at once would stop the clock; for ever, it is caught in `busy`.
         let at = n.clock.when(core.poll_timeout()).max(self.now + Span(1));
+        n.due_at = at;
         // A tick that is in the queue already, and comes no later, will look again.
         if n.tick_at.is_none_or(|tick| at < tick || tick <= self.now) {
             n.tick_at = Some(at);
-            let life = n.life(node);
+            let life = self.roll.life(node);
             self.queue.push(at, Event::Tick(life));
         }
     }
 
     /// Calls the core if it asked to be called by now; otherwise later.
     fn tick(&mut self, node: Index) {
-        self.nodes[node].tick_at = None;
-        let n = &self.nodes[node];
-        if n.core.as_ref().is_some_and(|core| n.clock.when(core.poll_timeout()) <= self.now) {
+        let n = &mut self.nodes[node];
+        n.tick_at = None;
+        if n.due_at <= self.now {
             self.input(node, Input::Tick);
         } else {
-            self.schedule_tick(node);
+            n.tick_at = Some(n.due_at);
+            let life = self.roll.life(node);
+            self.queue.push(n.due_at, Event::Tick(life));
         }
     }
 
@@ -355,9 +355,7 @@ impl World {
             Effect::Publish { topic, payload } => self.publish_advert_or_load(node, topic, &payload),
             Effect::Persist { ticket, records, urgent } => self.persist(node, ticket, records, urgent),
             Effect::Start(start) => {
-                let (number, job) = (self.executions.len(), start.key.lease.job);
-                self.by_job.entry(job).or_default().push(number);
-                self.names.entry(job).or_insert_with(|| start.spec.name.clone());
+                self.books.start(start.key.lease.job, &start.spec.name, self.executions.len());
                 self.start_task(node, start);
             }
             Effect::Stop(run) => self.stop_task(node, run),
@@ -369,7 +367,7 @@ impl World {
             }
             Effect::Load { job, to } => {
                 let facts = self.nodes[node].disk.facts(&job);
-                let life = self.nodes[node].life(node);
+                let life = self.roll.life(node);
                 self.queue.push(self.now + Span::ms(1), Event::Loaded { life, to, facts });
             }
             Effect::Answer { id, response } => {
@@ -437,24 +435,11 @@ impl World {
     }
 
     pub(crate) fn index_of(&self, id: NodeId) -> Option<Index> {
-        self.indices.get(&short(id)).copied().filter(|n| self.nodes[*n].id() == id)
-    }
-
-    pub(crate) fn plan_of(&self, name: &str) -> Plan {
-        self.plans.get(name).cloned().unwrap_or_else(crate::plan::job)
-    }
-
-    pub(crate) fn name_of(&self, job: &JobId) -> String {
-        self.names.get(job).cloned().unwrap_or_default()
+        self.roll.index_of(id)
     }
 
     pub(crate) fn name_of_node(&self, id: NodeId) -> String {
         self.index_of(id).map_or_else(|| id.short(), |node| self.nodes[node].name.clone())
-    }
-
-    /// All attempts of a job's tasks, in order of their starts.
-    pub fn executions_of(&self, job: &JobId) -> impl Iterator<Item = &Execution> {
-        self.by_job.get(job).into_iter().flatten().map(|i| &self.executions[*i])
     }
 
     /// Attempts of all jobs' tasks.
@@ -534,8 +519,4 @@ fn cut(mut text: String, chars: usize) -> String {
     let end = text.char_indices().nth(chars).map_or(text.len(), |(i, _)| i);
     text.truncate(end);
     text
-}
-
-fn short(id: NodeId) -> u64 {
-    id.0.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes))
 }

@@ -121,7 +121,7 @@ impl World {
         let due = due.max(self.now);
         if self.nodes[node].disk_at.is_none_or(|at| due < at) {
             self.nodes[node].disk_at = Some(due);
-            let life = self.nodes[node].life(node);
+            let life = self.roll.life(node);
             self.queue.push(due, Event::Disk(life));
         }
     }

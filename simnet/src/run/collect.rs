@@ -8,12 +8,19 @@ use sinew_scheduler::io::{RequestId, Response};
 use sinew_scheduler::time::{Span, Time};
 
 use super::{Report, Running};
+use crate::check::Violation;
 use crate::exec::Stopped;
 use crate::world::World;
 
-/// How the jobs of a run went.
-#[derive(Debug, Default)]
-struct Jobs {
+/// A job that was submitted so long ago is usually over everywhere: whoever was offered it, and did not get it, drops it after
+/// ten seconds.
+const OVER: Span = Span::ms(14_000);
+
+/// How the jobs of a run went. Those that are over count at once where they are dropped, the others at the end.
+#[derive(Debug, Default, Clone)]
+pub(super) struct Jobs {
+    submitted_at: Vec<Span>,
+    acknowledged: u64,
     completed: u64,
     ended_otherwise: u64,
     refused: u64,
@@ -23,45 +30,72 @@ struct Jobs {
 }
 
 impl Jobs {
-    fn of(world: &World, submitted: &BTreeMap<RequestId, Time>, begin: Time) -> Self {
-        let mut jobs = Self::default();
+    /// One that was acknowledged; `at` when it was submitted.
+    fn count(&mut self, at: Time, begin: Time, started: Option<Time>, end: Option<(Time, &Outcome)>) {
+        self.acknowledged += 1;
+        self.starts.extend(started.map(|start| start - at));
+        match end {
+            Some((end, Outcome::Completed)) => {
+                self.completed += 1;
+                self.completions.push(end - at);
+                self.ended_at.push(end - begin);
+            }
+            Some(_) => self.ended_otherwise += 1,
+            None => {}
+        }
+    }
+
+    /// Those that were not dropped, and everything in order.
+    fn finish(mut self, world: &World, submitted: &BTreeMap<RequestId, Time>, begin: Time) -> Self {
+        self.submitted_at.extend(submitted.values().map(|at| *at - begin));
         for (id, at) in submitted {
             let Some((_, Response::Submitted(verdict))) = world.answers.get(id) else { continue };
             let Ok(job) = verdict else {
-                jobs.refused += 1;
+                self.refused += 1;
                 continue;
             };
-            jobs.starts.extend(world.executions_of(job).map(|e| e.start).min().map(|start| start - *at));
-            match world.outcomes.get(job) {
-                Some((end, Outcome::Completed)) => {
-                    jobs.completed += 1;
-                    jobs.completions.push(*end - *at);
-                    jobs.ended_at.push(*end - begin);
-                }
-                Some(_) => jobs.ended_otherwise += 1,
-                None => {}
-            }
+            let started = world.executions_of(job).map(|e| e.start).min();
+            let end = world.outcomes.get(job).map(|(end, outcome)| (*end, outcome));
+            self.count(*at, begin, started, end);
         }
-        for times in [&mut jobs.starts, &mut jobs.completions, &mut jobs.ended_at] {
+        for times in [&mut self.submitted_at, &mut self.starts, &mut self.completions, &mut self.ended_at] {
             times.sort_unstable();
         }
-        jobs
+        self
     }
 }
 
 impl Running<'_> {
+    /// Counts and drops what is over for long: with nodes that stay up nobody can need it any more.
+    pub(super) fn close(&mut self) -> Vec<Violation> {
+        if !self.options.faults.is_empty() {
+            return Vec::new();
+        }
+        let now = self.world.now;
+        let due: Vec<_> =
+            self.submitted.iter().map(|(id, at)| (*id, *at)).take_while(|(_, at)| now - *at > OVER).collect();
+        let mut found = Vec::new();
+        for (id, at) in due {
+            let Some(closed) = self.world.close(id) else { continue };
+            self.submitted.remove(&id);
+            self.doubles.forget(&closed.job);
+            self.jobs.submitted_at.push(at - self.begin);
+            self.jobs.count(at, self.begin, closed.started, Some((closed.ended, &closed.outcome)));
+            found.extend(closed.violations);
+        }
+        found
+    }
+
     pub(super) fn report(&self, converged: Span) -> Report {
         let (world, before, now) = (&self.world, &self.before, &self.world.counters);
-        let jobs = Jobs::of(world, &self.submitted, self.begin);
-        let mut submitted_at: Vec<Span> = self.submitted.values().map(|at| *at - self.begin).collect();
-        submitted_at.sort_unstable();
+        let jobs = self.jobs.clone().finish(world, &self.submitted, self.begin);
         Report {
             command: self.options.command(),
             seed: self.options.seed,
             nodes: self.options.nodes,
             virtual_time: world.now - self.begin,
-            jobs_submitted: self.submitted.len() as u64,
-            jobs_acknowledged: world.acknowledged.len() as u64,
+            jobs_submitted: jobs.submitted_at.len() as u64,
+            jobs_acknowledged: jobs.acknowledged,
             jobs_completed: jobs.completed,
             jobs_ended_otherwise: jobs.ended_otherwise,
             jobs_refused: self.refused + jobs.refused,
@@ -70,7 +104,7 @@ impl Running<'_> {
             double_starts: self.doubles.found().len() as u64,
             starts: jobs.starts,
             completions: jobs.completions,
-            submitted_at,
+            submitted_at: jobs.submitted_at,
             completed_at: jobs.ended_at,
             frames: now.frames - before.frames,
             traffic: now.traffic.since(&before.traffic),

@@ -57,7 +57,9 @@ struct Running<'a> {
     begin: Time,
     /// What had been counted when the mesh was formed and the first job due.
     before: Counters,
+    /// Those whose jobs were not dropped.
     submitted: BTreeMap<RequestId, Time>,
+    jobs: collect::Jobs,
     refused: u64,
 }
 
@@ -107,7 +109,8 @@ impl<'a> Running<'a> {
         let nemesis = Nemesis::new(&mut world, strikes, liars);
         let (begin, before) = (world.now, world.counters);
         let (doubles, submitted) = (Doubles::default(), BTreeMap::new());
-        Self { options, world, doubles, nemesis, begin, before, submitted, refused: 0 }
+        let jobs = collect::Jobs::default();
+        Self { options, world, doubles, nemesis, begin, before, submitted, jobs, refused: 0 }
     }
 
     fn through(&mut self) -> Result<Report, Box<Failure>> {
@@ -129,7 +132,7 @@ impl<'a> Running<'a> {
 
     /// Jobs and faults, as their times come.
     fn under_faults(&mut self) -> Result<(), Box<Failure>> {
-        let mut jobs = workload::jobs(self.options).into_iter().peekable();
+        let mut jobs = workload::jobs(self.options).peekable();
         let (end, mut check) = (self.begin + self.options.duration, self.begin + CHECK_EVERY);
         loop {
             let job = jobs.peek().map(|j| self.begin + j.at);
@@ -183,6 +186,7 @@ impl<'a> Running<'a> {
     fn check(&mut self) -> Result<(), Box<Failure>> {
         self.doubles.look(&self.world);
         let mut found = self.world.violations_any_time();
+        found.extend(self.close());
         found.extend(self.doubles.found().iter().map(|(job, phase, task)| Violation::DoubleStart(*job, *phase, *task)));
         found.retain(|violation| !self.world.is_excused(violation));
         if found.is_empty() {

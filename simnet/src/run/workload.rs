@@ -21,10 +21,10 @@ pub(super) struct Due {
 }
 
 /// All jobs of a run, evenly spread over it with some jitter, in order of time.
-pub(super) fn jobs(options: &Options) -> Vec<Due> {
+pub(super) fn jobs(options: &Options) -> impl Iterator<Item = Due> {
     let mut rng = ChaCha8Rng::seed_from_u64(options.seed ^ STREAM);
     let count = u64::from(options.jobs);
-    let due = |i: u64| {
+    let due = move |i: u64| {
         let jitter: u64 = rng.random_range(0..1_000);
         let at = (u128::from(options.duration.0) * (u128::from(i) * 1_000 + u128::from(jitter)))
             / (u128::from(count) * 1_000);
@@ -32,7 +32,7 @@ pub(super) fn jobs(options: &Options) -> Vec<Due> {
         let node = usize::try_from(rng.random_range(0..u64::MAX)).unwrap_or(0) % options.nodes;
         Due { at, node, plan: plan(options.workload, i, &mut rng) }
     };
-    (0..count).map(due).collect()
+    (0..count).map(due)
 }
 
 fn plan(workload: Workload, number: u64, rng: &mut ChaCha8Rng) -> Plan {
