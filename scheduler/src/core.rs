@@ -4,19 +4,18 @@
 //! Call [`Core::handle`] for each input, [`Core::flush`] after a batch of them, then drain [`Core::poll_effect`], and hand
 //! in [`Input::Tick`] no later than [`Core::poll_timeout`].
 
-use sinew_crdt_state::cbor;
 use sinew_crdt_state::certificate::{Credential, Roles};
 use sinew_crdt_state::envelope::Envelope;
 use sinew_crdt_state::fact::{Fact, Statement};
 use sinew_crdt_state::ids::{FactId, JobId, MeshId, NodeId};
 use sinew_crdt_state::ledger::{Ledger, OwnerMark, SealedEntry};
-use sinew_crdt_state::spec::{BlobRef, JobSpec, Phase, Resources, SignedSpec, Source};
+use sinew_crdt_state::spec::{BlobRef, Phase, Resources, Source};
 
-use crate::brain::{Bid, Brain};
+use crate::brain::Brain;
 use crate::brains::Brains;
 use crate::config::{CARD_EVERY, CoreConfig, FORGOTTEN_FOR, load_news_every};
 use crate::ctx::{After, Ctx, Setup};
-use crate::io::{CancelError, Effect, FetchId, Input, NewJob, Note, Record, Request, RequestId, Response, SubmitError};
+use crate::io::{Effect, FetchId, Input, Note, Record, Request};
 use crate::members;
 use crate::membership::{Membership, MembershipConfig, MembershipEffect, NodeState};
 use crate::peers::Peers;
@@ -25,11 +24,12 @@ use crate::steward::Stewards;
 use crate::stored;
 use crate::sync::{self, Sync};
 use crate::time::{Now, Span, Time};
-use crate::wire::{Advert, Card, Lease, LoadDigest, Message, Topic};
-use crate::worker::{Worker, missing_blobs};
+use crate::wire::{Card, Lease, LoadDigest, Message};
+use crate::worker::Worker;
 
-/// Nodes in the brain set of a job: one that decides and two that could. More would cost latency for little.
-const BRAIN_SET: usize = 3;
+mod messages;
+mod requests;
+
 /// Sealed entries are looked through for old ones this often.
 const COMPACT_EVERY: Span = Span::ms(5_000);
 
@@ -353,227 +353,6 @@ impl Core {
         self.dehydrate.push(job);
     }
 
-    fn on_message(&mut self, from: NodeId, message: Message) {
-        let ctx = &mut self.ctx;
-        match message {
-            Message::Facts(facts) => sync::on_facts(ctx, from, &facts),
-            Message::Card(card) => self.on_card(from, card),
-            Message::Load(load) => ctx.peers.set_load(from, load, ctx.now.at),
-            Message::Swim(bytes) => {
-                if let Err(problem) = self.membership.receive(ctx.now.at, from, &bytes) {
-                    ctx.offence(from, problem.to_string());
-                }
-            }
-            Message::Offer { submit, slots } => self.worker.on_offer(ctx, from, &submit, slots),
-            Message::Bid(bid) => self.on_bid(from, &bid),
-            Message::NoBid { job, load } => {
-                ctx.peers.set_load(from, load, ctx.now.at);
-                ctx.peers.declined(from);
-                if let Some(brain) = self.brains.touch(&job) {
-                    brain.on_no_bid(from);
-                }
-            }
-            Message::Interest { job, .. } => {
-                if let Some(brain) = self.brains.touch(&job) {
-                    brain.on_interest(ctx);
-                }
-            }
-            Message::Award { award, bid, assign } => self.worker.on_award(ctx, from, &award, bid, &assign),
-            Message::Decline { lease } => {
-                if let Some(brain) = self.brains.touch(&lease.job) {
-                    brain.on_decline(ctx, from, lease.fence);
-                }
-            }
-            Message::Assign(assign) => self.worker.on_assign(ctx, from, &assign),
-            Message::Sources { lease, start, total, items } => {
-                self.worker.on_sources(ctx, from, lease, start, total, items);
-            }
-            Message::Report { lease, facts } => match self.brains.touch(&lease.job) {
-                Some(brain) => brain.on_report(ctx, from, lease, &facts),
-                None => self.on_orphan_report(from, lease, &facts),
-            },
-            Message::Settled { job, reports } => self.worker.on_settled(job, &reports),
-            Message::Stop { lease, phase, tasks } => self.worker.on_stop(ctx, from, lease, phase, &tasks),
-            Message::Release { lease } => self.worker.on_release(ctx, from, lease),
-            Message::Copy { job, phase, task, from: source, blobs } => {
-                self.on_copy(CopyFor { brain: from, job, phase, task }, source, blobs);
-            }
-            Message::WantSources { lease } => {
-                if let Some(brain) = self.brains.touch(&lease.job) {
-                    brain.on_want_sources(ctx, from, lease.fence);
-                }
-            }
-            Message::Copied { job, phase, task, ok } => {
-                if let Some(brain) = self.brains.touch(&job) {
-                    brain.on_copied(from, phase, task, ok);
-                }
-            }
-            other => self.on_set_message(from, other),
-        }
-    }
-
-    /// Messages of brain sets and of anti-entropy.
-    fn on_set_message(&mut self, from: NodeId, message: Message) {
-        let ctx = &mut self.ctx;
-        match message {
-            Message::Replicate { job, term, facts } => {
-                self.stewards.on_replicate(ctx, &self.worker.blobs, from, job, term, &facts);
-            }
-            Message::Stored { job, ids, .. } => {
-                if let Some(brain) = self.brains.touch(&job) {
-                    brain.on_stored(ctx, from, &ids);
-                }
-            }
-            Message::Deposed { job, term } => {
-                if let Some(brain) = self.brains.touch(&job).filter(|b| b.term < term) {
-                    brain.depose(ctx);
-                    self.stewards.on_deposed(ctx, job, term);
-                    sync::start(ctx, from);
-                }
-            }
-            Message::Beat { seq, leases } => self.on_beat(from, seq, &leases),
-            Message::BeatAck { seq, renewed, kept, void } => {
-                self.worker.on_beat_ack(ctx, from, seq, &renewed, &kept, &void);
-            }
-            Message::SetBeat { seq, doubts } => self.stewards.on_set_beat(ctx, from, seq, doubts),
-            Message::SetBeatAck { seq, disk, kept, moved, over, unknown } => {
-                self.stewards.on_doubts(ctx, &mut self.brains, from, seq, &over, &unknown);
-                self.stewards.on_set_beat_ack(ctx, &mut self.brains, from, seq, disk, &kept, &moved);
-            }
-            Message::Led(jobs) => Stewards::on_led(ctx, &self.brains, from, jobs),
-            Message::NotLed(jobs) => self.stewards.on_not_led(ctx, from, &jobs),
-            Message::VoteRequest { job, term, trial, have } => {
-                self.stewards.on_vote_request(ctx, &self.brains, from, job, term, trial, &have);
-            }
-            Message::Willing { job, term } => self.stewards.on_willing(ctx, &mut self.brains, from, job, term),
-            Message::Vote { job, term, facts, lacks, holders } => {
-                self.stewards.on_vote(ctx, &mut self.brains, from, job, term, &facts, &lacks, &holders);
-            }
-            Message::VoteRefused { job, term, highest } => {
-                self.stewards.on_vote_refused(ctx, from, job, term, highest);
-            }
-            Message::Recall { submit, disk, have } => Stewards::on_recall(ctx, from, &submit, disk, &have),
-            Message::Recalled { job, disk, remembers, known } => {
-                self.stewards.on_recalled(ctx, from, (job, disk), remembers, &known);
-            }
-            Message::Adopt { facts, job, award, term } => {
-                sync::on_facts(ctx, from, &facts);
-                self.worker.on_adopt(ctx, from, job, award, term);
-            }
-            Message::Holding { job, term, slots, tasks, reports } => {
-                if let Some(brain) = self.brains.touch(&job) {
-                    brain.on_holding(ctx, from, term, slots, &tasks, &reports);
-                }
-            }
-            Message::Heads { heads, ask } => sync::on_heads(ctx, from, &heads, ask),
-            Message::Claims(claims) => sync::on_claims(ctx, from, &claims),
-            Message::Listings(listings) => sync::on_listings(ctx, from, &listings),
-            Message::Want(wanted) => sync::on_want(ctx, from, &wanted),
-            Message::WhoIs(nodes) => members::on_who_is(ctx, from, &nodes),
-            Message::Members(credentials) => members::on_members(ctx, from, &credentials),
-            _ => {}
-        }
-    }
-
-    fn on_card(&mut self, from: NodeId, card: Card) {
-        if self.ctx.peers.set_card(from, card) {
-            self.brains.on_disk_lost(&mut self.ctx, from);
-        }
-    }
-
-    fn on_bid(&mut self, from: NodeId, bid: &Envelope) {
-        if bid.author != from || self.ctx.admit(from, bid).is_err() {
-            return;
-        }
-        if let Ok(Statement { fact: Fact::Bid { slots, score, held_bytes, .. }, .. }) = cbor::from_slice(&bid.payload)
-            && let Some(brain) = self.brains.touch(&bid.entry)
-        {
-            brain.on_bid(from, Bid { id: bid.fact_id(), slots, score, held_bytes });
-        }
-    }
-
-    /// A report for a job that this node does not lead: the worker may forget it once the job is over; otherwise it is
-    /// told nothing, and finds the right brain by its next beat or the adoption.
-    fn on_orphan_report(&mut self, from: NodeId, lease: Lease, facts: &[Envelope]) {
-        let over = self.is_over(&lease.job);
-        for envelope in facts {
-            let _ = self.ctx.admit(from, envelope);
-        }
-        if over {
-            let reports = facts.iter().map(Envelope::fact_id).collect();
-            self.ctx.note(Note::Stale { lease, from });
-            self.ctx.send(from, Message::Settled { job: lease.job, reports });
-        }
-    }
-
-    fn on_beat(&mut self, from: NodeId, seq: u64, leases: &[(Lease, u32)]) {
-        let (mut renewed, mut kept, mut void) = (Vec::new(), Vec::new(), Vec::new());
-        for (lease, open) in leases {
-            let over = self.is_over(&lease.job);
-            match self.brains.peek_mut(&lease.job) {
-                Some(brain) => match brain.on_lease(&mut self.ctx, from, lease.fence, *open) {
-                    Some(true) => renewed.push(*lease),
-                    Some(false) => void.push(*lease),
-                    None => {}
-                },
-                None if over => void.push(*lease),
-                None if self.stewards.on_lease(&self.ctx, from, *lease) => kept.push(*lease),
-                None => {}
-            }
-        }
-        self.ctx.send(from, Message::BeatAck { seq, renewed, kept, void });
-    }
-
-    /// Whether the job has ended, as far as this node knows.
-    fn is_over(&self, job: &JobId) -> bool {
-        let ledger = &self.ctx.ledger;
-        ledger.sealed(job).is_some() || ledger.live(job).is_some_and(|l| l.state.outcome().is_some())
-    }
-
-    fn on_copy(&mut self, copy: CopyFor, source: NodeId, blobs: Vec<BlobRef>) {
-        let CopyFor { brain, job, .. } = copy;
-        let known = self.ctx.ledger.live(&job).is_some_and(|l| l.state.spec.brain_set.contains(&brain));
-        if !known {
-            return self.ctx.send(brain, copy.answer(false));
-        }
-        if self.copies.values().any(|(under_way, _)| *under_way == copy) {
-            return;
-        }
-        let missing = missing_blobs(&blobs, &self.worker.blobs);
-        if missing.is_empty() {
-            return self.ctx.send(brain, copy.answer(true));
-        }
-        let id = self.ctx.next_fetch();
-        self.copies.insert(id, (copy, blobs));
-        self.ctx.effect(Effect::Fetch { id, job, blobs: missing, providers: vec![source] });
-    }
-
-    fn on_fetched(&mut self, id: FetchId, ok: bool) {
-        if let Some((copy, blobs)) = self.copies.remove(&id) {
-            if ok {
-                self.worker.blobs.extend(blobs.iter().map(|b| b.hash));
-            }
-            self.ctx.send(copy.brain, copy.answer(ok));
-        } else if let Some(hashes) = self.restore.on_fetched(&self.ctx, id, ok) {
-            self.worker.blobs.extend(hashes);
-        } else {
-            self.stewards.on_fetched(&mut self.ctx, id, ok);
-        }
-    }
-
-    fn on_gossip(&mut self, from: NodeId, topic: Topic, payload: &[u8]) {
-        let now = self.ctx.now.at;
-        self.ctx.peers.heard(from, now);
-        let decoded = match topic {
-            Topic::Advert => cbor::from_slice(payload).map(|advert: Advert| {
-                self.worker.on_advert(&mut self.ctx, from, &advert);
-            }),
-        };
-        if decoded.is_err() {
-            self.ctx.offence(from, "malformed gossip".to_owned());
-        }
-    }
-
     fn refresh_own_load(&mut self) {
         let load = self.worker.load(&self.ctx);
         let own = self.ctx.own;
@@ -624,111 +403,6 @@ impl Core {
         let load = self.worker.load(&self.ctx);
         self.ctx.send(to, Message::Swim(bytes));
         self.ctx.send(to, Message::Load(load));
-    }
-
-    fn submit(&mut self, id: RequestId, new: NewJob) {
-        match self.signed(new) {
-            Ok(signed) => {
-                let job = signed.id();
-                let (submit, _) = self.ctx.state(job, Fact::Submit(signed));
-                self.stewards.has_blobs(job);
-                if let Some(brain) = Brain::submitted(&mut self.ctx, job, submit, id) {
-                    self.brains.insert(job, brain);
-                }
-            }
-            Err(error) => self.ctx.effect(Effect::Answer { id, response: Response::Submitted(Err(error)) }),
-        }
-    }
-
-    fn signed(&mut self, new: NewJob) -> Result<SignedSpec, SubmitError> {
-        if !self.ctx.roles.contains(Roles::SUBMIT) {
-            return Err(SubmitError::Role);
-        }
-        if let Some(reason) = &self.ctx.storage_failing {
-            return Err(SubmitError::Disk(reason.clone()));
-        }
-        let serial = self.serial_last + 1;
-        let brain_set = self.choose_brain_set(serial);
-        let alone = brain_set.len() == 1 && self.ctx.peers.connected().next().is_none();
-        let (own, disk) = (self.ctx.own, self.ctx.disk);
-        let spec = JobSpec {
-            mesh: self.ctx.mesh,
-            submitter: self.ctx.own,
-            serial,
-            submitted_ms: self.ctx.now.unix_ms,
-            brain_disks: brain_set.iter().map(|n| if *n == own { disk } else { self.ctx.peers.disk(*n) }).collect(),
-            brain_set,
-            name: new.name,
-            work: new.work,
-            resources: new.resources,
-            limits: new.limits,
-            retry: new.retry,
-            labels: new.labels,
-            strategy: new.strategy,
-            copies: if alone { 1 } else { new.copies },
-        };
-        let signed = SignedSpec::sign(self.ctx.identity(), &spec);
-        signed.open()?;
-        self.serial_last = serial;
-        Ok(signed)
-    }
-
-    /// This node and two stewards, chosen by rendezvous hashing over healthy nodes whose card has come; this node alone where
-    /// there are fewer than two.
-    fn choose_brain_set(&self, serial: u64) -> Vec<NodeId> {
-        let own = self.ctx.own;
-        let healthy = |n: &NodeId| {
-            let runs = self.ctx.peers.roles(*n).is_some_and(|r| r.contains(Roles::RUN));
-            runs && !matches!(self.membership.state(*n), Some(NodeState::Lost | NodeState::Suspect | NodeState::Left))
-        };
-        // One whose card has not come would be named with a disk that it does not have: it would have to be recalled into the
-        // set, by both others, and two such could never be.
-        let known = |n: &NodeId| self.ctx.peers.get(*n).is_some_and(|peer| peer.card.is_some());
-        let mut others: Vec<([u8; 32], NodeId)> = self
-            .ctx
-            .peers
-            .connected()
-            .filter(|n| healthy(n) && known(n))
-            .map(|n| {
-                let mut hasher = blake3::Hasher::new_derive_key("sinew rendezvous 1");
-                hasher.update(&own.0).update(&serial.to_le_bytes()).update(&n.0);
-                (*hasher.finalize().as_bytes(), n)
-            })
-            .collect();
-        others.sort_unstable();
-        let mut set = vec![own];
-        if others.len() + 1 >= BRAIN_SET {
-            set.extend(others.into_iter().take(BRAIN_SET - 1).map(|(_, n)| n));
-        }
-        set
-    }
-
-    fn cancel(&mut self, id: RequestId, job: JobId, reason: String) {
-        let verdict = self.try_cancel(job, reason);
-        self.ctx.effect(Effect::Answer { id, response: Response::Cancelled(verdict) });
-    }
-
-    fn try_cancel(&mut self, job: JobId, reason: String) -> Result<(), CancelError> {
-        if self.ctx.ledger.sealed(&job).is_some() {
-            return Err(CancelError::Ended);
-        }
-        let live = self.ctx.ledger.live(&job).ok_or(CancelError::Unknown(job))?;
-        if live.state.outcome().is_some() {
-            return Err(CancelError::Ended);
-        }
-        let spec = live.state.spec.clone();
-        if spec.submitter != self.ctx.own && !self.ctx.roles.contains(Roles::ADMIN) {
-            return Err(CancelError::Denied);
-        }
-        let reason = sinew_crdt_state::rules::clip(reason);
-        let (_, cancel) = self.ctx.state(job, Fact::Cancel { reason });
-        let submit = self.ctx.submit_of(&job);
-        let own = self.ctx.own;
-        for member in spec.brain_set.into_iter().filter(|n| *n != own) {
-            let facts = submit.iter().cloned().chain([cancel.clone()]).collect();
-            self.ctx.send(member, Message::Facts(facts));
-        }
-        Ok(())
     }
 
     /// Drops sealed entries from memory and, after their grace time, for good.
