@@ -1,5 +1,7 @@
 //! Members of a brain set that come back with an empty disk: what they promised and stored is gone, and they say so.
 
+use sinew_crdt_state::ids::DiskId;
+use sinew_scheduler::io::Response;
 use sinew_simnet::{
     CrashPoint, DiskSetup, World, answered, completed, done, ended, job, led_by, millis, recovered, round, seconds,
     taken_over,
@@ -90,6 +92,31 @@ fn a_submit_that_names_two_disks_replaced_unseen() {
         world.run_until(answered(request));
         all_ends_well(&mut world);
     }
+}
+
+/// A node takes a job in the instant in which it is connected again: it has not heard yet which disks the others have, and names
+/// nobody with a disk that is not theirs.
+#[test]
+fn a_submit_before_the_others_said_who_they_are() {
+    let mut alone = 0;
+    for seed in 1_990..1_998 {
+        let mut world = World::seed(seed).nodes(SET);
+        world.run_for(seconds(1));
+        world.kill("a");
+        world.run_for(millis(500));
+        world.restart("a");
+        while !(world.connected("a", "b") && world.connected("a", "c")) {
+            assert!(world.step());
+        }
+        let request = world.submit_later("a", &job().tasks(4).lasting(millis(200)));
+        world.run_until(answered(request));
+        let Some(Response::Submitted(Ok(job))) = world.answer_to(request).cloned() else { panic!("it is taken") };
+        let spec = world.state("a", &job).expect("it is known").spec;
+        assert!(spec.brain_disks.iter().all(|disk| *disk != DiskId::default()), "{:?}", spec.brain_disks);
+        alone += u32::from(spec.brain_set.len() == 1);
+        all_ends_well(&mut world);
+    }
+    assert!(alone > 0, "somewhere the cards had not come");
 }
 
 /// A steward votes, and its disk is lost with the vote. It must not help the deposed brain to decide: it learns from the one it
