@@ -233,8 +233,8 @@ impl Brain {
             Fact::Submit(_) => return,
             Fact::Lead { term, .. } if *term > self.term => self.depose(ctx),
             Fact::Vote { term } if *term > self.term && author == ctx.own => self.depose(ctx),
-            // Another brain's seal: the job is over, whatever this one was about to do.
-            Fact::Seal { .. } if author != ctx.own => self.depose(ctx),
+            // Another brain's seal, or that of this node before it crashed: the job is over, whatever this one was about to do.
+            Fact::Seal { term, .. } if author != ctx.own || *term != self.term => self.depose(ctx),
             _ => {}
         }
         self.quorum.ride(id);

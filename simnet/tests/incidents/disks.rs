@@ -243,6 +243,29 @@ fn a_lone_node_whose_writes_tear() {
     assert!(torn > 5, "{torn}");
 }
 
+/// A brain without stewards says that the job is sealed and crashes before that is on its disk. Back, it takes office again, and
+/// while its disk is slow to write that down, it hears from the other node that it had sealed the job itself.
+#[test]
+fn a_brain_that_learns_of_its_own_seal() {
+    for step in 0..16 {
+        let mut world = World::seed(1_890 + step).nodes(["a", "b"]);
+        let job = world.submit("a", &job().tasks(6).lasting(millis(100)).spread());
+        world.set_disk("a", syncing_in_ms(900, 1_100));
+        while world.state("b", &job).is_none_or(|state| state.seal.is_none()) {
+            assert!(world.step());
+        }
+        world.kill("a");
+        world.partition(["a"], ["b"]);
+        world.restart("a");
+        world.run_for(millis(300 * step));
+        world.heal();
+        world.run_for(seconds(8));
+        world.set_disk("a", DiskSetup::default());
+        all_ends_well(&mut world);
+        assert!(world.leaders(&job).is_empty());
+    }
+}
+
 /// A steward's disk acknowledges what it only has in its cache, and loses that in a crash. The other two make up for it.
 #[test]
 fn a_steward_whose_disk_lies() {
