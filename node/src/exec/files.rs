@@ -1,9 +1,10 @@
 //! Places a job's files and finds a task's outputs. Paths come from a spec that a peer signed, and what lies in an output
 //! directory was put there by its program: neither may lead outside, so every step of a path is opened without following links.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, mkdirat, open, openat};
@@ -42,6 +43,8 @@ impl JobFiles {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
             _ => std::fs::create_dir_all(dir),
         };
+        // A sandboxed program is another user. Where it must not look, the directories above this one keep it out.
+        let made = made.and_then(|()| std::fs::set_permissions(dir, Permissions::from_mode(0o755)));
         let flags = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let root = made.and_then(|()| Ok(open(dir, flags, Mode::empty())?));
         let root = root.map_err(|e| Failure::storage("make the job's input directory", &e))?;
@@ -103,7 +106,7 @@ impl Placing {
         let name = parts.pop().unwrap_or(path);
         let mut at = rustix::io::dup(&self.root)?;
         for part in parts {
-            match mkdirat(&at, part, Mode::RWXU) {
+            match mkdirat(&at, part, Mode::from_raw_mode(0o755)) {
                 Ok(()) | Err(Errno::EXIST) => {}
                 Err(e) => return Err(e),
             }
@@ -205,7 +208,7 @@ pub(super) fn size_under(dir: &Path) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::os::unix::fs::symlink;
 
     use super::*;
 

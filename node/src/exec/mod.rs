@@ -6,7 +6,9 @@
 //! work), [`split`] and [`walk`] (what a round's chunks are), [`task`] (run one), [`outcome`] (how it ended).
 
 pub mod bench;
+mod body;
 mod builtin;
+pub mod cell;
 mod drive;
 pub mod files;
 pub mod guardian;

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::cell::pool::Place;
 use super::outcome::{Failure, Usage};
 use super::stop::{StopHandle, StopReason};
 
@@ -24,6 +25,11 @@ pub trait Runner: Send + Sync + fmt::Debug {
 
     /// Whether it could run something now.
     fn health(&self) -> Health;
+
+    /// Under which names its programs find their directories.
+    fn view(&self) -> View {
+        View::Host
+    }
 
     /// Finds what is to be run. A program that is missing is found missing here, before anything has started.
     ///
@@ -47,13 +53,24 @@ pub enum Health {
     Unavailable(String),
 }
 
+/// The names under which programs find their directories.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum View {
+    /// The host's.
+    Host,
+    /// Those of [`super::cell`], the same on every node.
+    Cell,
+}
+
 /// What to start.
 #[derive(Debug, Clone, Copy)]
 pub struct Launch<'a> {
     /// The argument vector, never given to a shell.
     pub argv: &'a [String],
-    /// The working directory, absolute.
+    /// The working directory, absolute, as the host names it.
     pub dir: &'a Path,
+    /// The slot and the job.
+    pub place: Place<'a>,
     /// Whether `dir` holds files of the job, so that a bare program name is looked up there first.
     pub has_files: bool,
     /// The job's variables.
