@@ -517,6 +517,7 @@ fn isolate(settings: &Settings, tag: &NodeTag) -> Result<(ProcessRunner, Sandbox
         readable: settings.sandbox_readable.clone(),
         writable: settings.sandbox_writable.clone(),
         tmp_bytes: settings.sandbox_tmp_bytes,
+        memory_bytes: memory_bytes(settings),
     };
     let mut state = SandboxState { mode: settings.sandbox, missing: Vec::new(), refusal: None };
     let runner = match Sandbox::probe(options, tag) {
@@ -618,13 +619,18 @@ fn core_config(settings: &Settings, roles: Roles, sandbox: &SandboxState) -> Cor
     let cpu_milli = settings.cpus.map_or(machine.cpu_milli, |cpus| (cpus * 1000.0).round() as u32);
     CoreConfig {
         cpu_milli: if runs { cpu_milli } else { 0 },
-        memory_bytes: settings.memory.unwrap_or(machine.memory_bytes / 10 * 9),
+        memory_bytes: memory_bytes(settings),
         labels: settings.labels.clone(),
         about: machine.about,
         start_ahead: 1,
         ledger_grace_ms: settings.ledger_grace_s.saturating_mul(1_000),
         ..CoreConfig::default()
     }
+}
+
+/// Bytes of memory for tasks.
+fn memory_bytes(settings: &Settings) -> u64 {
+    settings.memory.unwrap_or_else(|| probe::machine().memory_bytes / 10 * 9)
 }
 
 fn random_seed() -> [u8; 32] {

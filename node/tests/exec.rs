@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use sinew_crdt_state::error_code::ErrorCode;
-use sinew_crdt_state::spec::{Builtin, Limits, Program};
+use sinew_crdt_state::spec::{Builtin, Limits, Program, Resources};
 use sinew_node::exec::cell::CELL_COMMAND;
 use sinew_node::exec::cell::pool::{Sandbox, SandboxMode, SandboxOptions};
 use sinew_node::exec::files::JobFiles;
@@ -52,6 +52,7 @@ impl World {
                 readable: Vec::new(),
                 writable: Vec::new(),
                 tmp_bytes: 64 << 20,
+                memory_bytes: 1 << 30,
             };
             let (sandbox, missing) = Sandbox::probe(options, &tag).expect("a machine that isolates");
             assert_eq!(missing, []);
@@ -119,6 +120,7 @@ impl World {
             files: &self.files,
             env: &self.env,
             limits: self.limits,
+            resources: Resources::default(),
             grace: self.grace,
             stop,
             live,

@@ -50,6 +50,14 @@ impl Body {
         }
     }
 
+    /// The failure to report if it has used more memory than it may.
+    pub(super) fn out_of_memory(&self) -> Option<Failure> {
+        match self {
+            Self::Child(..) => None,
+            Self::Cell(run) => run.out_of_memory(),
+        }
+    }
+
     /// Its first process, if there is one.
     pub(super) fn pid(&self) -> Option<i32> {
         match self {
@@ -98,12 +106,13 @@ pub(super) struct CellRun {
     program: String,
     /// What the cell said last, or why it says nothing any more.
     told: Option<Result<Told, CellError>>,
+    over_memory: Option<Failure>,
     _live: sweep::Live,
 }
 
 impl CellRun {
     pub(super) const fn new(lease: Lease, program: String, live: sweep::Live) -> Self {
-        Self { lease: Some(lease), program, told: None, _live: live }
+        Self { lease: Some(lease), program, told: None, over_memory: None, _live: live }
     }
 
     /// The cell's first process.
@@ -141,15 +150,34 @@ impl CellRun {
         match &self.told {
             Some(Ok(Told::Ended(exit))) if exit.reusable => {}
             Some(Ok(Told::NotStarted(_))) => {}
-            // Dropping the lease kills whatever there is.
-            _ => self.lease = None,
+            // Dropping the lease kills whatever there is, and with it goes the count of what the kernel killed.
+            _ => {
+                self.over_memory = self.out_of_memory();
+                self.lease = None;
+            }
         }
     }
 
+    /// The failure of a program that used more memory than it may.
+    fn out_of_memory(&self) -> Option<Failure> {
+        let lease = self.lease.as_ref()?;
+        lease.cell.ran_out_of_memory().then(|| Failure::out_of_memory(lease.memory_bytes()))
+    }
+
     fn reap(&mut self) -> Result<Reaped, Failure> {
+        if self.over_memory.is_none() {
+            self.over_memory = self.out_of_memory();
+        }
         self.end();
+        if self.over_memory.is_some() {
+            // Whatever the kernel left alive ends with the cell.
+            self.lease = None;
+        }
         if let Some(lease) = self.lease.take() {
             lease.give_back();
+        }
+        if let Some(why) = self.over_memory.take() {
+            return Err(why);
         }
         match self.told.take() {
             Some(Ok(Told::Ended(exit))) => Ok(Reaped {

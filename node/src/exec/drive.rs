@@ -179,6 +179,9 @@ impl<'a> Driver<'a> {
         if let Some(peak) = self.body.pid().and_then(procfs::peak_rss) {
             self.peak_sampled = self.peak_sampled.max(peak);
         }
+        if let Some(why) = self.body.out_of_memory() {
+            self.end_now(why);
+        }
         self.sample_elsewhere();
         self.check_cap();
     }

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use super::cell::cgroup;
 use super::sweep::{Target, kill_matching};
 
 /// The variable that marks a process as belonging to a daemon.
@@ -107,6 +108,7 @@ pub fn guardian_main(tag: &str) -> u8 {
     // Nobody writes; an error means that the pipe is as good as closed.
     while !matches!(stdin.read(&mut nothing), Ok(0) | Err(_)) {}
     hunt(Target::All(&tag));
+    cgroup::remove_run(&tag);
     0
 }
 

@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, SeekFrom, open, renameat, seek, unlinkat};
 use rustix::io::Errno;
-use sinew_crdt_state::spec::Phase;
+use sinew_crdt_state::spec::{Phase, Resources};
 
 use super::cell;
 use super::cell::pool::Place;
@@ -259,9 +259,15 @@ impl Slot {
     }
 
     /// What a sandbox needs to know.
-    pub(super) fn place<'a>(&'a self, job: &'a str, files: &'a JobFiles, output_max: u64) -> Place<'a> {
+    pub(super) fn place<'a>(
+        &'a self,
+        job: &'a str,
+        files: &'a JobFiles,
+        output_max: u64,
+        resources: Resources,
+    ) -> Place<'a> {
         let generation = self.work.generation + self.output.generation;
-        Place { slot: self.number, dir: &self.job, generation, job, input: files.dir(), output_max }
+        Place { slot: self.number, dir: &self.job, generation, job, input: files.dir(), output_max, resources }
     }
 
     /// Makes the working directory show `files`, as programs see them.

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sinew_crdt_state::spec::{Builtin, Limits, Phase, Program};
+use sinew_crdt_state::spec::{Builtin, Limits, Phase, Program, Resources};
 
 use super::builtin;
 use super::cell;
@@ -44,6 +44,8 @@ pub struct TaskContext<'a> {
     pub env: &'a BTreeMap<String, String>,
     /// What it may use.
     pub limits: Limits,
+    /// What it reserves, and in a sandbox is held to.
+    pub resources: Resources,
     /// Between asking it to end and killing it.
     pub grace: Duration,
     /// Ends it.
@@ -224,7 +226,7 @@ impl<'a> Attempt<'a> {
         let launch = Launch {
             argv,
             dir: slot.work(),
-            place: slot.place(ctx.job, ctx.files, ctx.limits.output_bytes_max),
+            place: slot.place(ctx.job, ctx.files, ctx.limits.output_bytes_max, ctx.resources),
             has_files: ctx.files.dir().is_some(),
             env: ctx.env,
             fixed_env: &fixed_env,

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -14,6 +15,7 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, geteuid, pidfd_open, pidfd_send_signal, waitid};
 
+use super::cgroup::{Cgroups, Group, Share};
 use super::init::{CELL_COMMAND, INSIDE_ID};
 use super::wire::{Channel, Exit, Missing, Report, Request, Setup, Spawn, WireError};
 use crate::exec::guardian::{NodeTag, RUN_VAR, TAG_VAR};
@@ -62,6 +64,8 @@ pub(super) struct Plan<'a> {
     /// The slot's number.
     pub(super) slot: u32,
     pub(super) setup: Setup,
+    pub(super) cgroups: &'a Arc<Cgroups>,
+    pub(super) share: Share,
 }
 
 /// A running cell. Dropping it kills everything in it.
@@ -70,6 +74,10 @@ pub struct Cell {
     pid: Pid,
     pidfd: OwnedFd,
     missing: Vec<Missing>,
+    cgroups: Arc<Cgroups>,
+    group: Option<Group>,
+    /// How often the kernel had killed for want of memory when the present program started.
+    ooms: u64,
     _live: sweep::Live,
 }
 
@@ -100,7 +108,10 @@ impl Cell {
         live.leader(pid);
         helper.0.wait().map_err(|e| failed(&e))?;
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(|e| failed(&e))?;
-        let mut cell = Self { channel, pid, pidfd, missing: Vec::new(), _live: live };
+        let (cgroups, missing) = (Arc::clone(plan.cgroups), Vec::new());
+        let mut cell = Self { channel, pid, pidfd, missing, cgroups, group: None, ooms: 0, _live: live };
+        // Before anything of the cell exists that could use much.
+        cell.group = Some(cell.cgroups.enter(plan.share, pid).map_err(|e| failed(&e))?);
         ids.map(pid)
             .map_err(|e| CellError::Missing(Missing { piece: "mapping of users".to_owned(), why: e.to_string() }))?;
         cell.channel.send(&Request::Mapped, &[]).map_err(|e| failed(&e))?;
@@ -122,13 +133,19 @@ impl Cell {
         self.pid
     }
 
+    /// Whether the kernel has killed in it for want of memory since the present program started.
+    pub(in crate::exec) fn ran_out_of_memory(&self) -> bool {
+        self.group.as_ref().is_some_and(|group| group.ooms() > self.ooms)
+    }
+
     /// Becomes readable when it has something to report.
     pub(in crate::exec) fn fd(&self) -> BorrowedFd<'_> {
         self.channel.fd()
     }
 
     /// Starts a program, with stdin, stdout and stderr.
-    pub(super) fn spawn(&self, spawn: Spawn, stdio: [BorrowedFd<'_>; 3]) -> Result<(), CellError> {
+    pub(super) fn spawn(&mut self, spawn: Spawn, stdio: [BorrowedFd<'_>; 3]) -> Result<(), CellError> {
+        self.ooms = self.group.as_ref().map_or(0, Group::ooms);
         self.channel.send(&Request::Spawn(spawn), &stdio).map_err(|e| broken("starting a program")(&e))
     }
 
@@ -174,6 +191,9 @@ impl Drop for Cell {
         // It fails where the process has ended, which is what is wanted.
         let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
         let _ = waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
+        if let Some(group) = self.group.take() {
+            self.cgroups.remove(group);
+        }
     }
 }
 

@@ -8,9 +8,9 @@
 //! everything in the cell with it.
 //!
 //! Entry points: [`pool`] (which cell a task gets), [`host`] (the daemon's side of one cell), [`init`] (the other side),
-//! [`confine`] and [`mounts`] (what programs may do and see). It does not limit what a cell uses as a whole, and knows no
-//! jobs beyond their name.
+//! [`confine`] and [`mounts`] (what programs may do and see), [`cgroup`] (what they may use). It knows no jobs beyond their name.
 
+pub(super) mod cgroup;
 mod confine;
 pub mod host;
 mod init;

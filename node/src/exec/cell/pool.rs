@@ -9,8 +9,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+use sinew_crdt_state::spec::Resources;
 
 use super::SYSTEM;
+use super::cgroup::{Cgroups, Share};
 use super::host::{Cell, CellError, Plan};
 use super::wire::{Missing, Setup, Spawn};
 use crate::exec::guardian::NodeTag;
@@ -58,6 +60,8 @@ pub struct SandboxOptions {
     pub writable: Vec<PathBuf>,
     /// Bytes that fit into a task's `/tmp`, and again into its `/dev/shm`.
     pub tmp_bytes: u64,
+    /// Bytes of memory for all tasks together, and for one that reserves none.
+    pub memory_bytes: u64,
 }
 
 /// Where a task runs and what decides whether a cell fits it.
@@ -75,6 +79,8 @@ pub struct Place<'a> {
     pub input: Option<&'a Path>,
     /// Bytes that one task may write.
     pub output_max: u64,
+    /// What one task reserves, and is held to.
+    pub resources: Resources,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -84,17 +90,20 @@ struct Fit {
     job: String,
     input: Option<PathBuf>,
     output_max: u64,
+    resources: Resources,
 }
 
 impl Fit {
     fn of(place: &Place<'_>) -> Self {
         let (dir, input) = (place.dir.to_owned(), place.input.map(Path::to_owned));
-        Self { dir, generation: place.generation, job: place.job.to_owned(), input, output_max: place.output_max }
+        let (generation, output_max, resources) = (place.generation, place.output_max, place.resources);
+        Self { dir, generation, job: place.job.to_owned(), input, output_max, resources }
     }
 
     fn fits(&self, place: &Place<'_>) -> bool {
         self.generation == place.generation
             && self.output_max == place.output_max
+            && self.resources == place.resources
             && self.job == place.job
             && self.dir == place.dir
             && self.input.as_deref() == place.input
@@ -114,6 +123,7 @@ pub struct Sandbox {
     options: SandboxOptions,
     tag: NodeTag,
     missing: Vec<Missing>,
+    cgroups: Arc<Cgroups>,
     idle: Mutex<HashMap<u32, Idle>>,
 }
 
@@ -127,6 +137,11 @@ pub(in crate::exec) struct Lease {
 }
 
 impl Lease {
+    /// Bytes of memory that its task may use.
+    pub(in crate::exec) fn memory_bytes(&self) -> u64 {
+        self.sandbox.memory_bytes(self.fit.resources)
+    }
+
     /// Keeps the cell for the job's next task in this slot.
     pub(in crate::exec) fn give_back(self) {
         let idle = Idle { fit: self.fit, cell: self.cell, since: Instant::now() };
@@ -154,9 +169,12 @@ impl Sandbox {
         if options.mode == SandboxMode::Off {
             return Ok((None, vec![all_off("sandbox = \"off\"")]));
         }
-        let mut sandbox = Self { options, tag: tag.clone(), missing: Vec::new(), idle: Mutex::default() };
+        let (cgroups, unlimited) = Cgroups::open(tag, options.memory_bytes);
+        let (cgroups, idle) = (Arc::new(cgroups), Mutex::default());
+        let mut sandbox = Self { options, tag: tag.clone(), missing: Vec::new(), cgroups, idle };
         let strict = sandbox.options.mode == SandboxMode::Required;
-        match sandbox.trial() {
+        let tried = sandbox.trial().map(|missing| [unlimited, missing].concat());
+        match tried {
             Ok(missing) if strict && !missing.is_empty() => Err(CannotIsolate(list(&missing))),
             Ok(missing) => {
                 sandbox.missing.clone_from(&missing);
@@ -173,7 +191,8 @@ impl Sandbox {
         for name in ["work", "output"] {
             std::fs::create_dir(dir.path().join(name)).map_err(broken)?;
         }
-        let place = Place { slot: 0, dir: dir.path(), generation: 0, job: "", input: None, output_max: FILE_SLACK };
+        let (dir, resources) = (dir.path(), Resources::default());
+        let place = Place { slot: 0, dir, generation: 0, job: "", input: None, output_max: FILE_SLACK, resources };
         Ok(self.make(&place)?.missing().to_vec())
     }
 
@@ -215,6 +234,11 @@ impl Sandbox {
         }
     }
 
+    fn memory_bytes(&self, resources: Resources) -> u64 {
+        let most = self.options.memory_bytes;
+        if resources.memory_bytes == 0 { most } else { resources.memory_bytes.min(most) }
+    }
+
     fn make(&self, place: &Place<'_>) -> Result<Cell, CellError> {
         let setup = Setup {
             job: place.dir.to_owned(),
@@ -226,7 +250,11 @@ impl Sandbox {
             processes_max: PROCESSES_MAX,
             drop_groups: false,
         };
-        Cell::start(&Plan { exe: &self.options.exe, tag: &self.tag, slot: place.slot, setup })
+        let (cpu_milli, memory_bytes) = (place.resources.cpu_milli, self.memory_bytes(place.resources));
+        // The first process counts too.
+        let share = Share { memory_bytes, cpu_milli, processes: PROCESSES_MAX + 1 };
+        let (tag, cgroups) = (&self.tag, &self.cgroups);
+        Cell::start(&Plan { exe: &self.options.exe, tag, slot: place.slot, setup, cgroups, share })
     }
 
     /// Ends a job's idle cells.
@@ -236,6 +264,7 @@ impl Sandbox {
 
     /// Ends cells that have had nothing to do for [`IDLE_MAX`].
     pub fn end_idle(&self) {
+        self.cgroups.sweep();
         self.end(|idle| idle.since.elapsed() >= IDLE_MAX);
     }
 
@@ -272,7 +301,7 @@ impl fmt::Debug for CellProgram<'_> {
 }
 
 impl CellProgram<'_> {
-    pub(in crate::exec) fn start_in(self, cell: &Cell) -> Result<(), CellError> {
+    pub(in crate::exec) fn start_in(self, cell: &mut Cell) -> Result<(), CellError> {
         cell.spawn(Spawn { program: self.program, argv: self.argv.to_vec(), env: self.env }, self.stdio)
     }
 }
