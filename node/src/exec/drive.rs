@@ -182,14 +182,17 @@ impl<'a> Driver<'a> {
         if let Some(why) = self.body.out_of_memory() {
             self.end_now(why);
         }
-        self.sample_elsewhere();
-        self.check_cap();
+        match self.sample_elsewhere() {
+            Ok(()) => self.check_cap(),
+            Err(why) => self.end_now(why),
+        }
     }
 
-    fn sample_elsewhere(&mut self) {
+    fn sample_elsewhere(&mut self) -> Result<(), Failure> {
         if let Some(elsewhere) = self.streams.elsewhere.as_mut() {
-            self.elsewhere_bytes = elsewhere();
+            self.elsewhere_bytes = elsewhere()?;
         }
+        Ok(())
     }
 
     fn end_gently(&mut self, why: Failure) {
@@ -367,10 +370,9 @@ impl<'a> Driver<'a> {
         };
         if exit.is_some() {
             // The write that went over the cap may be what failed the program.
-            self.sample_elsewhere();
-            if self.verdict.is_none() && self.is_over_cap() {
-                self.verdict = Some(Failure::over_output_cap(self.limits.output_max));
-            }
+            let over = self.sample_elsewhere().err();
+            let over = over.or_else(|| self.is_over_cap().then(|| Failure::over_output_cap(self.limits.output_max)));
+            self.verdict = self.verdict.take().or(over);
         }
         // A verdict names the cause; the exit that it brought about is only its effect.
         let result = match (self.verdict, exit) {

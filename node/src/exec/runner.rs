@@ -109,9 +109,9 @@ pub struct Streams<'a> {
     pub stdout: &'a mut dyn Sink,
     /// Takes stderr.
     pub stderr: &'a mut dyn Sink,
-    /// Bytes that the program has written elsewhere (its output directory) and that count against the limit; asked now and
-    /// then while it runs.
-    pub elsewhere: Option<&'a mut dyn FnMut() -> u64>,
+    /// Bytes that the program has written elsewhere (its directories) and that count against the limit, or why it must not go
+    /// on writing; asked now and then while it runs.
+    pub elsewhere: Option<&'a mut dyn FnMut() -> Result<u64, Failure>>,
 }
 
 impl fmt::Debug for Streams<'_> {

@@ -21,18 +21,26 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, SeekFrom, open, renameat, seek, unlinkat};
+use rustix::fs::{
+    AtFlags, FileType, Mode, OFlags, RawDir, SeekFrom, fchmod, fstat, fstatvfs, open, renameat, seek, unlinkat,
+};
 use rustix::io::Errno;
+use sinew_crdt_state::error_code::ErrorCode;
 use sinew_crdt_state::spec::{Phase, Resources};
 
 use super::cell;
 use super::cell::pool::Place;
 use super::files::JobFiles;
+use super::outcome::Failure;
 use super::runner::View;
 use super::sweep::next_run;
 
 /// Tasks' directories are for the daemon's user alone.
 const DIR_MODE: u32 = 0o700;
+/// Bytes of the disk that tasks leave free, so that the daemon's ledger can go on: what blobs leave free, and on a small disk
+/// this part of it.
+const DISK_RESERVE_MAX: u64 = 256 << 20;
+const DISK_RESERVE_SHARE: u64 = 20;
 /// More entries than this are not dealt with one by one: a directory made anew costs less.
 const NAMES_MAX: usize = 1_024;
 /// Bytes of directory entries read at once: a clean directory fits, and one that does not is dirty.
@@ -99,7 +107,8 @@ impl WorkRoot {
         // A sandboxed program is another user, and finds its directories through this one.
         std::fs::set_permissions(&job, Permissions::from_mode(0o755))?;
         let (linked, links) = (None, Vec::new());
-        Ok(Slot { number, root: self.clone(), path, job, work, output, linked, links, empty: false })
+        let (root, last_job) = (self.clone(), None);
+        Ok(Slot { number, root, path, job, work, output, linked, links, last_job, empty: false })
     }
 }
 
@@ -159,9 +168,19 @@ impl ReusableDir {
         Ok(names)
     }
 
+    /// Gives it its mode back, which the program may have changed.
+    fn restore_mode(&self) -> io::Result<()> {
+        let mode = Mode::from_raw_mode(fstat(&self.fd)?.st_mode);
+        let wanted = Mode::from_raw_mode(DIR_MODE);
+        if mode.intersection(Mode::from_raw_mode(0o7777)) != wanted {
+            fchmod(&self.fd, wanted)?;
+        }
+        Ok(())
+    }
+
     /// Empties it, in place where that is possible.
     fn clear(&mut self) -> io::Result<()> {
-        match self.clear_in_place() {
+        match self.restore_mode().and_then(|()| self.clear_in_place()) {
             Ok(()) => Ok(()),
             Err(_) => self.renew(),
         }
@@ -229,6 +248,8 @@ pub struct Slot {
     /// Whose files are linked into `work`.
     linked: Option<PathBuf>,
     links: Vec<String>,
+    /// Whose task ran last.
+    last_job: Option<String>,
     /// Whether `output` was found empty after the task.
     empty: bool,
 }
@@ -258,6 +279,19 @@ impl Slot {
         &self.path
     }
 
+    /// Fails when the disk is nearly full: whatever a task does to hide what it writes, it does not get further.
+    pub(super) fn check_disk(&self) -> Result<(), Failure> {
+        let Ok(stat) = fstatvfs(&self.output.fd) else { return Ok(()) };
+        let reserve = DISK_RESERVE_MAX.min(stat.f_blocks.saturating_mul(stat.f_frsize) / DISK_RESERVE_SHARE);
+        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        if free >= reserve {
+            return Ok(());
+        }
+        let message =
+            format!("the disk of this node is nearly full: {free} bytes are left, and {reserve} are kept free");
+        Err(Failure::new(ErrorCode::Storage, message))
+    }
+
     /// What a sandbox needs to know.
     pub(super) fn place<'a>(
         &'a self,
@@ -268,6 +302,20 @@ impl Slot {
     ) -> Place<'a> {
         let generation = self.work.generation + self.output.generation;
         Place { slot: self.number, dir: &self.job, generation, job, input: files.dir(), output_max, resources }
+    }
+
+    /// Makes both directories anew if `job` is another than the last: one job's program is not to find what another's made of
+    /// them, access control lists for example.
+    pub(super) fn change_job(&mut self, job: &str) -> io::Result<()> {
+        if self.last_job.as_deref() != Some(job) {
+            if self.last_job.is_some() {
+                self.output.renew()?;
+                self.work.renew()?;
+                (self.linked, self.links) = (None, Vec::new());
+            }
+            self.last_job = Some(job.to_owned());
+        }
+        Ok(())
     }
 
     /// Makes the working directory show `files`, as programs see them.
@@ -306,6 +354,10 @@ impl Slot {
 
     /// Cleans up after a task. After one that failed everything is made anew, in case it did something odd.
     pub(super) fn tidy(&mut self, failed: bool) -> io::Result<()> {
+        if !failed {
+            self.output.restore_mode()?;
+            self.work.restore_mode()?;
+        }
         if failed {
             self.output.renew()?;
         } else if !(std::mem::take(&mut self.empty) || self.output.holds_only(&[])) {

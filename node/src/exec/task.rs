@@ -221,7 +221,10 @@ impl<'a> Attempt<'a> {
             return Err(reason.failure());
         }
         let view = ctx.runner.view();
-        slot.prepare(ctx.files, view).map_err(|e| Failure::storage("prepare the working directory", &e))?;
+        let changed = slot.change_job(ctx.job);
+        changed
+            .and_then(|()| slot.prepare(ctx.files, view))
+            .map_err(|e| Failure::storage("prepare the working directory", &e))?;
         let fixed_env = self.variables(slot, view);
         let launch = Launch {
             argv,
@@ -244,7 +247,10 @@ impl<'a> Attempt<'a> {
             Some(input) => Some(input),
             None => None,
         };
-        let mut elsewhere = || files::size_under(slot.output());
+        let mut elsewhere = || {
+            slot.check_disk()?;
+            Ok(files::size_under(slot.output()).saturating_add(files::size_under(slot.work())))
+        };
         Ok(execution.drive(Streams { stdin, stdout, stderr, elsewhere: Some(&mut elsewhere) }, limits))
     }
 

@@ -78,6 +78,8 @@ fn restrict(setup: &Setup) -> Result<RulesetStatus, RulesetError> {
     for path in seen.chain(setup.readable.iter().cloned()) {
         ruleset = allow(ruleset, &path, read)?;
     }
+    // Names of directories are no secret here: whatever is below the root was put there for programs.
+    ruleset = allow(ruleset, Path::new("/"), AccessFs::ReadDir.into())?;
     ruleset = allow(ruleset, Path::new("/dev"), device)?;
     for path in own.iter().chain(&setup.writable) {
         ruleset = allow(ruleset, path, all)?;
