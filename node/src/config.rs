@@ -49,6 +49,8 @@ pub struct Settings {
     pub sandbox_writable: Vec<PathBuf>,
     /// Bytes that fit into a task's `/tmp`, and again into its `/dev/shm`. They are memory.
     pub sandbox_tmp_bytes: u64,
+    /// A file that lists the programs that may run here; any, when not set.
+    pub allowlist: Option<PathBuf>,
 }
 
 /// What fits into `/tmp` where nothing else is set: plenty for a sort or a build, and a small machine survives two of them.
@@ -74,6 +76,7 @@ impl Default for Settings {
             sandbox_readable: Vec::new(),
             sandbox_writable: Vec::new(),
             sandbox_tmp_bytes: TMP_BYTES,
+            allowlist: None,
         }
     }
 }

@@ -25,6 +25,7 @@ use crate::config::{ConfigError, Settings};
 use crate::datadir::{CERTIFICATE_MS, DataDir, DataDirError, Membership};
 use crate::effects::Effects;
 use crate::engine::{Engine, EngineThread};
+use crate::exec::allowlist::{Allowlist, AllowlistError};
 use crate::exec::cell::pool::{Sandbox, SandboxMode, SandboxOptions};
 use crate::exec::guardian::{Guardian, NodeTag, become_subreaper, reconcile_leftovers};
 use crate::exec::process::ProcessRunner;
@@ -68,6 +69,9 @@ pub enum DaemonError {
         /// What is wrong.
         problem: String,
     },
+    /// The list of programs that may run.
+    #[error(transparent)]
+    Allowlist(#[from] AllowlistError),
     /// The ledger.
     #[error(transparent)]
     Storage(#[from] StorageError),
@@ -93,7 +97,7 @@ impl DaemonError {
     pub const fn exit_code(&self) -> u8 {
         match self {
             Self::DataDir(e) => e.exit_code(),
-            Self::Config(_) | Self::Multiaddr { .. } => 2,
+            Self::Config(_) | Self::Allowlist(_) | Self::Multiaddr { .. } => 2,
             _ => 1,
         }
     }
@@ -519,6 +523,7 @@ fn isolate(settings: &Settings, tag: &NodeTag) -> Result<(ProcessRunner, Sandbox
         tmp_bytes: settings.sandbox_tmp_bytes,
         memory_bytes: memory_bytes(settings),
     };
+    let list = settings.allowlist.as_deref().map(Allowlist::load).transpose()?;
     let mut state = SandboxState { mode: settings.sandbox, missing: Vec::new(), refusal: None };
     let runner = match Sandbox::probe(options, tag) {
         Ok((sandbox, missing)) => {
@@ -537,7 +542,7 @@ fn isolate(settings: &Settings, tag: &NodeTag) -> Result<(ProcessRunner, Sandbox
             ProcessRunner::refusing(tag.clone(), error.to_string())
         }
     };
-    Ok((runner, state))
+    Ok((runner.only(list), state))
 }
 
 /// Ends what an earlier daemon left behind and starts the process that ends ours, should we be killed.

@@ -93,6 +93,9 @@ pub struct UpArgs {
     /// A directory that programs may write to; may be repeated
     #[arg(long, env = "SINEW_SANDBOX_WRITABLE", value_name = "DIR", value_delimiter = ',')]
     pub sandbox_writable: Vec<PathBuf>,
+    /// Programs that may run here, in TOML or YAML [default: any]
+    #[arg(long, env = "SINEW_ALLOWLIST", value_name = "FILE")]
+    pub allowlist: Option<PathBuf>,
     /// How log lines look [default: text]
     #[arg(long, env = "SINEW_LOG_FORMAT", value_name = "FORMAT")]
     pub log: Option<LogFormat>,
@@ -133,6 +136,9 @@ impl UpArgs {
         settings.sandbox = self.sandbox.unwrap_or(settings.sandbox);
         settings.sandbox_readable.extend(self.sandbox_readable.iter().cloned());
         settings.sandbox_writable.extend(self.sandbox_writable.iter().cloned());
+        if self.allowlist.is_some() {
+            settings.allowlist.clone_from(&self.allowlist);
+        }
         if let Some(format) = self.log {
             settings.log_json = format == LogFormat::Json;
         }

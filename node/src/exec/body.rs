@@ -15,6 +15,9 @@ use super::process::{Group, not_started};
 use super::procfs;
 use super::sweep;
 
+/// Bytes written that are not worth ending a task for.
+const WRITTEN_MIN: u64 = 1 << 20;
+
 /// How a program ended.
 #[derive(Debug)]
 pub(super) struct Reaped {
@@ -56,6 +59,15 @@ impl Body {
             Self::Child(..) => None,
             Self::Cell(run) => run.out_of_memory(),
         }
+    }
+
+    /// Whether its processes have written more than a little. Where the kernel does not count that, they have.
+    pub(super) fn writes(&self) -> bool {
+        let pids = match self {
+            Self::Child(group, _) => vec![group.pid.as_raw_nonzero().get()],
+            Self::Cell(run) => run.lease.as_ref().map(|lease| lease.cell.processes()).unwrap_or_default(),
+        };
+        pids.into_iter().any(|pid| procfs::written(pid).is_none_or(|bytes| bytes > WRITTEN_MIN))
     }
 
     /// Its first process, if there is one.

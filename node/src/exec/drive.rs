@@ -184,7 +184,9 @@ impl<'a> Driver<'a> {
         }
         match self.sample_elsewhere() {
             Ok(()) => self.check_cap(),
-            Err(why) => self.end_now(why),
+            // The disk is in need, and this one adds to that.
+            Err(why) if self.body.writes() => self.end_now(why),
+            Err(_) => {}
         }
     }
 
@@ -370,9 +372,10 @@ impl<'a> Driver<'a> {
         };
         if exit.is_some() {
             // The write that went over the cap may be what failed the program.
-            let over = self.sample_elsewhere().err();
-            let over = over.or_else(|| self.is_over_cap().then(|| Failure::over_output_cap(self.limits.output_max)));
-            self.verdict = self.verdict.take().or(over);
+            let known = self.sample_elsewhere().is_ok();
+            if known && self.verdict.is_none() && self.is_over_cap() {
+                self.verdict = Some(Failure::over_output_cap(self.limits.output_max));
+            }
         }
         // A verdict names the cause; the exit that it brought about is only its effect.
         let result = match (self.verdict, exit) {

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags, mkdirat, open, openat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, mkdirat, open, openat, statat};
 use rustix::io::Errno;
 use sinew_crdt_state::error_code::ErrorCode;
 use sinew_crdt_state::spec::is_safe_relative;
@@ -200,10 +200,34 @@ fn covers(kept: &str, name: &str) -> bool {
     name.strip_prefix(kept).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// Bytes under `dir`, as far as they can be read.
+/// Bytes under `dir`, as far as they can be read. The program may be changing what is there: no link is followed, however
+/// quickly it takes the place of something else.
 pub(super) fn size_under(dir: &Path) -> u64 {
-    let files = WalkDir::new(dir).follow_links(false).max_depth(DEPTH_MAX).into_iter().flatten();
-    files.filter(|e| e.file_type().is_file()).filter_map(|e| Some(e.metadata().ok()?.len())).sum()
+    open(dir, WALK, Mode::empty()).map_or(0, |fd| size_in(&fd, DEPTH_MAX))
+}
+
+/// How directories are opened on the way.
+const WALK: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
+
+fn size_in(dir: &OwnedFd, depth: usize) -> u64 {
+    let Ok(entries) = Dir::read_from(dir) else { return 0 };
+    let mut sum = 0_u64;
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        if name == c"." || name == c".." {
+            continue;
+        }
+        let Ok(stat) = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
+        let size = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => u64::try_from(stat.st_size).unwrap_or(0),
+            FileType::Directory if depth > 0 => {
+                openat(dir, name, WALK, Mode::empty()).map_or(0, |fd| size_in(&fd, depth - 1))
+            }
+            _ => 0,
+        };
+        sum = sum.saturating_add(size);
+    }
+    sum
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use sinew_crdt_state::error_code::ErrorCode;
 
+use super::allowlist::{Allowlist, Caps};
 use super::body::{Body, CellRun};
 use super::cell;
 use super::cell::host::CellError;
@@ -56,6 +57,8 @@ pub struct ProcessRunner {
     sandbox: Option<Arc<Sandbox>>,
     /// Why nothing may run here, if nothing may.
     refusal: Option<String>,
+    /// What may run at all, if that is limited.
+    allowlist: Option<Allowlist>,
 }
 
 /// The last lookup in `PATH`: a job's tasks all ask for the same program.
@@ -77,7 +80,7 @@ impl ProcessRunner {
             base.push(("PATH", PATH_FALLBACK.to_owned()));
         }
         let nothing = std::fs::File::open("/dev/null").ok().map(OwnedFd::from);
-        Self { base, tag, nothing, last: Mutex::new(None), sandbox: None, refusal: None }
+        Self { base, tag, nothing, last: Mutex::new(None), sandbox: None, refusal: None, allowlist: None }
     }
 
     /// A runner whose processes run in cells.
@@ -98,6 +101,13 @@ impl ProcessRunner {
         }
         runner.sandbox = Some(sandbox);
         runner
+    }
+
+    /// The same runner, for programs of `list` only.
+    #[must_use]
+    pub fn only(mut self, list: Option<Allowlist>) -> Self {
+        self.allowlist = list;
+        self
     }
 
     /// A runner that runs nothing, for this reason.
@@ -159,39 +169,12 @@ impl Runner for ProcessRunner {
     }
 
     fn prepare(&self, launch: &Launch<'_>) -> Result<Prepared, Failure> {
-        if let Some(why) = &self.refusal {
-            return Err(Failure::new(ErrorCode::Deny, why.clone()));
-        }
-        let name = launch.argv.first().map_or("", String::as_str);
-        for (name, value) in launch.env {
-            let bad = name.is_empty() || name.contains(['=', '\0']) || value.contains('\0');
-            if bad || name.len() + value.len() > VARIABLE_LEN_MAX {
-                let shown: String = name.chars().take(64).collect();
-                return Err(Failure::new(ErrorCode::Invalid, format!("environment variable `{shown}` cannot be set")));
-            }
-        }
-        let path = self.path(launch);
-        if let Some(sandbox) = &self.sandbox
-            && (launch.has_files || name.contains('/'))
-        {
-            return in_cell(sandbox, launch, name, &shown_path(sandbox, path));
-        }
-        if launch.has_files || name.contains('/') {
-            return lookup::find(name, launch.dir, launch.has_files, path).map(|program| Prepared { program });
-        }
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*last {
-            Some(found) if found.name == name && found.path == path && found.at.elapsed() < LOOKUP_TTL => {
-                Ok(Prepared { program: found.program.clone() })
-            }
-            _ => {
-                let shown = self.sandbox.as_ref().map_or_else(|| path.to_owned(), |s| shown_path(s, path));
-                let program = lookup::find(name, launch.dir, false, &shown)?;
-                let (name, path) = (name.to_owned(), path.to_owned());
-                *last = Some(Found { name, path, program: program.clone(), at: Instant::now() });
-                Ok(Prepared { program })
-            }
-        }
+        let program = self.find(launch)?;
+        let caps = match &self.allowlist {
+            Some(list) => list.check(&program, launch.argv)?,
+            None => Caps::default(),
+        };
+        Ok(Prepared { program, caps })
     }
 
     fn start(&self, launch: &Launch<'_>, prepared: Prepared) -> Result<Box<dyn Execution>, Failure> {
@@ -218,6 +201,43 @@ impl Runner for ProcessRunner {
 }
 
 impl ProcessRunner {
+    /// Finds the program, under the name that it has for itself.
+    fn find(&self, launch: &Launch<'_>) -> Result<PathBuf, Failure> {
+        if let Some(why) = &self.refusal {
+            return Err(Failure::new(ErrorCode::Deny, why.clone()));
+        }
+        let name = launch.argv.first().map_or("", String::as_str);
+        for (name, value) in launch.env {
+            let bad = name.is_empty() || name.contains(['=', '\0']) || value.contains('\0');
+            if bad || name.len() + value.len() > VARIABLE_LEN_MAX {
+                let shown: String = name.chars().take(64).collect();
+                return Err(Failure::new(ErrorCode::Invalid, format!("environment variable `{shown}` cannot be set")));
+            }
+        }
+        let path = self.path(launch);
+        if let Some(sandbox) = &self.sandbox
+            && (launch.has_files || name.contains('/'))
+        {
+            return in_cell(sandbox, launch, name, &shown_path(sandbox, path));
+        }
+        if launch.has_files || name.contains('/') {
+            return lookup::find(name, launch.dir, launch.has_files, path);
+        }
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*last {
+            Some(found) if found.name == name && found.path == path && found.at.elapsed() < LOOKUP_TTL => {
+                Ok(found.program.clone())
+            }
+            _ => {
+                let shown = self.sandbox.as_ref().map_or_else(|| path.to_owned(), |s| shown_path(s, path));
+                let program = lookup::find(name, launch.dir, false, &shown)?;
+                let (name, path) = (name.to_owned(), path.to_owned());
+                *last = Some(Found { name, path, program: program.clone(), at: Instant::now() });
+                Ok(program)
+            }
+        }
+    }
+
     fn start_bare(
         &self,
         launch: &Launch<'_>,
@@ -270,7 +290,7 @@ fn shown_path(sandbox: &Sandbox, path: &str) -> String {
 
 /// Finds a program that is given by a path, or may be among the job's files, under the name that it has in a cell. Nothing is
 /// said about files of the host that a cell does not show.
-fn in_cell(sandbox: &Sandbox, launch: &Launch<'_>, name: &str, path: &str) -> Result<Prepared, Failure> {
+fn in_cell(sandbox: &Sandbox, launch: &Launch<'_>, name: &str, path: &str) -> Result<PathBuf, Failure> {
     let host = launch.place.input.unwrap_or(launch.dir);
     let given = Path::new(name);
     let own = [cell::INPUT, cell::WORK].iter().find_map(|dir| given.strip_prefix(dir).ok());
@@ -281,11 +301,11 @@ fn in_cell(sandbox: &Sandbox, launch: &Launch<'_>, name: &str, path: &str) -> Re
     };
     if name.contains('/') && given.components().any(|part| part == std::path::Component::ParentDir) {
         // Whether it is there shows when it is started.
-        return Ok(Prepared { program: Path::new(cell::WORK).join(given) });
+        return Ok(Path::new(cell::WORK).join(given));
     }
     let found = lookup::find(name, host, launch.has_files, path)?;
     let is_own = !given.is_absolute() && found.starts_with(host);
-    Ok(Prepared { program: if is_own { Path::new(cell::WORK).join(given) } else { found } })
+    Ok(if is_own { Path::new(cell::WORK).join(given) } else { found })
 }
 
 fn lacking(what: &str, error: &std::io::Error) -> Failure {

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::allowlist::Caps;
 use super::cell::pool::Place;
 use super::outcome::{Failure, Usage};
 use super::stop::{StopHandle, StopReason};
@@ -88,8 +89,10 @@ pub struct Launch<'a> {
 /// A program that was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prepared {
-    /// The file that will be executed.
+    /// The file that will be executed, as the program itself finds it.
     pub program: PathBuf,
+    /// What this node lets it use at most.
+    pub caps: Caps,
 }
 
 /// Takes bytes as they come.
@@ -136,6 +139,13 @@ pub struct RunLimits {
 }
 
 impl RunLimits {
+    /// Within what the node allows.
+    pub(super) fn cap(&mut self, caps: Caps) {
+        let deadline = caps.timeout.and_then(|timeout| self.began.checked_add(timeout));
+        self.deadline = [self.deadline, deadline].into_iter().flatten().min();
+        self.output_max = self.output_max.min(caps.output_max.unwrap_or(u64::MAX));
+    }
+
     /// The failure to report once the deadline has passed.
     #[must_use]
     pub fn timeout_failure(&self) -> Failure {

@@ -284,7 +284,9 @@ impl Slot {
         let Ok(stat) = fstatvfs(&self.output.fd) else { return Ok(()) };
         let reserve = DISK_RESERVE_MAX.min(stat.f_blocks.saturating_mul(stat.f_frsize) / DISK_RESERVE_SHARE);
         let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-        if free >= reserve {
+        // File systems without a fixed number of files say 0.
+        let files_left = stat.f_files == 0 || stat.f_favail >= stat.f_files / DISK_RESERVE_SHARE;
+        if free >= reserve && files_left {
             return Ok(());
         }
         let message =

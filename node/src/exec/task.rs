@@ -238,6 +238,8 @@ impl<'a> Attempt<'a> {
             stop: ctx.stop,
         };
         let prepared = ctx.runner.prepare(&launch)?;
+        let mut limits = *limits;
+        limits.cap(prepared.caps);
         let execution = ctx.runner.start(&launch, prepared)?;
         if let Some(started) = ctx.started {
             started(execution.control());
@@ -251,7 +253,7 @@ impl<'a> Attempt<'a> {
             slot.check_disk()?;
             Ok(files::size_under(slot.output()).saturating_add(files::size_under(slot.work())))
         };
-        Ok(execution.drive(Streams { stdin, stdout, stderr, elsewhere: Some(&mut elsewhere) }, limits))
+        Ok(execution.drive(Streams { stdin, stdout, stderr, elsewhere: Some(&mut elsewhere) }, &limits))
     }
 
     fn variables(&self, slot: &Slot, view: View) -> [(&'static str, String); 6] {

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use sinew_crdt_state::error_code::ErrorCode;
+use sinew_node::exec::allowlist::Allowlist;
 
 use crate::rig::{Rig, TMP_BYTES, eventually, processes_with};
 
@@ -117,6 +118,29 @@ try:
 except OSError as e: print(n, errno.errorcode[e.errno])
 ";
     assert_eq!(rig.python(unlinked).text(), "72 EFBIG");
+}
+
+#[test]
+fn only_listed_programs_run_where_there_is_a_list() {
+    let dir = tempfile::tempdir().expect("dir");
+    let file = dir.path().join("allow.toml");
+    let list = "[[program]]\npath = '/usr/bin/sleep'\nargs = ['[0-9]+']\ntimeout = '300ms'\n\
+         [[program]]\npath = '/usr/bin/head'\nmore = '.*'\noutput_max = '1MiB'\n\
+         [[program]]\npath = '/job/work/own.sh'\n";
+    std::fs::write(&file, list).expect("write");
+    let mut rig = Rig::sandboxed();
+    rig.place(&[("own.sh", "#!/bin/sh\necho own"), ("sleep", "#!/bin/sh\necho forged")]);
+    rig.runner = rig.runner.only(Some(Allowlist::load(&file).expect("list")));
+    rig.run(&["/usr/bin/sleep", "1000"]).fails_with(ErrorCode::Timeout);
+    rig.run(&["/usr/bin/head", "-c", "10G", "/dev/zero"]).fails_with(ErrorCode::Storage);
+    assert_eq!(rig.run(&["./own.sh"]).text(), "own");
+    for denied in
+        [&["/usr/bin/sleep", "-h"][..], &["sleep", "1"], &["true"], &["./sleep", "1"], &["/usr/bin/../bin/sleep", "1"]]
+    {
+        let ran = rig.run(denied);
+        ran.fails_with(ErrorCode::Deny);
+        assert!(!ran.failure().retryable && ran.failure().message.contains("allowlist"), "{ran:?}");
+    }
 }
 
 /// A file system of its own for the data directory, small enough to be filled.

@@ -29,6 +29,8 @@ const QUOTA_MIN_US: u64 = 1_000;
 const DAEMON_LEAF: &str = "sinew-daemon";
 /// A group can be removed once its last process is gone for good, moments after it was reaped.
 const REMOVE_WITHIN: Duration = Duration::from_millis(200);
+/// The same where nothing waits and nobody comes after: killed cells on a busy machine take their time.
+const REMOVE_PATIENTLY: Duration = Duration::from_secs(10);
 
 /// What one cell may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -192,7 +194,7 @@ impl Cgroups {
 
     /// Removes a cell's group, whose processes are dead.
     pub(super) fn remove(&self, group: Group) {
-        let still = group.dirs.into_iter().filter(|dir| !remove_soon(dir));
+        let still = group.dirs.into_iter().filter(|dir| !remove_soon(dir, REMOVE_WITHIN));
         self.left().extend(still);
     }
 
@@ -209,10 +211,10 @@ impl Cgroups {
 impl Drop for Cgroups {
     fn drop(&mut self) {
         for dir in std::mem::take(&mut *self.left()) {
-            remove_soon(&dir);
+            remove_soon(&dir, REMOVE_WITHIN);
         }
         for dir in [&self.v2, &self.memory, &self.cpu, &self.pids].into_iter().flatten() {
-            remove_soon(dir);
+            remove_soon(dir, REMOVE_WITHIN);
         }
     }
 }
@@ -225,6 +227,13 @@ pub(super) struct Group {
 }
 
 impl Group {
+    /// The processes in it.
+    pub(super) fn processes(&self) -> Vec<i32> {
+        let read = |dir: &PathBuf| std::fs::read_to_string(dir.join("cgroup.procs")).ok();
+        let text = self.dirs.first().and_then(read).unwrap_or_default();
+        text.lines().filter_map(|pid| pid.parse().ok()).collect()
+    }
+
     /// How often the kernel killed for want of memory in it.
     pub(super) fn ooms(&self) -> u64 {
         let mut bytes = [0; 512];
@@ -237,7 +246,7 @@ impl Group {
 /// Removes every group of `tag`'s run: for a guardian, whose daemon cannot any more.
 pub(in crate::exec) fn remove_run(tag: &NodeTag) {
     for dir in Hierarchies::find().all() {
-        remove_tree(&dir.join(name_of(tag)));
+        remove_tree(&dir.join(name_of(tag)), REMOVE_PATIENTLY);
     }
 }
 
@@ -251,19 +260,19 @@ fn remove_earlier(dir: &Path, tag: &NodeTag) {
     for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
         let name = entry.file_name();
         if name.to_str().is_some_and(|name| name.starts_with(&prefix) && name != own) {
-            remove_tree(&entry.path());
+            remove_tree(&entry.path(), REMOVE_WITHIN);
         }
     }
 }
 
 /// Removes a group and those in it. One that still has processes stays.
-fn remove_tree(dir: &Path) {
+fn remove_tree(dir: &Path, within: Duration) {
     for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_soon(&entry.path());
+            remove_soon(&entry.path(), within);
         }
     }
-    remove_soon(dir);
+    remove_soon(dir, within);
 }
 
 fn is_removed(dir: &Path) -> bool {
@@ -274,8 +283,8 @@ fn is_removed(dir: &Path) -> bool {
 }
 
 /// Removes a group, for which its last process must have been gone for a moment.
-fn remove_soon(dir: &Path) -> bool {
-    let deadline = Instant::now() + REMOVE_WITHIN;
+fn remove_soon(dir: &Path, within: Duration) -> bool {
+    let deadline = Instant::now() + within;
     while !is_removed(dir) {
         if Instant::now() >= deadline {
             return false;

@@ -19,6 +19,7 @@ use super::cgroup::{Cgroups, Group, Share};
 use super::init::{CELL_COMMAND, INSIDE_ID};
 use super::wire::{Channel, Exit, Missing, Report, Request, Setup, Spawn, WireError};
 use crate::exec::guardian::{NodeTag, RUN_VAR, TAG_VAR};
+use crate::exec::procfs;
 use crate::exec::sweep::{self, next_run};
 
 /// Who programs are outside, where the daemon is root: this and the slot's number, above every range that systems give out.
@@ -136,6 +137,17 @@ impl Cell {
     /// Whether the kernel has killed in it for want of memory since the present program started.
     pub(in crate::exec) fn ran_out_of_memory(&self) -> bool {
         self.group.as_ref().is_some_and(|group| group.ooms() > self.ooms)
+    }
+
+    /// Its processes but the first, as the host counts, as far as they are known.
+    pub(in crate::exec) fn processes(&self) -> Vec<i32> {
+        let init = self.pid.as_raw_nonzero().get();
+        let mut pids = self.group.as_ref().map(Group::processes).unwrap_or_default();
+        if pids.is_empty() {
+            pids = procfs::children(init);
+        }
+        pids.retain(|pid| *pid != init);
+        pids
     }
 
     /// Becomes readable when it has something to report.
