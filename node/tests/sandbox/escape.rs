@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 
 use sinew_crdt_state::error_code::ErrorCode;
 
+use crate::limits::walk;
 use crate::rig::{Rig, all_refused, all_worked, both, eventually, processes_with, secret};
 
 /// A process of the host; it ends with the value.
@@ -252,6 +253,13 @@ fn nothing_of_a_cell_survives_a_daemon_that_is_killed() {
     daemon.kill().expect("kill -9");
     daemon.wait().expect("wait");
     eventually("all to be gone without any help", || processes_with(&mark).is_empty());
+    // What a guardian, or the next start, would remove besides.
+    let tag = std::fs::read_to_string(dir.path().join("tag")).expect("tag");
+    let mut guardian = Command::new(env!("CARGO_BIN_EXE_sinew"));
+    assert!(guardian.args(["__guardian", &tag]).stdin(Stdio::null()).status().expect("guardian").success());
+    let left = walk("/sys/fs/cgroup".into(), 6);
+    let name = tag.replace(':', "-");
+    assert!(!left.iter().any(|dir| dir.to_string_lossy().contains(&name)), "{left:?}");
 }
 
 mod stand_in {
@@ -262,7 +270,10 @@ mod stand_in {
     fn for_a_daemon() {
         let Ok(mark) = std::env::var("SLEEP_FOR") else { return };
         let script = format!("setsid env -i sleep {mark} & setsid sleep {mark} & sleep {mark}");
-        Rig::sandboxed().run(&["sh", "-c", &script]);
+        let mut rig = Rig::sandboxed();
+        let tag = std::env::temp_dir().join("tag");
+        std::fs::write(tag, rig.runner.tag().value()).expect("tag");
+        rig.run(&["sh", "-c", &script]);
     }
 }
 

@@ -201,7 +201,8 @@ fn control_groups_go_with_their_cells() {
     assert!(!left.iter().any(|dir| dir.to_string_lossy().contains(&tag)), "{left:?}");
 }
 
-fn walk(dir: PathBuf, depth: u32) -> Vec<PathBuf> {
+/// Every directory below.
+pub(crate) fn walk(dir: PathBuf, depth: u32) -> Vec<PathBuf> {
     let mut all = Vec::new();
     if depth > 0 {
         for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
