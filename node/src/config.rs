@@ -2,9 +2,11 @@
 //! line applies on top).
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+
+use crate::exec::cell::pool::SandboxMode;
 
 /// The file's name in the data dir.
 pub const FILE_NAME: &str = "sinew.toml";
@@ -39,7 +41,20 @@ pub struct Settings {
     pub log_json: bool,
     /// How long a sealed job's entry stays before only its receipt is kept, seconds.
     pub ledger_grace_s: u64,
+    /// Whether programs are isolated: `required`, `best-effort` or `off`.
+    pub sandbox: SandboxMode,
+    /// Files and directories of this machine, beyond the system's own, that programs may read and execute.
+    pub sandbox_readable: Vec<PathBuf>,
+    /// Directories of this machine that programs may write to.
+    pub sandbox_writable: Vec<PathBuf>,
+    /// Bytes that fit into a task's `/tmp`, and again into its `/dev/shm`. They are memory.
+    pub sandbox_tmp_bytes: u64,
+    /// A file that lists the programs that may run here; any, when not set.
+    pub allowlist: Option<PathBuf>,
 }
+
+/// What fits into `/tmp` where nothing else is set: plenty for a sort or a build, and a small machine survives two of them.
+const TMP_BYTES: u64 = 256 << 20;
 
 impl Default for Settings {
     fn default() -> Self {
@@ -57,6 +72,11 @@ impl Default for Settings {
             dcutr: true,
             log_json: false,
             ledger_grace_s: 3_600,
+            sandbox: SandboxMode::Required,
+            sandbox_readable: Vec::new(),
+            sandbox_writable: Vec::new(),
+            sandbox_tmp_bytes: TMP_BYTES,
+            allowlist: None,
         }
     }
 }
@@ -122,8 +142,23 @@ impl Settings {
             let mend = "give at least one multiaddr, such as /ip4/0.0.0.0/tcp/9000";
             return Err(ConfigError::Value { key: "listen", value: "[]".to_owned(), mend });
         }
+        for (key, paths) in [("sandbox_readable", &self.sandbox_readable), ("sandbox_writable", &self.sandbox_writable)]
+        {
+            if let Some(bad) = paths.iter().find(|path| !is_plain(path)) {
+                let mend = "give absolute paths without `..`, none of them `/` itself";
+                return Err(ConfigError::Value { key, value: bad.display().to_string(), mend });
+            }
+        }
         Ok(())
     }
+}
+
+/// Whether it can be shown under its own name: absolute, no way up, and not everything.
+fn is_plain(path: &Path) -> bool {
+    let mut parts = path.components();
+    parts.next() == Some(Component::RootDir)
+        && path.components().count() > 1
+        && parts.all(|part| matches!(part, Component::Normal(_)))
 }
 
 #[cfg(test)]
@@ -145,5 +180,15 @@ mod tests {
         assert!(error.contains("lisen") && error.contains("listen"), "{error}");
         let bad = Settings { cpus: Some(-1.0), ..Settings::default() };
         assert!(bad.check().expect_err("range").to_string().contains("cpus"));
+        for path in ["/", "data", "/srv/../etc"] {
+            let bad = Settings { sandbox_writable: vec![path.into()], ..Settings::default() };
+            let error = bad.check().expect_err("refused").to_string();
+            assert!(error.contains("sandbox_writable") && error.contains(path), "{error}");
+        }
+        std::fs::write(dir.path().join(FILE_NAME), "sandbox = \"best-effort\"\n").expect("write");
+        assert_eq!(Settings::load(None, dir.path()).expect("settings").sandbox, SandboxMode::BestEffort);
+        std::fs::write(dir.path().join(FILE_NAME), "sandbox = \"none\"\n").expect("write");
+        let error = Settings::load(None, dir.path()).expect_err("unknown mode").to_string();
+        assert!(error.contains("none") && error.contains("best-effort"), "{error}");
     }
 }

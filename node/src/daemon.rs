@@ -25,6 +25,8 @@ use crate::config::{ConfigError, Settings};
 use crate::datadir::{CERTIFICATE_MS, DataDir, DataDirError, Membership};
 use crate::effects::Effects;
 use crate::engine::{Engine, EngineThread};
+use crate::exec::allowlist::{Allowlist, AllowlistError};
+use crate::exec::cell::pool::{Sandbox, SandboxMode, SandboxOptions};
 use crate::exec::guardian::{Guardian, NodeTag, become_subreaper, reconcile_leftovers};
 use crate::exec::process::ProcessRunner;
 use crate::exec::slot::WorkRoot;
@@ -67,6 +69,9 @@ pub enum DaemonError {
         /// What is wrong.
         problem: String,
     },
+    /// The list of programs that may run.
+    #[error(transparent)]
+    Allowlist(#[from] AllowlistError),
     /// The ledger.
     #[error(transparent)]
     Storage(#[from] StorageError),
@@ -92,7 +97,7 @@ impl DaemonError {
     pub const fn exit_code(&self) -> u8 {
         match self {
             Self::DataDir(e) => e.exit_code(),
-            Self::Config(_) | Self::Multiaddr { .. } => 2,
+            Self::Config(_) | Self::Allowlist(_) | Self::Multiaddr { .. } => 2,
             _ => 1,
         }
     }
@@ -133,6 +138,17 @@ impl Watchers {
     }
 }
 
+/// How programs are isolated on this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SandboxState {
+    /// What the operator wants.
+    pub mode: SandboxMode,
+    /// What this machine does not give.
+    pub missing: Vec<String>,
+    /// Why no program runs here, if that is so.
+    pub refusal: Option<String>,
+}
+
 /// What the parts of a running daemon share.
 #[derive(Debug)]
 pub struct Shared {
@@ -162,6 +178,8 @@ pub struct Shared {
     pub sightings: Sightings,
     /// Ends the daemon.
     pub shutdown: Notify,
+    /// How programs are isolated.
+    pub sandbox: SandboxState,
     pending: Mutex<Pending>,
 }
 
@@ -252,6 +270,7 @@ impl Daemon {
         let tag = NodeTag::new(&data_dir.path().to_string_lossy());
         let guardian = start_guardian(&tag);
         let work = WorkRoot::open(&data_dir.work()).map_err(io("prepare the work directory"))?;
+        let (runner, sandbox) = isolate(&settings, &tag)?;
         let (engine, queue) = Engine::queue();
         let storage = open_storage(&data_dir, &engine)?;
         let (stored, incarnation, disk) = storage.reader().load()?;
@@ -275,11 +294,11 @@ impl Daemon {
             watchers: Watchers::default(),
             sightings: Sightings::default(),
             shutdown: Notify::new(),
+            sandbox,
             pending: Mutex::default(),
             membership,
         });
         let runtime = tokio::runtime::Handle::current();
-        let runner = ProcessRunner::new(tag.clone());
         let host = TaskHost::new(store, link, runner, work, logs, engine.clone(), runtime.clone());
         let pool = TaskPool::new(host);
         let setup = Setup {
@@ -289,7 +308,7 @@ impl Daemon {
             incarnation,
             disk,
             seed: random_seed(),
-            config: core_config(&settings, roles),
+            config: core_config(&settings, roles, &shared.sandbox),
         };
         let driver = Effects::new(Arc::clone(&shared), pool.clone(), Arc::clone(&storage), runtime);
         let thread = queue.start(&engine, setup, stored, driver).map_err(io("start the core's thread"))?;
@@ -322,6 +341,11 @@ impl Daemon {
                 },
                 _ = sweep.tick() => {
                     let swept = sweeper.sweep();
+                    if let Some(sandbox) = self.pool.host().runner.sandbox() {
+                        let sandbox = Arc::clone(sandbox);
+                        // A cell's end may take a moment.
+                        tokio::task::spawn_blocking(move || sandbox.end_idle());
+                    }
                     if swept.killed > 0 {
                         tracing::warn!(processes = swept.killed, "ended processes that had outlived their task");
                     }
@@ -489,6 +513,38 @@ fn signal(kind: tokio::signal::unix::SignalKind) -> Result<tokio::signal::unix::
     tokio::signal::unix::signal(kind).map_err(io("listen for signals"))
 }
 
+/// Finds out what this machine can do to isolate programs, and says what it cannot.
+fn isolate(settings: &Settings, tag: &NodeTag) -> Result<(ProcessRunner, SandboxState), DaemonError> {
+    let options = SandboxOptions {
+        mode: settings.sandbox,
+        exe: std::env::current_exe().map_err(io("find this program's file"))?,
+        readable: settings.sandbox_readable.clone(),
+        writable: settings.sandbox_writable.clone(),
+        tmp_bytes: settings.sandbox_tmp_bytes,
+        memory_bytes: memory_bytes(settings),
+    };
+    let list = settings.allowlist.as_deref().map(Allowlist::load).transpose()?;
+    let mut state = SandboxState { mode: settings.sandbox, missing: Vec::new(), refusal: None };
+    let runner = match Sandbox::probe(options, tag) {
+        Ok((sandbox, missing)) => {
+            for piece in &missing {
+                tracing::warn!(%piece, mode = %state.mode, "missing in the sandbox");
+            }
+            state.missing = missing.iter().map(ToString::to_string).collect();
+            sandbox.map_or_else(
+                || ProcessRunner::new(tag.clone()),
+                |sandbox| ProcessRunner::sandboxed(tag.clone(), sandbox),
+            )
+        }
+        Err(error) => {
+            tracing::error!(%error, "this node runs no tasks");
+            state.refusal = Some(error.to_string());
+            ProcessRunner::refusing(tag.clone(), error.to_string())
+        }
+    };
+    Ok((runner.only(list), state))
+}
+
 /// Ends what an earlier daemon left behind and starts the process that ends ours, should we be killed.
 fn start_guardian(tag: &NodeTag) -> Option<Guardian> {
     if let Err(error) = become_subreaper() {
@@ -560,20 +616,26 @@ fn multiaddrs(key: &'static str, values: &[String]) -> Result<Vec<Multiaddr>, Da
     values.iter().map(parse).collect()
 }
 
-fn core_config(settings: &Settings, roles: Roles) -> CoreConfig {
+fn core_config(settings: &Settings, roles: Roles, sandbox: &SandboxState) -> CoreConfig {
     let machine = probe::machine();
-    let runs = roles.contains(Roles::RUN);
+    // What cannot be isolated is not offered, so that no job is awarded here only to be refused.
+    let runs = roles.contains(Roles::RUN) && sandbox.refusal.is_none();
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to be 0 to 65536 cores")]
     let cpu_milli = settings.cpus.map_or(machine.cpu_milli, |cpus| (cpus * 1000.0).round() as u32);
     CoreConfig {
         cpu_milli: if runs { cpu_milli } else { 0 },
-        memory_bytes: settings.memory.unwrap_or(machine.memory_bytes / 10 * 9),
+        memory_bytes: memory_bytes(settings),
         labels: settings.labels.clone(),
         about: machine.about,
         start_ahead: 1,
         ledger_grace_ms: settings.ledger_grace_s.saturating_mul(1_000),
         ..CoreConfig::default()
     }
+}
+
+/// Bytes of memory for tasks.
+fn memory_bytes(settings: &Settings) -> u64 {
+    settings.memory.unwrap_or_else(|| probe::machine().memory_bytes / 10 * 9)
 }
 
 fn random_seed() -> [u8; 32] {

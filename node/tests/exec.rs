@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use sinew_crdt_state::error_code::ErrorCode;
-use sinew_crdt_state::spec::{Builtin, Limits, Program};
+use sinew_crdt_state::spec::{Builtin, Limits, Program, Resources};
+use sinew_node::exec::cell::CELL_COMMAND;
+use sinew_node::exec::cell::pool::{Sandbox, SandboxMode, SandboxOptions};
 use sinew_node::exec::files::JobFiles;
 use sinew_node::exec::guardian::{Guardian, NodeTag, TAG_VAR, become_subreaper, guardian_main, reconcile_leftovers};
 use sinew_node::exec::logs::{LiveLog, LogStream};
@@ -41,12 +43,34 @@ struct World {
 }
 
 impl World {
+    /// With sandboxed programs.
     fn new() -> Self {
+        Self::of(|tag| {
+            let options = SandboxOptions {
+                mode: SandboxMode::Required,
+                exe: PathBuf::from(env!("CARGO_BIN_EXE_sinew")),
+                readable: Vec::new(),
+                writable: Vec::new(),
+                tmp_bytes: 64 << 20,
+                memory_bytes: 1 << 30,
+            };
+            let (sandbox, missing) = Sandbox::probe(options, &tag).expect("a machine that isolates");
+            assert_eq!(missing, []);
+            ProcessRunner::sandboxed(tag, sandbox.expect("a sandbox"))
+        })
+    }
+
+    /// With programs that nothing isolates.
+    fn bare() -> Self {
+        Self::of(ProcessRunner::new)
+    }
+
+    fn of(runner: impl FnOnce(NodeTag) -> ProcessRunner) -> Self {
         let dir = tempfile::tempdir().expect("dir");
         let root = WorkRoot::open(&dir.path().join("work")).expect("root");
         Self {
             slot: root.slot(0).expect("slot"),
-            runner: ProcessRunner::new(NodeTag::new(dir.path().to_str().expect("utf-8"))),
+            runner: runner(NodeTag::new(dir.path().to_str().expect("utf-8"))),
             files: JobFiles::none(),
             env: BTreeMap::new(),
             limits: Limits::default(),
@@ -96,6 +120,7 @@ impl World {
             files: &self.files,
             env: &self.env,
             limits: self.limits,
+            resources: Resources::default(),
             grace: self.grace,
             stop,
             live,
@@ -185,14 +210,16 @@ fn shell(script: &str, dir: &Path, input: &[u8]) -> Vec<u8> {
     out.stdout
 }
 
-/// Processes that carry `tag`.
+/// Processes that carry `tag`, but for the first ones of cells, which wait for the next task.
 fn tagged(tag: &str) -> Vec<u32> {
     let marker = format!("{TAG_VAR}={tag}").into_bytes();
     let pids = std::fs::read_dir("/proc").expect("proc").flatten();
     let pids = pids.filter_map(|e| e.file_name().to_str().and_then(|n| n.parse().ok()));
     let has = |pid: &u32| {
         let environ = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        environ.split(|b| *b == 0).any(|v| v == marker)
+        let cmdline = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let is_cell = cmdline.split(|b| *b == 0).nth(1).is_some_and(|arg| arg == CELL_COMMAND.as_bytes());
+        !is_cell && environ.split(|b| *b == 0).any(|v| v == marker)
     };
     pids.filter(has).collect()
 }
@@ -557,7 +584,7 @@ fn what_a_program_leaves_in_its_group_dies_with_it() {
 #[test]
 fn a_daemonised_grandchild_delays_nothing_and_does_not_survive() {
     become_subreaper().expect("subreaper");
-    let mut world = World::new();
+    let mut world = World::bare();
     let tag = world.runner.tag().clone();
     let began = Instant::now();
     let ready = world.slot.scratch().join("ready");
@@ -588,7 +615,7 @@ fn a_daemonised_grandchild_delays_nothing_and_does_not_survive() {
 
 #[test]
 fn a_sweep_leaves_running_tasks_alone() {
-    let mut world = World::new();
+    let mut world = World::bare();
     let mut sweeper = Sweeper::new(world.runner.tag().clone());
     let stop = StopHandle::new().expect("handle");
     let ready = world.slot.scratch().join("ready");

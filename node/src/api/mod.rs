@@ -267,6 +267,12 @@ pub struct StatusView {
     pub blobs: (u64, u64),
     /// Why the disk refuses records, if it does.
     pub storage_problem: Option<String>,
+    /// How programs are isolated: what was asked for.
+    pub sandbox: String,
+    /// What this machine does not give to that, piece by piece.
+    pub sandbox_missing: Vec<String>,
+    /// Why no program runs here, if that is so.
+    pub sandbox_refusal: Option<String>,
     /// Peers refused so far, by reason.
     pub refused: Vec<(String, u64)>,
     /// Whether this node can be dialled, as far as AutoNAT knows.

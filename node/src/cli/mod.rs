@@ -33,6 +33,7 @@ use self::interrupts::Interrupts;
 use self::ui::Ui;
 use crate::api::client::Client;
 use crate::datadir::DataDir;
+use crate::exec::cell::{CELL_COMMAND, cell_main};
 
 /// What every command that talks to a daemon needs.
 #[derive(Debug)]
@@ -50,6 +51,10 @@ pub(crate) struct App {
 /// Runs the command that the process was started with.
 #[must_use]
 pub fn main() -> ExitCode {
+    // Before anything else: a cell's first process is to hold as little as it can.
+    if std::env::args_os().nth(1).is_some_and(|arg| arg == CELL_COMMAND) {
+        return ExitCode::from(cell_main());
+    }
     let cli = Cli::parse();
     let ui = Ui { json: cli.json, verbose: cli.verbose };
     match dispatch(cli, ui) {

@@ -7,6 +7,7 @@ use sinew_crdt_state::manifest::units::{parse_duration, parse_size};
 
 use super::values::{parse_label, parse_offered_cores};
 use crate::config::{ConfigError, Settings};
+use crate::exec::cell::pool::SandboxMode;
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -83,6 +84,18 @@ pub struct UpArgs {
     /// How long a sealed job's entry stays before only its receipt is kept [default: 1h]
     #[arg(long, env = "SINEW_LEDGER_GRACE", value_name = "DURATION", value_parser = parse_duration)]
     pub ledger_grace: Option<u64>,
+    /// Whether programs are isolated from this machine [default: required]
+    #[arg(long, env = "SINEW_SANDBOX", value_name = "MODE")]
+    pub sandbox: Option<SandboxMode>,
+    /// A file or directory, beyond the system's own, that programs may read and execute; may be repeated
+    #[arg(long, env = "SINEW_SANDBOX_READABLE", value_name = "PATH", value_delimiter = ',')]
+    pub sandbox_readable: Vec<PathBuf>,
+    /// A directory that programs may write to; may be repeated
+    #[arg(long, env = "SINEW_SANDBOX_WRITABLE", value_name = "DIR", value_delimiter = ',')]
+    pub sandbox_writable: Vec<PathBuf>,
+    /// Programs that may run here, in TOML or YAML [default: any]
+    #[arg(long, env = "SINEW_ALLOWLIST", value_name = "FILE")]
+    pub allowlist: Option<PathBuf>,
     /// How log lines look [default: text]
     #[arg(long, env = "SINEW_LOG_FORMAT", value_name = "FORMAT")]
     pub log: Option<LogFormat>,
@@ -119,6 +132,12 @@ impl UpArgs {
         switch(&mut settings.dcutr, self.dcutr, self.no_dcutr);
         if let Some(ms) = self.ledger_grace {
             settings.ledger_grace_s = ms / 1_000;
+        }
+        settings.sandbox = self.sandbox.unwrap_or(settings.sandbox);
+        settings.sandbox_readable.extend(self.sandbox_readable.iter().cloned());
+        settings.sandbox_writable.extend(self.sandbox_writable.iter().cloned());
+        if self.allowlist.is_some() {
+            settings.allowlist.clone_from(&self.allowlist);
         }
         if let Some(format) = self.log {
             settings.log_json = format == LogFormat::Json;

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
-use sinew_crdt_state::spec::{Limits, Program};
+use sinew_crdt_state::spec::{Limits, Program, Resources};
 
 use super::files::JobFiles;
 use super::guardian::NodeTag;
@@ -71,6 +71,7 @@ pub fn spawn_rate(count: u32, threads: u32) -> io::Result<SpawnRate> {
                 files: &files,
                 env: &env,
                 limits: Limits { timeout_ms: Some(60_000), ..Limits::default() },
+                resources: Resources::default(),
                 grace: GRACE_DEFAULT,
                 stop: &stop,
                 live: None,

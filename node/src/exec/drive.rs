@@ -4,8 +4,9 @@
 //! taken without waiting, because a daemonised grandchild may hold them open for ever. A program that does not read all of
 //! its stdin is within its rights.
 //!
-//! Peak memory: `wait4` reports at least the daemon's own peak, because the child borrows the daemon's memory until it execs.
-//! So that figure counts only when it is above ours; below it, the highest sample taken while the program ran does.
+//! Peak memory of a child: `wait4` reports at least the daemon's own peak, because the child borrows the daemon's memory until
+//! it execs. So that figure counts only when it is above ours; below it, the highest sample taken while the program ran does.
+//! A cell's figure has only the few MB of its first process below it and counts as it is.
 
 use std::io::Read;
 use std::os::fd::OwnedFd;
@@ -19,14 +20,18 @@ use rustix::io::Errno;
 use rustix::process::Signal;
 use sinew_crdt_state::error_code::ErrorCode;
 
+use super::body::Body;
 use super::outcome::{Failure, Usage};
-use super::process::{Group, Pipe, Shared};
+use super::process::{Pipe, Shared};
 use super::procfs;
 use super::runner::{Ended, RunLimits, Streams};
 
 /// How often a running program is looked at for memory and for bytes written elsewhere: rare enough to cost nothing, often
 /// enough that a runaway writer is stopped within a few hundred MB.
 const SAMPLE_EVERY: Duration = Duration::from_millis(200);
+/// After a SIGKILL this is how long the end may take: a process that is stuck in the kernel, or a sandbox that does not answer,
+/// must not hold the slot for ever.
+const KILL_PATIENCE: Duration = Duration::from_secs(5);
 /// One read or write. Large enough that the poll between two of them does not count; pipes are widened to it for bulk data.
 const TRANSFER_LEN: usize = 256 * 1024;
 /// Bytes taken from one pipe after the program's end: more than a pipe can hold, so that only a grandchild that goes on
@@ -58,8 +63,7 @@ struct Feed {
 
 #[derive(Debug)]
 pub(super) struct Driver<'a> {
-    group: Group,
-    pidfd: OwnedFd,
+    body: Body,
     stdin: Option<OwnedFd>,
     /// stdout and stderr.
     pipes: [Pipe; 2],
@@ -76,12 +80,13 @@ pub(super) struct Driver<'a> {
     verdict: Option<Failure>,
     /// When SIGTERM turns into SIGKILL.
     kill_at: Option<Instant>,
+    /// When waiting for the effect of a SIGKILL ends.
+    give_up_at: Option<Instant>,
 }
 
 impl<'a> Driver<'a> {
     pub(super) fn new(
-        group: Group,
-        pidfd: OwnedFd,
+        body: Body,
         stdin: Option<OwnedFd>,
         pipes: [Pipe; 2],
         shared: Arc<Shared>,
@@ -90,8 +95,7 @@ impl<'a> Driver<'a> {
     ) -> Self {
         let now = Instant::now();
         Self {
-            group,
-            pidfd,
+            body,
             stdin,
             pipes,
             shared,
@@ -105,6 +109,7 @@ impl<'a> Driver<'a> {
             next_sample: now + SAMPLE_EVERY,
             verdict: None,
             kill_at: None,
+            give_up_at: None,
         }
     }
 
@@ -115,6 +120,9 @@ impl<'a> Driver<'a> {
         }
         loop {
             self.enforce();
+            if self.give_up_at.is_some_and(|at| Instant::now() >= at) {
+                break;
+            }
             let ready = match self.wait() {
                 Ok(ready) => ready,
                 Err(e) => {
@@ -159,8 +167,7 @@ impl<'a> Driver<'a> {
             self.end_gently(self.limits.timeout_failure());
         }
         if self.kill_at.is_some_and(|at| now >= at) {
-            self.kill_at = None;
-            self.group.signal(Signal::KILL);
+            self.kill();
         }
         if self.verdict.is_none() && now >= self.next_sample {
             self.sample();
@@ -169,13 +176,25 @@ impl<'a> Driver<'a> {
     }
 
     fn sample(&mut self) {
-        if let Some(peak) = procfs::peak_rss(self.group.pid.as_raw_nonzero().get()) {
+        if let Some(peak) = self.body.pid().and_then(procfs::peak_rss) {
             self.peak_sampled = self.peak_sampled.max(peak);
         }
-        if let Some(elsewhere) = self.streams.elsewhere.as_mut() {
-            self.elsewhere_bytes = elsewhere();
-            self.check_cap();
+        if let Some(why) = self.body.out_of_memory() {
+            self.end_now(why);
         }
+        match self.sample_elsewhere() {
+            Ok(()) => self.check_cap(),
+            // The disk is in need, and this one adds to that.
+            Err(why) if self.body.writes() => self.end_now(why),
+            Err(_) => {}
+        }
+    }
+
+    fn sample_elsewhere(&mut self) -> Result<(), Failure> {
+        if let Some(elsewhere) = self.streams.elsewhere.as_mut() {
+            self.elsewhere_bytes = elsewhere()?;
+        }
+        Ok(())
     }
 
     fn end_gently(&mut self, why: Failure) {
@@ -183,17 +202,22 @@ impl<'a> Driver<'a> {
             self.verdict = Some(why);
             self.stdin = None;
             self.kill_at = Some(Instant::now() + self.limits.grace);
-            self.group.signal(Signal::TERM);
+            self.body.signal(Signal::TERM);
             // A stopped process would not see the SIGTERM before the SIGKILL.
-            self.group.signal(Signal::CONT);
+            self.body.signal(Signal::CONT);
         }
     }
 
     fn end_now(&mut self, why: Failure) {
         self.verdict.get_or_insert(why);
         self.stdin = None;
+        self.kill();
+    }
+
+    fn kill(&mut self) {
         self.kill_at = None;
-        self.group.signal(Signal::KILL);
+        self.body.signal(Signal::KILL);
+        self.give_up_at.get_or_insert(Instant::now() + KILL_PATIENCE);
     }
 
     fn wait(&self) -> Result<Ready, Errno> {
@@ -201,10 +225,13 @@ impl<'a> Driver<'a> {
         // With a verdict the stop handle has nothing more to say, and a readable descriptor would make the loop spin.
         let stop = self.shared.stop.wake_fd();
         fds[0] = self.verdict.is_none().then(|| PollFd::new(&stop, PollFlags::IN));
-        fds[1] = Some(PollFd::new(&self.pidfd, PollFlags::IN));
+        let end = self.body.end_fd();
+        fds[1] = Some(PollFd::new(&end, PollFlags::IN));
         fds[2] = self.stdin.as_ref().map(|fd| PollFd::new(fd, PollFlags::OUT));
-        fds[3] = Some(PollFd::new(&self.pipes[0].read, PollFlags::IN));
-        fds[4] = Some(PollFd::new(&self.pipes[1].read, PollFlags::IN));
+        // What a killed program still writes is of no use: it blocks until it dies.
+        let listens = self.give_up_at.is_none();
+        fds[3] = listens.then(|| PollFd::new(&self.pipes[0].read, PollFlags::IN));
+        fds[4] = listens.then(|| PollFd::new(&self.pipes[1].read, PollFlags::IN));
         let present: [bool; 5] = std::array::from_fn(|i| fds[i].is_some());
         let mut set: Vec<PollFd<'_>> = fds.into_iter().flatten().collect();
         match poll(&mut set, self.timeout().as_ref()) {
@@ -222,7 +249,7 @@ impl<'a> Driver<'a> {
         let runs = self.verdict.is_none();
         let deadline = self.limits.deadline.filter(|_| runs);
         let sample = runs.then_some(self.next_sample);
-        let next = [deadline, self.kill_at, sample].into_iter().flatten().min()?;
+        let next = [deadline, self.kill_at, self.give_up_at, sample].into_iter().flatten().min()?;
         let left = next.saturating_duration_since(Instant::now());
         Some(Timespec {
             tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
@@ -320,10 +347,11 @@ impl<'a> Driver<'a> {
 
     fn finish(mut self, started: Instant) -> Ended {
         self.stdin = None;
-        self.group.signal(Signal::KILL);
+        self.body.end();
         self.drain(Stream::Stdout);
         self.drain(Stream::Stderr);
-        let reaped = self.group.reap();
+        let knows_memory = self.body.knows_memory();
+        let reaped = self.body.reap();
         self.shared.end();
         let mut usage = Usage {
             wall_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
@@ -332,13 +360,23 @@ impl<'a> Driver<'a> {
         };
         let exit = match reaped {
             Ok(ended) => {
-                let cpu = ended.rusage.utime + ended.rusage.stime;
-                usage.cpu_ms = u64::try_from(cpu.as_millis()).unwrap_or(u64::MAX);
-                usage.max_rss_bytes = peak(self.peak_sampled, ended.rusage.maxrss);
+                usage.cpu_ms = ended.cpu_ms;
+                usage.max_rss_bytes = if knows_memory {
+                    ended.max_rss_bytes.max(self.peak_sampled)
+                } else {
+                    peak(self.peak_sampled, ended.max_rss_bytes)
+                };
                 exit_failure(ended.status)
             }
-            Err(e) => Some(Failure::new(ErrorCode::Lost, format!("the program's exit status was lost: {e}"))),
+            Err(why) => Some(why),
         };
+        if exit.is_some() {
+            // The write that went over the cap may be what failed the program.
+            let known = self.sample_elsewhere().is_ok();
+            if known && self.verdict.is_none() && self.is_over_cap() {
+                self.verdict = Some(Failure::over_output_cap(self.limits.output_max));
+            }
+        }
         // A verdict names the cause; the exit that it brought about is only its effect.
         let result = match (self.verdict, exit) {
             (None, None) => Ok(()),

@@ -1,12 +1,13 @@
 //! Places a job's files and finds a task's outputs. Paths come from a spec that a peer signed, and what lies in an output
 //! directory was put there by its program: neither may lead outside, so every step of a path is opened without following links.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags, mkdirat, open, openat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, mkdirat, open, openat, statat};
 use rustix::io::Errno;
 use sinew_crdt_state::error_code::ErrorCode;
 use sinew_crdt_state::spec::is_safe_relative;
@@ -42,6 +43,8 @@ impl JobFiles {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
             _ => std::fs::create_dir_all(dir),
         };
+        // A sandboxed program is another user. Where it must not look, the directories above this one keep it out.
+        let made = made.and_then(|()| std::fs::set_permissions(dir, Permissions::from_mode(0o755)));
         let flags = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let root = made.and_then(|()| Ok(open(dir, flags, Mode::empty())?));
         let root = root.map_err(|e| Failure::storage("make the job's input directory", &e))?;
@@ -103,7 +106,7 @@ impl Placing {
         let name = parts.pop().unwrap_or(path);
         let mut at = rustix::io::dup(&self.root)?;
         for part in parts {
-            match mkdirat(&at, part, Mode::RWXU) {
+            match mkdirat(&at, part, Mode::from_raw_mode(0o755)) {
                 Ok(()) | Err(Errno::EXIST) => {}
                 Err(e) => return Err(e),
             }
@@ -197,15 +200,39 @@ fn covers(kept: &str, name: &str) -> bool {
     name.strip_prefix(kept).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// Bytes under `dir`, as far as they can be read.
+/// Bytes under `dir`, as far as they can be read. The program may be changing what is there: no link is followed, however
+/// quickly it takes the place of something else.
 pub(super) fn size_under(dir: &Path) -> u64 {
-    let files = WalkDir::new(dir).follow_links(false).max_depth(DEPTH_MAX).into_iter().flatten();
-    files.filter(|e| e.file_type().is_file()).filter_map(|e| Some(e.metadata().ok()?.len())).sum()
+    open(dir, WALK, Mode::empty()).map_or(0, |fd| size_in(&fd, DEPTH_MAX))
+}
+
+/// How directories are opened on the way.
+const WALK: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
+
+fn size_in(dir: &OwnedFd, depth: usize) -> u64 {
+    let Ok(entries) = Dir::read_from(dir) else { return 0 };
+    let mut sum = 0_u64;
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        if name == c"." || name == c".." {
+            continue;
+        }
+        let Ok(stat) = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
+        let size = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => u64::try_from(stat.st_size).unwrap_or(0),
+            FileType::Directory if depth > 0 => {
+                openat(dir, name, WALK, Mode::empty()).map_or(0, |fd| size_in(&fd, depth - 1))
+            }
+            _ => 0,
+        };
+        sum = sum.saturating_add(size);
+    }
+    sum
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::os::unix::fs::symlink;
 
     use super::*;
 

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use super::cell::cgroup;
 use super::sweep::{Target, kill_matching};
 
 /// The variable that marks a process as belonging to a daemon.
@@ -22,6 +23,8 @@ pub const GUARDIAN_COMMAND: &str = "__guardian";
 const HUNT_MAX: Duration = Duration::from_secs(10);
 /// Between two looks: long enough for the killed to be gone.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// Bytes of the hash that stands for a data directory: no two of one machine are alike.
+const DIRECTORY_BYTES: usize = 8;
 /// Looks in a row that must find nothing: the first may miss a process that was just being forked.
 const CLEAN_LOOKS: u32 = 2;
 
@@ -34,13 +37,13 @@ pub struct NodeTag {
 }
 
 impl NodeTag {
-    /// A tag for a daemon that starts now on the data directory that `directory` names uniquely (a node id, a path's hash).
-    /// Characters other than letters, digits, `-`, `_` and `.` are replaced.
+    /// A tag for a daemon that starts now on the data directory that `directory` names uniquely. Programs see it, so it says
+    /// nothing about where that is.
     #[must_use]
     pub fn new(directory: &str) -> Self {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
-        let keep = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' };
-        let directory: String = directory.chars().map(keep).collect();
+        let directory =
+            data_encoding::HEXLOWER.encode(&blake3::hash(directory.as_bytes()).as_bytes()[..DIRECTORY_BYTES]);
         Self { value: format!("{directory}:{:x}-{since:x}", std::process::id()), directory_len: directory.len() }
     }
 
@@ -105,6 +108,7 @@ pub fn guardian_main(tag: &str) -> u8 {
     // Nobody writes; an error means that the pipe is as good as closed.
     while !matches!(stdin.read(&mut nothing), Ok(0) | Err(_)) {}
     hunt(Target::All(&tag));
+    cgroup::remove_run(&tag);
     0
 }
 
@@ -148,7 +152,7 @@ mod tests {
     #[test]
     fn tags_tell_runs_and_directories_apart() {
         let (a, b) = (NodeTag::new("node a"), NodeTag::new("node a"));
-        assert!(a.value().starts_with("node_a:"), "{}", a.value());
+        assert!(!a.value().contains("node"), "{}", a.value());
         assert!(a.is_earlier(b.value()) && !a.is_earlier(a.value()));
         assert!(!a.is_earlier(NodeTag::new("node").value()) && !NodeTag::new("node").is_earlier(a.value()));
         assert_eq!(NodeTag::parse(a.value()), Some(a));

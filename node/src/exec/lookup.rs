@@ -58,6 +58,11 @@ fn check(file: &Path) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// The failure of a program that is not there.
+pub(super) fn missing(name: &str) -> Failure {
+    invalid(format!("program `{name}` {}", Refusal::Missing))
+}
+
 fn invalid(message: String) -> Failure {
     Failure::new(ErrorCode::Invalid, message)
 }

@@ -5,8 +5,11 @@
 //! Entry points, in the order in which a daemon meets them: [`guardian`] (no process outlives the daemon), [`slot`] (where tasks
 //! work), [`split`] and [`walk`] (what a round's chunks are), [`task`] (run one), [`outcome`] (how it ended).
 
+pub mod allowlist;
 pub mod bench;
+mod body;
 mod builtin;
+pub mod cell;
 mod drive;
 pub mod files;
 pub mod guardian;

@@ -112,6 +112,17 @@ impl Failure {
         )
     }
 
+    /// Over the memory limit.
+    #[must_use]
+    pub fn out_of_memory(limit: u64) -> Self {
+        Self::new(
+            ErrorCode::Oom,
+            format!(
+                "used more than {limit} bytes of memory, its limit, and was killed; raise `memory` (--memory) if it needs more"
+            ),
+        )
+    }
+
     /// What went wrong while reading an input: the failure inside, if ours made the error, else an `E_FETCH`.
     #[must_use]
     pub fn from_input(error: std::io::Error) -> Self {

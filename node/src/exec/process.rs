@@ -1,13 +1,13 @@
-//! The `process` runner: a plain process of the node, in a process group of its own, without a container around it.
+//! The `process` runner: a process in a process group of its own, in a [`super::cell`] or, where the operator wants it so, bare.
 //!
 //! Processes are started through [`std::process::Command`] without hooks between fork and exec, so that std uses
 //! `posix_spawn`: no copy of the daemon's page tables, no code of ours in the child. Of the daemon's environment only
-//! [`INHERITED`] reaches the program. What it does not do: limit what the program may touch.
+//! [`INHERITED`] reaches the program. What a bare program may touch is not limited.
 
 use std::fmt;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,12 +17,19 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use sinew_crdt_state::error_code::ErrorCode;
 
+use super::allowlist::{Allowlist, Caps};
+use super::body::{Body, CellRun};
+use super::cell;
+use super::cell::host::CellError;
+use super::cell::pool::{CellProgram, Sandbox};
 use super::drive::Driver;
 use super::guardian::{NodeTag, RUN_VAR, TAG_VAR};
 use super::lookup;
 use super::outcome::{Failure, STDERR_TAIL_MAX};
 use super::procfs;
-use super::runner::{Control, Ended, Execution, Health, Launch, Prepared, RunLimits, Runner, Stats, Status, Streams};
+use super::runner::{
+    Control, Ended, Execution, Health, Launch, Prepared, RunLimits, Runner, Stats, Status, Streams, View,
+};
 use super::stop::{StopHandle, StopReason};
 use super::sweep::{self, Target};
 
@@ -47,6 +54,11 @@ pub struct ProcessRunner {
     /// What programs without input read: opened once, because a descriptor is copied in a tenth of the time.
     nothing: Option<OwnedFd>,
     last: Mutex<Option<Found>>,
+    sandbox: Option<Arc<Sandbox>>,
+    /// Why nothing may run here, if nothing may.
+    refusal: Option<String>,
+    /// What may run at all, if that is limited.
+    allowlist: Option<Allowlist>,
 }
 
 /// The last lookup in `PATH`: a job's tasks all ask for the same program.
@@ -59,7 +71,7 @@ struct Found {
 }
 
 impl ProcessRunner {
-    /// A runner whose processes carry `tag`, so that strays can be found.
+    /// A runner whose processes run bare and carry `tag`, so that strays can be found.
     #[must_use]
     pub fn new(tag: NodeTag) -> Self {
         let mut base: Vec<_> =
@@ -68,7 +80,46 @@ impl ProcessRunner {
             base.push(("PATH", PATH_FALLBACK.to_owned()));
         }
         let nothing = std::fs::File::open("/dev/null").ok().map(OwnedFd::from);
-        Self { base, tag, nothing, last: Mutex::new(None) }
+        Self { base, tag, nothing, last: Mutex::new(None), sandbox: None, refusal: None, allowlist: None }
+    }
+
+    /// A runner whose processes run in cells.
+    #[must_use]
+    pub fn sandboxed(tag: NodeTag, sandbox: Arc<Sandbox>) -> Self {
+        let mut runner = Self::new(tag);
+        for (name, value) in &mut runner.base {
+            match *name {
+                "PATH" => *value = shown_path(&sandbox, value),
+                "HOME" | "TMPDIR" => cell::TMP.clone_into(value),
+                _ => {}
+            }
+        }
+        for name in ["HOME", "TMPDIR"] {
+            if !runner.base.iter().any(|(known, _)| *known == name) {
+                runner.base.push((name, cell::TMP.to_owned()));
+            }
+        }
+        runner.sandbox = Some(sandbox);
+        runner
+    }
+
+    /// The same runner, for programs of `list` only.
+    #[must_use]
+    pub fn only(mut self, list: Option<Allowlist>) -> Self {
+        self.allowlist = list;
+        self
+    }
+
+    /// A runner that runs nothing, for this reason.
+    #[must_use]
+    pub fn refusing(tag: NodeTag, why: String) -> Self {
+        Self { refusal: Some(why), ..Self::new(tag) }
+    }
+
+    /// What its processes run in, unless they run bare.
+    #[must_use]
+    pub const fn sandbox(&self) -> Option<&Arc<Sandbox>> {
+        self.sandbox.as_ref()
     }
 
     /// The tag its processes carry.
@@ -114,10 +165,47 @@ impl Runner for ProcessRunner {
     }
 
     fn health(&self) -> Health {
-        Health::Ready
+        self.refusal.clone().map_or(Health::Ready, Health::Unavailable)
     }
 
     fn prepare(&self, launch: &Launch<'_>) -> Result<Prepared, Failure> {
+        let program = self.find(launch)?;
+        let caps = match &self.allowlist {
+            Some(list) => list.check(&program, launch.argv)?,
+            None => Caps::default(),
+        };
+        Ok(Prepared { program, caps })
+    }
+
+    fn start(&self, launch: &Launch<'_>, prepared: Prepared) -> Result<Box<dyn Execution>, Failure> {
+        // Entered before the process exists, so that a sweep cannot take it for a stray.
+        let live = sweep::enter(launch.run);
+        let pipes = Pipe::new().and_then(|stdout| Ok([stdout, Pipe::new()?])).map_err(|e| lacking("pipes", &e))?;
+        let started = match &self.sandbox {
+            Some(sandbox) => self.start_in_cell(sandbox, launch, prepared, &pipes, live)?,
+            None => self.start_bare(launch, &prepared, &pipes, live)?,
+        };
+        let (body, stdin) = started;
+        let who = match &body {
+            Body::Child(group, _) => Who::Process(group.pid),
+            Body::Cell(run) => run.init().map_or(Who::Nobody, Who::ChildOf),
+        };
+        let shared = Arc::new(Shared::new(who, launch.stop.clone()));
+        let (tag, run) = (self.tag.clone(), launch.run);
+        Ok(Box::new(Process { body, stdin, pipes, shared, tag, run }))
+    }
+
+    fn view(&self) -> View {
+        if self.sandbox.is_some() { View::Cell } else { View::Host }
+    }
+}
+
+impl ProcessRunner {
+    /// Finds the program, under the name that it has for itself.
+    fn find(&self, launch: &Launch<'_>) -> Result<PathBuf, Failure> {
+        if let Some(why) = &self.refusal {
+            return Err(Failure::new(ErrorCode::Deny, why.clone()));
+        }
         let name = launch.argv.first().map_or("", String::as_str);
         for (name, value) in launch.env {
             let bad = name.is_empty() || name.contains(['=', '\0']) || value.contains('\0');
@@ -127,37 +215,97 @@ impl Runner for ProcessRunner {
             }
         }
         let path = self.path(launch);
+        if let Some(sandbox) = &self.sandbox
+            && (launch.has_files || name.contains('/'))
+        {
+            return in_cell(sandbox, launch, name, &shown_path(sandbox, path));
+        }
         if launch.has_files || name.contains('/') {
-            return lookup::find(name, launch.dir, launch.has_files, path).map(|program| Prepared { program });
+            return lookup::find(name, launch.dir, launch.has_files, path);
         }
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         match &*last {
             Some(found) if found.name == name && found.path == path && found.at.elapsed() < LOOKUP_TTL => {
-                Ok(Prepared { program: found.program.clone() })
+                Ok(found.program.clone())
             }
             _ => {
-                let program = lookup::find(name, launch.dir, false, path)?;
+                let shown = self.sandbox.as_ref().map_or_else(|| path.to_owned(), |s| shown_path(s, path));
+                let program = lookup::find(name, launch.dir, false, &shown)?;
                 let (name, path) = (name.to_owned(), path.to_owned());
                 *last = Some(Found { name, path, program: program.clone(), at: Instant::now() });
-                Ok(Prepared { program })
+                Ok(program)
             }
         }
     }
 
-    fn start(&self, launch: &Launch<'_>, prepared: Prepared) -> Result<Box<dyn Execution>, Failure> {
-        // Entered before the process exists, so that a sweep cannot take it for a stray.
-        let live = sweep::enter(launch.run);
-        let pipes = Pipe::new().and_then(|stdout| Ok([stdout, Pipe::new()?])).map_err(|e| lacking("pipes", &e))?;
-        let command = self.command(launch, &prepared, [&pipes[0], &pipes[1]]).map_err(|e| lacking("pipes", &e));
-        let mut child = command?.spawn().map_err(|e| spawn_failure(launch, &prepared, &e))?;
+    fn start_bare(
+        &self,
+        launch: &Launch<'_>,
+        prepared: &Prepared,
+        pipes: &[Pipe; 2],
+        live: sweep::Live,
+    ) -> Result<(Body, Option<OwnedFd>), Failure> {
+        let command = self.command(launch, prepared, [&pipes[0], &pipes[1]]).map_err(|e| lacking("pipes", &e));
+        let mut child = command?.spawn().map_err(|e| spawn_failure(launch, prepared, &e))?;
         let stdin = child.stdin.take().map(OwnedFd::from);
         let group = Group::new(child, live)?;
         let pidfd =
             pidfd_open(group.pid, PidfdFlags::empty()).map_err(|e| lacking("a process descriptor", &e.into()))?;
-        let shared = Arc::new(Shared::new(group.pid, launch.stop.clone()));
-        let (tag, run) = (self.tag.clone(), launch.run);
-        Ok(Box::new(Process { group, pidfd, stdin, pipes, shared, tag, run }))
+        Ok((Body::Child(group, pidfd), stdin))
     }
+
+    fn start_in_cell(
+        &self,
+        sandbox: &Arc<Sandbox>,
+        launch: &Launch<'_>,
+        prepared: Prepared,
+        pipes: &[Pipe; 2],
+        live: sweep::Live,
+    ) -> Result<(Body, Option<OwnedFd>), Failure> {
+        let no_sandbox = |e: CellError| lacking("a sandbox", &std::io::Error::other(e));
+        let stdin = launch.feeds_stdin.then(Pipe::new).transpose().map_err(|e| lacking("pipes", &e))?;
+        let nothing = stdin.as_ref().map(|pipe| &pipe.read).or(self.nothing.as_ref());
+        let nothing = nothing.ok_or_else(|| lacking("an empty input", &std::io::ErrorKind::NotFound.into()))?;
+        let stdio = [nothing.as_fd(), pipes[0].write.as_fd(), pipes[1].write.as_fd()];
+        let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+        // Where a name occurs twice, the later one counts.
+        let mut env: Vec<(String, String)> = self.base.iter().map(|(n, v)| owned((n, v))).collect();
+        env.extend(launch.env.iter().map(|(n, v)| owned((n, v))));
+        env.extend(launch.fixed_env.iter().map(|(n, v)| owned((n, v))));
+        env.extend([owned((TAG_VAR, self.tag.value())), (RUN_VAR.to_owned(), launch.run.to_string())]);
+        let shown = prepared.program.display().to_string();
+        let mut lease = sandbox.take(&launch.place).map_err(no_sandbox)?;
+        let program = CellProgram { program: prepared.program, argv: launch.argv, env, stdio };
+        program.start_in(&mut lease.cell).map_err(no_sandbox)?;
+        Ok((Body::Cell(Box::new(CellRun::new(lease, shown, live))), stdin.map(|pipe| pipe.write)))
+    }
+}
+
+/// The directories of `path` that programs of a cell see.
+fn shown_path(sandbox: &Sandbox, path: &str) -> String {
+    let shown = path.split(':').filter(|dir| sandbox.shows(Path::new(dir)));
+    let shown: Vec<&str> = shown.collect();
+    if shown.is_empty() { PATH_FALLBACK.to_owned() } else { shown.join(":") }
+}
+
+/// Finds a program that is given by a path, or may be among the job's files, under the name that it has in a cell. Nothing is
+/// said about files of the host that a cell does not show.
+fn in_cell(sandbox: &Sandbox, launch: &Launch<'_>, name: &str, path: &str) -> Result<PathBuf, Failure> {
+    let host = launch.place.input.unwrap_or(launch.dir);
+    let given = Path::new(name);
+    let own = [cell::INPUT, cell::WORK].iter().find_map(|dir| given.strip_prefix(dir).ok());
+    let name = match own {
+        Some(own) => &format!("./{}", own.display()),
+        None if given.is_absolute() && !sandbox.shows(given) => return Err(lookup::missing(name)),
+        None => name,
+    };
+    if name.contains('/') && given.components().any(|part| part == std::path::Component::ParentDir) {
+        // Whether it is there shows when it is started.
+        return Ok(Path::new(cell::WORK).join(given));
+    }
+    let found = lookup::find(name, host, launch.has_files, path)?;
+    let is_own = !given.is_absolute() && found.starts_with(host);
+    Ok(if is_own { Path::new(cell::WORK).join(given) } else { found })
 }
 
 fn lacking(what: &str, error: &std::io::Error) -> Failure {
@@ -165,13 +313,17 @@ fn lacking(what: &str, error: &std::io::Error) -> Failure {
 }
 
 fn spawn_failure(launch: &Launch<'_>, prepared: &Prepared, error: &std::io::Error) -> Failure {
-    let program = prepared.program.display();
     if !launch.dir.is_dir() {
         return lacking("its working directory", error);
     }
+    not_started(&prepared.program.display().to_string(), error, prepared.program.exists())
+}
+
+/// Why `program` could not be started; `found` says whether it was there a moment before.
+pub(super) fn not_started(program: &str, error: &std::io::Error, found: bool) -> Failure {
     let why = match error.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
-        Some(rustix::io::Errno::NOENT) if !prepared.program.exists() => "it is gone".to_owned(),
-        Some(rustix::io::Errno::NOENT) => "the interpreter in its first line, or its loader, is missing".to_owned(),
+        Some(rustix::io::Errno::NOENT) if !found => "it is gone".to_owned(),
+        Some(rustix::io::Errno::NOENT) => "it, the interpreter in its first line, or its loader, is missing".to_owned(),
         Some(rustix::io::Errno::NOEXEC) => {
             "it is neither a binary of this machine nor a script with a `#!` line".to_owned()
         }
@@ -247,18 +399,42 @@ impl fmt::Debug for Group {
     }
 }
 
+/// Where an execution's first process is found.
+#[derive(Debug, Clone, Copy)]
+enum Who {
+    /// It is this one.
+    Process(Pid),
+    /// It is the first child of this one, or about to be.
+    ChildOf(Pid),
+    /// Nowhere.
+    Nobody,
+}
+
+impl Who {
+    fn pid(self) -> Option<i32> {
+        match self {
+            Self::Process(pid) => Some(pid.as_raw_nonzero().get()),
+            Self::ChildOf(pid) => {
+                let pid = pid.as_raw_nonzero().get();
+                Some(procfs::children(pid).first().copied().unwrap_or(pid))
+            }
+            Self::Nobody => None,
+        }
+    }
+}
+
 /// What the driving thread shares with [`Control`].
 #[derive(Debug)]
 pub(super) struct Shared {
-    pid: Pid,
+    who: Who,
     pub(super) stop: StopHandle,
     ended: AtomicBool,
     tail: Mutex<Vec<u8>>,
 }
 
 impl Shared {
-    const fn new(pid: Pid, stop: StopHandle) -> Self {
-        Self { pid, stop, ended: AtomicBool::new(false), tail: Mutex::new(Vec::new()) }
+    const fn new(who: Who, stop: StopHandle) -> Self {
+        Self { who, stop, ended: AtomicBool::new(false), tail: Mutex::new(Vec::new()) }
     }
 
     /// Keeps the end of stderr.
@@ -289,7 +465,7 @@ impl Control for Shared {
         if self.ended.load(Ordering::Acquire) {
             Status::Ended
         } else {
-            Status::Running(u32::try_from(self.pid.as_raw_nonzero().get()).ok())
+            Status::Running(self.who.pid().and_then(|pid| u32::try_from(pid).ok()))
         }
     }
 
@@ -297,7 +473,7 @@ impl Control for Shared {
         if self.ended.load(Ordering::Acquire) {
             return Stats::default();
         }
-        let pid = self.pid.as_raw_nonzero().get();
+        let Some(pid) = self.who.pid() else { return Stats::default() };
         Stats { cpu_ms: procfs::stat(pid).map_or(0, |s| s.cpu_ms), rss_bytes: procfs::rss(pid).unwrap_or(0) }
     }
 
@@ -309,8 +485,7 @@ impl Control for Shared {
 /// A started process.
 #[derive(Debug)]
 struct Process {
-    group: Group,
-    pidfd: OwnedFd,
+    body: Body,
     stdin: Option<OwnedFd>,
     pipes: [Pipe; 2],
     shared: Arc<Shared>,
@@ -324,9 +499,10 @@ impl Execution for Process {
     }
 
     fn drive(self: Box<Self>, streams: Streams<'_>, limits: &RunLimits) -> Ended {
-        let Self { group, pidfd, stdin, pipes, shared, tag, run } = *self;
-        let ended = Driver::new(group, pidfd, stdin, pipes, shared, streams, *limits).run();
-        if ended.result.as_ref().is_err_and(|why| why.code != ErrorCode::Exit) {
+        let Self { body, stdin, pipes, shared, tag, run } = *self;
+        let bare = matches!(body, Body::Child(..));
+        let ended = Driver::new(body, stdin, pipes, shared, streams, *limits).run();
+        if bare && ended.result.as_ref().is_err_and(|why| why.code != ErrorCode::Exit) {
             // It was ended from outside: what left its group is not to go on until the next sweep. Rare, so the look at all
             // processes may cost its few ms.
             sweep::kill_matching(Target::Run(&tag, run));

@@ -65,6 +65,23 @@ fn status_bytes(pid: i32, field: &str) -> Option<u64> {
     Some(kib * 1_024)
 }
 
+/// The children of a process, oldest first.
+pub(super) fn children(pid: i32) -> Vec<i32> {
+    match std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")) {
+        Ok(text) => text.split_ascii_whitespace().filter_map(|child| child.parse().ok()).collect(),
+        // Not every kernel is built with that file.
+        Err(_) => pids().into_iter().filter(|child| stat(*child).is_some_and(|s| s.parent == pid)).collect(),
+    }
+}
+
+/// Bytes that a process and the children it waited for have written: to disks, or by system calls to anything, whichever is
+/// more. The first misses file systems in memory, the second what is written through mapped memory.
+pub(super) fn written(pid: i32) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/io")).ok()?;
+    let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
+    field("write_bytes:").max(field("wchar:"))
+}
+
 /// The environment a process was started with; empty for a zombie.
 pub(super) fn environ(pid: i32) -> Option<Vec<u8>> {
     let mut bytes = Vec::new();

@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::allowlist::Caps;
+use super::cell::pool::Place;
 use super::outcome::{Failure, Usage};
 use super::stop::{StopHandle, StopReason};
 
@@ -24,6 +26,11 @@ pub trait Runner: Send + Sync + fmt::Debug {
 
     /// Whether it could run something now.
     fn health(&self) -> Health;
+
+    /// Under which names its programs find their directories.
+    fn view(&self) -> View {
+        View::Host
+    }
 
     /// Finds what is to be run. A program that is missing is found missing here, before anything has started.
     ///
@@ -47,13 +54,24 @@ pub enum Health {
     Unavailable(String),
 }
 
+/// The names under which programs find their directories.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum View {
+    /// The host's.
+    Host,
+    /// Those of [`super::cell`], the same on every node.
+    Cell,
+}
+
 /// What to start.
 #[derive(Debug, Clone, Copy)]
 pub struct Launch<'a> {
     /// The argument vector, never given to a shell.
     pub argv: &'a [String],
-    /// The working directory, absolute.
+    /// The working directory, absolute, as the host names it.
     pub dir: &'a Path,
+    /// The slot and the job.
+    pub place: Place<'a>,
     /// Whether `dir` holds files of the job, so that a bare program name is looked up there first.
     pub has_files: bool,
     /// The job's variables.
@@ -71,8 +89,10 @@ pub struct Launch<'a> {
 /// A program that was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prepared {
-    /// The file that will be executed.
+    /// The file that will be executed, as the program itself finds it.
     pub program: PathBuf,
+    /// What this node lets it use at most.
+    pub caps: Caps,
 }
 
 /// Takes bytes as they come.
@@ -92,9 +112,9 @@ pub struct Streams<'a> {
     pub stdout: &'a mut dyn Sink,
     /// Takes stderr.
     pub stderr: &'a mut dyn Sink,
-    /// Bytes that the program has written elsewhere (its output directory) and that count against the limit; asked now and
-    /// then while it runs.
-    pub elsewhere: Option<&'a mut dyn FnMut() -> u64>,
+    /// Bytes that the program has written elsewhere (its directories) and that count against the limit, or why it must not go
+    /// on writing; asked now and then while it runs.
+    pub elsewhere: Option<&'a mut dyn FnMut() -> Result<u64, Failure>>,
 }
 
 impl fmt::Debug for Streams<'_> {
@@ -119,6 +139,13 @@ pub struct RunLimits {
 }
 
 impl RunLimits {
+    /// Within what the node allows.
+    pub(super) fn cap(&mut self, caps: Caps) {
+        let deadline = caps.timeout.and_then(|timeout| self.began.checked_add(timeout));
+        self.deadline = [self.deadline, deadline].into_iter().flatten().min();
+        self.output_max = self.output_max.min(caps.output_max.unwrap_or(u64::MAX));
+    }
+
     /// The failure to report once the deadline has passed.
     #[must_use]
     pub fn timeout_failure(&self) -> Failure {

@@ -1,30 +1,48 @@
 //! Where tasks work. Directories cost more than a short task, so they are kept and reused:
 //!
 //! ```text
-//! work/slots/N/work       working directory of whatever slot N runs; links to the job's files in it, nothing else
-//! work/slots/N/output     SINEW_OUTPUT of the same
+//! work/slots/N/job/work   working directory of whatever slot N runs; links to the job's files in it, nothing else
+//! work/slots/N/job/output SINEW_OUTPUT of the same
 //! work/JOB/input          the job's files, placed once per node, read-only; SINEW_INPUT
 //! work/JOB/PHASE-TASK-ATTEMPT/{output,logs,map-output,result}     what an attempt left; made when there is something to keep
 //! ```
 //!
 //! A program always finds an empty output directory and a working directory with the job's files and nothing else. After a
 //! task both are looked at (two system calls each); what it left in `output` is moved, what it left in `work` is deleted. So a
-//! task that writes no files costs no directory, and one that does pays for it.
+//! task that writes no files costs no directory, and one that does pays for it. The two directories themselves stay where
+//! they can, because a sandbox that shows them would have to be made anew with them.
 
+use std::ffi::{CString, OsStr};
+use std::fs::Permissions;
 use std::io::{self, ErrorKind};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, symlink};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, Mode, OFlags, RawDir, SeekFrom, open, seek};
-use sinew_crdt_state::spec::Phase;
+use rustix::fs::{
+    AtFlags, FileType, Mode, OFlags, RawDir, SeekFrom, fchmod, fstat, fstatvfs, open, renameat, seek, unlinkat,
+};
+use rustix::io::Errno;
+use sinew_crdt_state::error_code::ErrorCode;
+use sinew_crdt_state::spec::{Phase, Resources};
 
+use super::cell;
+use super::cell::pool::Place;
 use super::files::JobFiles;
+use super::outcome::Failure;
+use super::runner::View;
 use super::sweep::next_run;
 
 /// Tasks' directories are for the daemon's user alone.
 const DIR_MODE: u32 = 0o700;
+/// Bytes of the disk that tasks leave free, so that the daemon's ledger can go on: what blobs leave free, and on a small disk
+/// this part of it.
+const DISK_RESERVE_MAX: u64 = 256 << 20;
+const DISK_RESERVE_SHARE: u64 = 20;
+/// More entries than this are not dealt with one by one: a directory made anew costs less.
+const NAMES_MAX: usize = 1_024;
 /// Bytes of directory entries read at once: a clean directory fits, and one that does not is dirty.
 const ENTRIES_LEN: usize = 2_048;
 
@@ -83,9 +101,14 @@ impl WorkRoot {
     /// Whatever the system says.
     pub fn slot(&self, number: u32) -> io::Result<Slot> {
         let path = self.0.join("slots").join(number.to_string());
-        let work = ReusableDir::new(path.join("work"))?;
-        let output = ReusableDir::new(path.join("output"))?;
-        Ok(Slot { root: self.clone(), path, work, output, linked: None, links: Vec::new(), empty: false })
+        let job = path.join("job");
+        let work = ReusableDir::new(job.join("work"))?;
+        let output = ReusableDir::new(job.join("output"))?;
+        // A sandboxed program is another user, and finds its directories through this one.
+        std::fs::set_permissions(&job, Permissions::from_mode(0o755))?;
+        let (linked, links) = (None, Vec::new());
+        let (root, last_job) = (self.clone(), None);
+        Ok(Slot { number, root, path, job, work, output, linked, links, last_job, empty: false })
     }
 }
 
@@ -104,6 +127,8 @@ fn remove(path: &Path) -> io::Result<()> {
 struct ReusableDir {
     path: PathBuf,
     fd: OwnedFd,
+    /// How often it was made anew.
+    generation: u64,
 }
 
 impl ReusableDir {
@@ -114,13 +139,77 @@ impl ReusableDir {
         }
         make(&path)?;
         let fd = open(&path, OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())?;
-        Ok(Self { path, fd })
+        Ok(Self { path, fd, generation: 0 })
     }
 
-    /// Makes it empty whatever became of it.
+    /// Makes it anew, whatever became of it.
     fn renew(&mut self) -> io::Result<()> {
-        *self = Self::new(std::mem::take(&mut self.path))?;
+        let made = Self::new(std::mem::take(&mut self.path))?;
+        *self = Self { generation: self.generation + 1, ..made };
         Ok(())
+    }
+
+    /// The names in it, at most [`NAMES_MAX`].
+    fn names(&self) -> io::Result<Vec<CString>> {
+        seek(&self.fd, SeekFrom::Start(0))?;
+        let mut buffer = [MaybeUninit::uninit(); ENTRIES_LEN];
+        let mut entries = RawDir::new(&self.fd, &mut buffer);
+        let mut names = Vec::new();
+        while let Some(entry) = entries.next() {
+            let entry = entry?;
+            let name = entry.file_name();
+            if ![c".", c".."].contains(&name) {
+                names.push(name.to_owned());
+            }
+            if names.len() > NAMES_MAX {
+                return Err(Errno::NOBUFS.into());
+            }
+        }
+        Ok(names)
+    }
+
+    /// Gives it its mode back, which the program may have changed.
+    fn restore_mode(&self) -> io::Result<()> {
+        let mode = Mode::from_raw_mode(fstat(&self.fd)?.st_mode);
+        let wanted = Mode::from_raw_mode(DIR_MODE);
+        if mode.intersection(Mode::from_raw_mode(0o7777)) != wanted {
+            fchmod(&self.fd, wanted)?;
+        }
+        Ok(())
+    }
+
+    /// Empties it, in place where that is possible.
+    fn clear(&mut self) -> io::Result<()> {
+        match self.restore_mode().and_then(|()| self.clear_in_place()) {
+            Ok(()) => Ok(()),
+            Err(_) => self.renew(),
+        }
+    }
+
+    fn clear_in_place(&self) -> io::Result<()> {
+        for name in self.names()? {
+            match unlinkat(&self.fd, &name, AtFlags::empty()) {
+                Ok(()) => {}
+                Err(Errno::ISDIR) => std::fs::remove_dir_all(self.path.join(OsStr::from_bytes(name.as_bytes())))?,
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves what is in it into the new directory `to`, itself staying; or moves it whole where that does not work.
+    fn move_to(&mut self, to: &Path) -> io::Result<()> {
+        let moved = self.names().and_then(|names| {
+            make(to)?;
+            let target = open(to, OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())?;
+            names.iter().try_for_each(|name| Ok(renameat(&self.fd, name, &target, name)?))
+        });
+        if moved.is_ok() {
+            return Ok(());
+        }
+        remove(to)?;
+        std::fs::rename(&self.path, to)?;
+        self.renew()
     }
 
     /// Whether it holds exactly the links named. An error counts as no: a directory that was deleted gives one.
@@ -149,13 +238,18 @@ impl ReusableDir {
 /// The directories of one slot.
 #[derive(Debug)]
 pub struct Slot {
+    number: u32,
     root: WorkRoot,
     path: PathBuf,
+    /// Holds `work` and `output` and nothing else.
+    job: PathBuf,
     work: ReusableDir,
     output: ReusableDir,
     /// Whose files are linked into `work`.
     linked: Option<PathBuf>,
     links: Vec<String>,
+    /// Whose task ran last.
+    last_job: Option<String>,
     /// Whether `output` was found empty after the task.
     empty: bool,
 }
@@ -185,18 +279,60 @@ impl Slot {
         &self.path
     }
 
-    /// Makes the working directory show `files`.
-    pub(super) fn prepare(&mut self, files: &JobFiles) -> io::Result<()> {
+    /// Fails when the disk is nearly full: whatever a task does to hide what it writes, it does not get further.
+    pub(super) fn check_disk(&self) -> Result<(), Failure> {
+        let Ok(stat) = fstatvfs(&self.output.fd) else { return Ok(()) };
+        let reserve = DISK_RESERVE_MAX.min(stat.f_blocks.saturating_mul(stat.f_frsize) / DISK_RESERVE_SHARE);
+        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        // File systems without a fixed number of files say 0.
+        let files_left = stat.f_files == 0 || stat.f_favail >= stat.f_files / DISK_RESERVE_SHARE;
+        if free >= reserve && files_left {
+            return Ok(());
+        }
+        let message =
+            format!("the disk of this node is nearly full: {free} bytes are left, and {reserve} are kept free");
+        Err(Failure::new(ErrorCode::Storage, message))
+    }
+
+    /// What a sandbox needs to know.
+    pub(super) fn place<'a>(
+        &'a self,
+        job: &'a str,
+        files: &'a JobFiles,
+        output_max: u64,
+        resources: Resources,
+    ) -> Place<'a> {
+        let generation = self.work.generation + self.output.generation;
+        Place { slot: self.number, dir: &self.job, generation, job, input: files.dir(), output_max, resources }
+    }
+
+    /// Makes both directories anew if `job` is another than the last: one job's program is not to find what another's made of
+    /// them, access control lists for example.
+    pub(super) fn change_job(&mut self, job: &str) -> io::Result<()> {
+        if self.last_job.as_deref() != Some(job) {
+            if self.last_job.is_some() {
+                self.output.renew()?;
+                self.work.renew()?;
+                (self.linked, self.links) = (None, Vec::new());
+            }
+            self.last_job = Some(job.to_owned());
+        }
+        Ok(())
+    }
+
+    /// Makes the working directory show `files`, as programs see them.
+    pub(super) fn prepare(&mut self, files: &JobFiles, view: View) -> io::Result<()> {
         if self.linked.as_deref() == files.dir() {
             return Ok(());
         }
         if !self.links.is_empty() {
-            self.work.renew()?;
+            self.work.clear()?;
         }
         (self.linked, self.links) = (None, Vec::new());
         if let Some(dir) = files.dir() {
+            let shown = if view == View::Cell { Path::new(cell::INPUT) } else { dir };
             for name in files.top() {
-                symlink(dir.join(name), self.work.path.join(name))?;
+                symlink(shown.join(name), self.work.path.join(name))?;
                 self.links.push(name.clone());
             }
             self.linked = Some(dir.to_owned());
@@ -215,18 +351,27 @@ impl Slot {
         if let Some(parent) = to.parent() {
             make(parent)?;
         }
-        std::fs::rename(&self.output.path, to)?;
-        self.output.renew()
+        self.output.move_to(to)
     }
 
     /// Cleans up after a task. After one that failed everything is made anew, in case it did something odd.
     pub(super) fn tidy(&mut self, failed: bool) -> io::Result<()> {
-        if failed || !(std::mem::take(&mut self.empty) || self.output.holds_only(&[])) {
+        if !failed {
+            self.output.restore_mode()?;
+            self.work.restore_mode()?;
+        }
+        if failed {
             self.output.renew()?;
+        } else if !(std::mem::take(&mut self.empty) || self.output.holds_only(&[])) {
+            self.output.clear()?;
         }
         if failed || !self.work.holds_only(&self.links) {
             (self.linked, self.links) = (None, Vec::new());
-            self.work.renew()?;
+            if failed {
+                self.work.renew()?;
+            } else {
+                self.work.clear()?;
+            }
         }
         Ok(())
     }
@@ -244,7 +389,7 @@ mod tests {
         placing.add("p/q", false, &mut &b"text"[..]).expect("add");
         let files = placing.finish();
         let mut slot = root.slot(0).expect("slot");
-        slot.prepare(&files).expect("prepare");
+        slot.prepare(&files, View::Host).expect("prepare");
         assert_eq!(std::fs::read(slot.work().join("p/q")).expect("read"), b"text");
         slot.tidy(false).expect("tidy");
         assert!(slot.linked.is_some(), "a clean slot keeps its links");
@@ -255,11 +400,11 @@ mod tests {
         slot.move_output(&root.attempt("j", 0, 1, 2).join("output")).expect("move");
         assert!(!slot.has_output() && dir.path().join("work/j/0-1-2/output/o").is_file());
         slot.tidy(false).expect("tidy");
-        slot.prepare(&files).expect("prepare");
+        slot.prepare(&files, View::Host).expect("prepare");
         assert!(slot.work().join("p/q").is_file());
         std::fs::remove_dir_all(slot.work()).expect("remove");
         slot.tidy(false).expect("tidy");
-        slot.prepare(&JobFiles::none()).expect("prepare");
+        slot.prepare(&JobFiles::none(), View::Host).expect("prepare");
         assert_eq!(std::fs::read_dir(slot.work()).expect("read").count(), 0);
         root.remove_job("j").expect("remove");
         assert!(!root.job("j").exists());

@@ -10,15 +10,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sinew_crdt_state::spec::{Builtin, Limits, Phase, Program};
+use sinew_crdt_state::spec::{Builtin, Limits, Phase, Program, Resources};
 
 use super::builtin;
+use super::cell;
 use super::files::{self, JobFiles, OutputFile};
 use super::logs::{FileSink, LiveLog, Log, LogStream, STDERR_LOG_MAX};
 use super::mapfile::{MapFile, MapIndex};
 use super::merge::{Input, MergeReader};
 use super::outcome::{Failure, Success, TaskOutcome, Usage};
-use super::runner::{Control, Ended, Launch, RunLimits, Runner, Sink, Streams};
+use super::runner::{Control, Ended, Launch, RunLimits, Runner, Sink, Streams, View};
 use super::shuffle::{ShuffleConfig, Shuffler};
 use super::slot::{Slot, make};
 use super::stop::StopHandle;
@@ -43,6 +44,8 @@ pub struct TaskContext<'a> {
     pub env: &'a BTreeMap<String, String>,
     /// What it may use.
     pub limits: Limits,
+    /// What it reserves, and in a sandbox is held to.
+    pub resources: Resources,
     /// Between asking it to end and killing it.
     pub grace: Duration,
     /// Ends it.
@@ -217,11 +220,16 @@ impl<'a> Attempt<'a> {
         if let Some(reason) = ctx.stop.reason() {
             return Err(reason.failure());
         }
-        slot.prepare(ctx.files).map_err(|e| Failure::storage("prepare the working directory", &e))?;
-        let fixed_env = self.variables(slot);
+        let view = ctx.runner.view();
+        let changed = slot.change_job(ctx.job);
+        changed
+            .and_then(|()| slot.prepare(ctx.files, view))
+            .map_err(|e| Failure::storage("prepare the working directory", &e))?;
+        let fixed_env = self.variables(slot, view);
         let launch = Launch {
             argv,
             dir: slot.work(),
+            place: slot.place(ctx.job, ctx.files, ctx.limits.output_bytes_max, ctx.resources),
             has_files: ctx.files.dir().is_some(),
             env: ctx.env,
             fixed_env: &fixed_env,
@@ -230,6 +238,8 @@ impl<'a> Attempt<'a> {
             stop: ctx.stop,
         };
         let prepared = ctx.runner.prepare(&launch)?;
+        let mut limits = *limits;
+        limits.cap(prepared.caps);
         let execution = ctx.runner.start(&launch, prepared)?;
         if let Some(started) = ctx.started {
             started(execution.control());
@@ -239,19 +249,27 @@ impl<'a> Attempt<'a> {
             Some(input) => Some(input),
             None => None,
         };
-        let mut elsewhere = || files::size_under(slot.output());
-        Ok(execution.drive(Streams { stdin, stdout, stderr, elsewhere: Some(&mut elsewhere) }, limits))
+        let mut elsewhere = || {
+            slot.check_disk()?;
+            Ok(files::size_under(slot.output()).saturating_add(files::size_under(slot.work())))
+        };
+        Ok(execution.drive(Streams { stdin, stdout, stderr, elsewhere: Some(&mut elsewhere) }, &limits))
     }
 
-    fn variables(&self, slot: &Slot) -> [(&'static str, String); 6] {
+    fn variables(&self, slot: &Slot, view: View) -> [(&'static str, String); 6] {
         let text = |path: &Path| path.to_string_lossy().into_owned();
+        let input = self.ctx.files.dir();
+        let (input, output) = match view {
+            View::Host => (text(input.unwrap_or_else(|| slot.work())), text(slot.output())),
+            View::Cell => (input.map_or(cell::WORK, |_| cell::INPUT).to_owned(), cell::OUTPUT.to_owned()),
+        };
         [
             ("SINEW_JOB", self.ctx.job.to_owned()),
             ("SINEW_TASK", self.ctx.task.to_string()),
             ("SINEW_PHASE", self.role.to_owned()),
             ("SINEW_ATTEMPT", self.ctx.attempt.to_string()),
-            ("SINEW_INPUT", text(self.ctx.files.dir().unwrap_or_else(|| slot.work()))),
-            ("SINEW_OUTPUT", text(slot.output())),
+            ("SINEW_INPUT", input),
+            ("SINEW_OUTPUT", output),
         ]
     }
 

@@ -111,7 +111,14 @@ impl TaskHost {
         self.logs.forget(id);
         let work = self.work.clone();
         let name = id.to_string();
-        let removed = tokio::task::spawn_blocking(move || work.remove_job(&name)).await;
+        let sandbox = self.runner.sandbox().cloned();
+        let remove = move || {
+            if let Some(sandbox) = sandbox {
+                sandbox.end_job(&name);
+            }
+            work.remove_job(&name)
+        };
+        let removed = tokio::task::spawn_blocking(remove).await;
         if let Ok(Err(error)) = removed {
             tracing::warn!(job = %id.short(), %error, "cannot remove the job's work directory");
         }

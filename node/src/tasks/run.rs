@@ -74,6 +74,7 @@ fn attempt(host: &TaskHost, slot: &mut Slot, task: &StartTask, stop: &StopHandle
         files: &files,
         env,
         limits: spec.limits,
+        resources: spec.resources,
         grace: GRACE_DEFAULT,
         stop,
         live: Some(&log),

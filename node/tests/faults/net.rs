@@ -81,7 +81,8 @@ impl Net {
     /// Where the daemons go. They listen on TCP only.
     pub(crate) fn places(&self) -> Vec<Place> {
         let place = |i: usize| Place {
-            prefix: ["ip", "netns", "exec", &self.namespace(i)].map(str::to_owned).to_vec(),
+            // Not `ip netns exec`, which hides the control groups that sandboxes need.
+            prefix: vec!["nsenter".to_owned(), format!("--net=/run/netns/{}", self.namespace(i))],
             listen: Some(format!("/ip4/10.213.0.{}/tcp/9000", i + 1)),
             args: Vec::new(),
         };

@@ -1,32 +1,51 @@
 //! No process survives its job or its daemon; and how long a lost task waits for its next award.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
 use sinew_crdt_state::manifest::{JobDraft, program_from_text};
 use sinew_node::api::{Reply, Request};
+use sinew_node::exec::guardian::TAG_VAR;
 use sinew_node::local_mesh::Place;
 
-use crate::support::{REAWARD_MAX_MS, World, events, until};
+use crate::support::{REAWARD_MAX_MS, World, daemon_of, events, until};
 
 /// A task that says who it is and stays: its shell, and a child in a session of its own.
 fn sleeper(world: &World) -> JobDraft {
     let pids = world.scratch.path().join("pids");
-    let script = "setsid sleep 987 & echo $PPID $$ $! >> \"$PIDS\"; wait";
+    std::fs::write(&pids, "").expect("pids");
+    std::fs::set_permissions(&pids, Permissions::from_mode(0o666)).expect("chmod");
+    let script = "setsid sleep 987 & echo $SINEW_NODE_TAG $$ $! >> \"$PIDS\"; wait";
     let mut draft = JobDraft::batch(program_from_text(&format!("sh -c '{script}'")).expect("program"));
     draft.env.insert("PIDS".to_owned(), pids.to_string_lossy().into_owned());
     draft.labels.insert("role".to_owned(), "worker".to_owned());
     draft
 }
 
-/// Daemon, shell and sleep of each attempt so far.
+/// Daemon, shell and sleep of each attempt so far; 0 for what does not live any more.
 fn attempts(world: &World) -> Vec<[u32; 3]> {
     let text = std::fs::read_to_string(world.scratch.path().join("pids")).unwrap_or_default();
     let line = |l: &str| {
-        let pids: Vec<u32> = l.split(' ').map(|p| p.parse().expect("pid")).collect();
-        pids.try_into().expect("three")
+        let [tag, shell, sleep] = l.split(' ').collect::<Vec<_>>()[..] else { panic!("{l}") };
+        [daemon_of(tag), host_pid(tag, shell), host_pid(tag, sleep)]
     };
     text.split_inclusive('\n').filter_map(|l| l.strip_suffix('\n')).map(line).collect()
+}
+
+/// The process with this number in a sandbox of the daemon with this tag, as the host counts.
+fn host_pid(tag: &str, inside: &str) -> u32 {
+    let marker = format!("{TAG_VAR}={tag}").into_bytes();
+    let is_it = |pid: &u32| {
+        let read = |file: &str| std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+        let status = String::from_utf8_lossy(&read("status")).into_owned();
+        let numbers = status.lines().find_map(|l| l.strip_prefix("NSpid:")).unwrap_or_default();
+        numbers.split_whitespace().next_back() == Some(inside)
+            && read("environ").split(|b| *b == 0).any(|v| v == marker)
+    };
+    let pids = std::fs::read_dir("/proc").expect("proc").flatten();
+    pids.filter_map(|e| e.file_name().to_str()?.parse().ok()).find(is_it).unwrap_or(0)
 }
 
 /// Whether the process exists and is not just waiting to be reaped.

@@ -1,7 +1,9 @@
 //! What the tests share: a mesh with a journal of what its tasks really did, rounds of known result, waits with a deadline.
 
 use std::collections::BTreeMap;
+use std::fs::Permissions;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -24,13 +26,13 @@ const POLL: Duration = Duration::from_millis(25);
 pub(crate) const REAWARD_MAX_MS: u64 = 10_000;
 
 /// Writes a line before and after its work: which task, in which daemon, when.
-const MAP: &str = r#"say() { echo "map $SINEW_TASK $PPID $1 $(date +%s%3N)" >> "$JOURNAL"; }
+const MAP: &str = r#"say() { echo "map $SINEW_TASK $SINEW_NODE_TAG $1 $(date +%s%3N)" >> "$JOURNAL"; }
 say start
 sleep "$MAP_S"
 awk '{ for (i = 1; i <= NF; i++) print $i "\t1" }'
 say end
 "#;
-const REDUCE: &str = r#"say() { echo "reduce $SINEW_TASK $PPID $1 $(date +%s%3N)" >> "$JOURNAL"; }
+const REDUCE: &str = r#"say() { echo "reduce $SINEW_TASK $SINEW_NODE_TAG $1 $(date +%s%3N)" >> "$JOURNAL"; }
 say start
 sleep "$REDUCE_S"
 awk -F '\t' '$1 != k { if (NR > 1) print k "\t" n; k = $1; n = 0 } { n += $2 } END { if (NR) print k "\t" n }'
@@ -83,9 +85,20 @@ pub(crate) fn events<'a>(timeline: &'a [Event], what: &'a str) -> impl Iterator<
     timeline.iter().filter(move |e| e.what == what)
 }
 
+/// The process id of the daemon with this tag, as its tasks know it.
+pub(crate) fn daemon_of(tag: &str) -> u32 {
+    let (_, run) = tag.split_once(':').expect("a tag");
+    let (pid, _) = run.split_once('-').expect("a tag");
+    u32::from_str_radix(pid, 16).expect("a process id")
+}
+
 /// A new directory in a plain place: sockets below it need short paths.
+///
+/// Sandboxed tasks write to it, as another user.
 fn scratch() -> tempfile::TempDir {
-    tempfile::Builder::new().prefix("sinew-faults-").tempdir().expect("dir")
+    let dir = tempfile::Builder::new().prefix("sinew-faults-").tempdir().expect("dir");
+    std::fs::set_permissions(dir.path(), Permissions::from_mode(0o777)).expect("chmod");
+    dir
 }
 
 impl World {
@@ -98,10 +111,13 @@ impl World {
     pub(crate) async fn at(nodes: usize, places: Vec<Place>) -> Self {
         let one = ONE.lock().await;
         let exe = PathBuf::from(env!("CARGO_BIN_EXE_sinew"));
-        let options = LocalMeshOptions { exe, nodes, cpus: 2.0, args: Vec::new() };
+        let scratch = scratch();
+        let args = vec!["--sandbox-writable".to_owned(), scratch.path().to_string_lossy().into_owned()];
+        let options = LocalMeshOptions { exe, nodes, cpus: 2.0, args };
         let mesh = LocalMesh::start_at(&options, places).await.expect("mesh");
-        let world = Self { mesh, scratch: scratch(), _one: one };
+        let world = Self { mesh, scratch, _one: one };
         std::fs::write(world.journal_path(), "").expect("journal");
+        std::fs::set_permissions(world.journal_path(), Permissions::from_mode(0o666)).expect("chmod");
         world
     }
 
@@ -113,11 +129,11 @@ impl World {
     pub(crate) fn journal(&self) -> Vec<Line> {
         let text = std::fs::read_to_string(self.journal_path()).expect("journal");
         let line = |line: &str| {
-            let [phase, task, pid, what, at_ms] = line.split(' ').collect::<Vec<_>>()[..] else { panic!("{line}") };
+            let [phase, task, tag, what, at_ms] = line.split(' ').collect::<Vec<_>>()[..] else { panic!("{line}") };
             Line {
                 phase: phase.to_owned(),
                 task: task.parse().expect("task"),
-                pid: pid.parse().expect("pid"),
+                pid: daemon_of(tag),
                 started: what == "start",
                 at_ms: at_ms.parse().expect("time"),
             }

@@ -19,7 +19,7 @@ use sinew_node::frames::encode_messages;
 use sinew_node::local_mesh::{LocalMesh, LocalNode};
 use sinew_scheduler::wire::{Lease, Message};
 
-use crate::support::{DEADLINE, eventually, mesh, sinew};
+use crate::support::{DEADLINE, eventually, mesh, processes_with, sinew};
 
 pub(crate) const HOUR_MS: u64 = 3_600_000;
 /// An identity that nobody else in these tests has.
@@ -269,14 +269,15 @@ async fn gossip_garbage_drops_its_author() {
 async fn results_and_decisions_by_the_wrong_node_change_nothing() {
     let rig = mesh(2).await;
     let node = &rig.nodes[0];
-    let begun = node.data_dir.join("begun");
-    let script = format!("touch {}; sleep 4; echo real", begun.display());
+    let mark = format!("4.0{}", std::process::id());
+    let script = format!("sleep {mark}; echo real");
     let running = crate::support::Running::start(crate::support::command(
         &node.data_dir,
         &node.data_dir,
         &["run", "--name", "wanted", "--", "sh", "-c", &script],
     ));
-    eventually("the task runs", || async { begun.exists().then_some(()) }).await;
+    // The shell's own arguments name it too, and so do those of the command that waits.
+    eventually("the task runs", || async { (processes_with(&mark).len() >= 3).then_some(()) }).await;
     let job = node.client().jobs(1).await.expect("jobs").swap_remove(0).id;
     let id = mesh_id(node).await;
     let fence = Fence { term: 1, epoch: 1 };

@@ -1,6 +1,7 @@
 //! Jobs that cannot work and data that nobody expects: paths, programs, outputs, lines, keys, manifests.
 
 use std::fmt::Write as _;
+use std::os::unix::fs::PermissionsExt;
 use std::time::Instant;
 
 use crate::support::{Daemon, processes_with};
@@ -52,7 +53,10 @@ fn a_mapper_that_exits_3_on_one_chunk_fails_the_round() {
     let node = Daemon::start();
     let lines: String = (0..100).map(|n| if n == 57 { "poison\n".to_owned() } else { format!("{n}\n") }).collect();
     node.file("in.txt", lines);
-    let tries = node.scratch.path().join("tries");
+    let tries = node.shared().join("tries");
+    // Each slot's programs are another user.
+    std::fs::write(&tries, "").expect("write");
+    std::fs::set_permissions(&tries, std::fs::Permissions::from_mode(0o666)).expect("chmod");
     let log = format!("echo x >> {}; echo 'ValueError: bad line' >&2; exit 3", tries.display());
     node.script("map.sh", &format!("if grep -q poison; then {log}; fi"));
     let ran = node.run(&[

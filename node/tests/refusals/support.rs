@@ -1,7 +1,8 @@
 //! What these tests share: real daemons on loopback, the real command line with a deadline, and waiting for conditions.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
@@ -164,6 +165,9 @@ impl Daemon {
     pub(crate) fn start_at(scratch: TempDir, data_dir: PathBuf) -> Self {
         sinew(&data_dir, scratch.path(), &["init"]).done();
         let log = scratch.path().join("log");
+        let shared = scratch.path().join("shared");
+        std::fs::create_dir_all(&shared).expect("mkdir");
+        std::fs::set_permissions(&shared, Permissions::from_mode(0o777)).expect("chmod");
         let mut daemon = Self { data_dir, scratch, log, child: None };
         daemon.up();
         daemon
@@ -171,7 +175,9 @@ impl Daemon {
 
     pub(crate) fn up(&mut self) {
         let log = File::options().create(true).append(true).open(&self.log).expect("log");
-        let args = ["up", "--listen", "/ip4/127.0.0.1/tcp/0", "--no-mdns", "--cpus", "2"];
+        let shared = self.shared().to_string_lossy().into_owned();
+        let args =
+            ["up", "--listen", "/ip4/127.0.0.1/tcp/0", "--no-mdns", "--cpus", "2", "--sandbox-writable", &shared];
         let mut command = command(&self.data_dir, self.scratch.path(), &args);
         command.env(STDIN_VAR, "1").stdin(Stdio::piped()).stdout(log.try_clone().expect("log")).stderr(log);
         self.child = Some(command.spawn().expect("the daemon starts"));
@@ -202,6 +208,11 @@ impl Daemon {
         Running::start(command(&self.data_dir, self.scratch.path(), args))
     }
 
+    /// A directory that tasks may write to.
+    pub(crate) fn shared(&self) -> PathBuf {
+        self.scratch.path().join("shared")
+    }
+
     /// A file in the scratch directory.
     pub(crate) fn file(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
         let path = self.scratch.path().join(name);
@@ -211,9 +222,8 @@ impl Daemon {
 
     /// An executable script in the scratch directory.
     pub(crate) fn script(&self, name: &str, body: &str) {
-        use std::os::unix::fs::PermissionsExt;
         let path = self.file(name, format!("#!/bin/sh\n{body}\n"));
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).expect("chmod");
+        std::fs::set_permissions(path, Permissions::from_mode(0o755)).expect("chmod");
     }
 
     /// All lines of a round's result, sorted.

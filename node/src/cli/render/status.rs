@@ -10,6 +10,7 @@ const LABEL_WIDTH: usize = 10;
 /// A daemon and its node.
 pub(crate) fn status(view: &StatusView) -> String {
     let (cpu, memory) = (view.cpu_milli, view.memory_bytes);
+    let sound = view.sandbox_missing.is_empty() && view.sandbox_refusal.is_none();
     let mut lines = vec![
         ("node", view.node.to_string()),
         ("mesh", format!("{} ({})", view.mesh, view.mesh_name)),
@@ -24,6 +25,7 @@ pub(crate) fn status(view: &StatusView) -> String {
         ("root", view.ledger_root.clone()),
         ("blobs", format!("{}, {}", view.blobs.0, size(view.blobs.1))),
         ("traffic", traffic(&view.traffic)),
+        (if sound { "sandbox" } else { "SANDBOX" }, sandbox(view)),
     ];
     if !view.refused.is_empty() {
         let refused: Vec<String> = view.refused.iter().map(|(why, count)| format!("{why} {count}")).collect();
@@ -33,6 +35,14 @@ pub(crate) fn status(view: &StatusView) -> String {
         lines.push(("STORAGE", problem.clone()));
     }
     lines.iter().map(|(label, text)| field(label, text)).collect()
+}
+
+fn sandbox(view: &StatusView) -> String {
+    match (&view.sandbox_refusal, &view.sandbox_missing[..]) {
+        (Some(why), _) => format!("{}; no task runs here: {why}", view.sandbox),
+        (None, []) => format!("{}, complete", view.sandbox),
+        (None, missing) => format!("{}; missing: {}", view.sandbox, missing.join("; ")),
+    }
 }
 
 fn traffic(view: &TrafficView) -> String {
@@ -95,6 +105,9 @@ mod tests {
             ledger_root: "00ff".into(),
             blobs: (17, 3 << 30),
             storage_problem: Some("no space left on device".into()),
+            sandbox: "best-effort".into(),
+            sandbox_missing: vec!["landlock (this kernel does not have it)".into()],
+            sandbox_refusal: None,
             refused: vec![("expired".into(), 2)],
             nat: "unknown".into(),
             traffic: TrafficView {
@@ -128,6 +141,7 @@ root      00ff
 blobs     17, 3GiB
 traffic   75000 frames sent (3MiB), 73998 received (2MiB); gossip: 17 messages
           published, 400 heard in 1200 copies
+SANDBOX   best-effort; missing: landlock (this kernel does not have it)
 refused   expired 2
 STORAGE   no space left on device
 "

@@ -1,0 +1,307 @@
+//! Which cell a task gets. Each slot keeps the cell of the job that it ran last; a task of another job, other limits or
+//! directories made anew get a new one. Cells that nobody needs end: with their job, or after a while.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use sinew_crdt_state::spec::Resources;
+
+use super::SYSTEM;
+use super::cgroup::{Cgroups, Share};
+use super::host::{Cell, CellError, Plan};
+use super::wire::{Missing, Setup, Spawn};
+use crate::exec::guardian::NodeTag;
+
+/// A cell without a task ends after this: its job's next task would find a slot sooner, if there were one.
+pub const IDLE_MAX: Duration = Duration::from_secs(10);
+/// Beyond what a task may write in all: one that goes over its limit is told so rather than hit by a signal.
+const FILE_SLACK: u64 = 64 << 20;
+/// Processes and threads of one task: a compiler or a JVM on a big machine has hundreds.
+const PROCESSES_MAX: u64 = 1_024;
+
+/// Whether programs run in cells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum SandboxMode {
+    /// Always, and with every piece; a machine that lacks one runs nothing.
+    #[default]
+    Required,
+    /// With whatever pieces the machine has; programs run bare where it cannot be at all.
+    BestEffort,
+    /// Never: programs run as the daemon's user and can do what it can.
+    Off,
+}
+
+impl std::fmt::Display for SandboxMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Required => "required",
+            Self::BestEffort => "best-effort",
+            Self::Off => "off",
+        })
+    }
+}
+
+/// How cells are made on this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SandboxOptions {
+    /// Whether at all.
+    pub mode: SandboxMode,
+    /// This program, or another that answers to [`super::CELL_COMMAND`].
+    pub exe: PathBuf,
+    /// Further paths that programs may read and execute.
+    pub readable: Vec<PathBuf>,
+    /// Further directories that programs may write to.
+    pub writable: Vec<PathBuf>,
+    /// Bytes that fit into a task's `/tmp`, and again into its `/dev/shm`.
+    pub tmp_bytes: u64,
+    /// Bytes of memory for all tasks together, and for one that reserves none.
+    pub memory_bytes: u64,
+}
+
+/// Where a task runs and what decides whether a cell fits it.
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'a> {
+    /// The slot's number.
+    pub slot: u32,
+    /// Holds the slot's `work` and `output`.
+    pub dir: &'a Path,
+    /// Counts how often one of these was made anew.
+    pub generation: u64,
+    /// The job.
+    pub job: &'a str,
+    /// The job's files.
+    pub input: Option<&'a Path>,
+    /// Bytes that one task may write.
+    pub output_max: u64,
+    /// What one task reserves, and is held to.
+    pub resources: Resources,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Fit {
+    dir: PathBuf,
+    generation: u64,
+    job: String,
+    input: Option<PathBuf>,
+    output_max: u64,
+    resources: Resources,
+}
+
+impl Fit {
+    fn of(place: &Place<'_>) -> Self {
+        let (dir, input) = (place.dir.to_owned(), place.input.map(Path::to_owned));
+        let (generation, output_max, resources) = (place.generation, place.output_max, place.resources);
+        Self { dir, generation, job: place.job.to_owned(), input, output_max, resources }
+    }
+
+    fn fits(&self, place: &Place<'_>) -> bool {
+        self.generation == place.generation
+            && self.output_max == place.output_max
+            && self.resources == place.resources
+            && self.job == place.job
+            && self.dir == place.dir
+            && self.input.as_deref() == place.input
+    }
+}
+
+#[derive(Debug)]
+struct Idle {
+    fit: Fit,
+    cell: Cell,
+    since: Instant,
+}
+
+/// Makes cells and keeps those that may be needed again.
+#[derive(Debug)]
+pub struct Sandbox {
+    options: SandboxOptions,
+    tag: NodeTag,
+    missing: Vec<Missing>,
+    cgroups: Arc<Cgroups>,
+    idle: Mutex<HashMap<u32, Idle>>,
+}
+
+/// A cell while a task has it. Dropping it ends the cell.
+#[derive(Debug)]
+pub(in crate::exec) struct Lease {
+    sandbox: Arc<Sandbox>,
+    slot: u32,
+    fit: Fit,
+    pub(in crate::exec) cell: Cell,
+}
+
+impl Lease {
+    /// Bytes of memory that its task may use.
+    pub(in crate::exec) fn memory_bytes(&self) -> u64 {
+        self.sandbox.memory_bytes(self.fit.resources)
+    }
+
+    /// Keeps the cell for the job's next task in this slot.
+    pub(in crate::exec) fn give_back(self) {
+        let idle = Idle { fit: self.fit, cell: self.cell, since: Instant::now() };
+        let before = self.sandbox.idle().insert(self.slot, idle);
+        // Outside the lock: the end of a cell takes a moment.
+        drop(before);
+    }
+}
+
+/// Why no program can be run here.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "programs cannot be isolated here: {0}; give the daemon what is missing, or set sandbox = \"best-effort\" or \"off\" \
+     if every submitter is trusted"
+)]
+pub struct CannotIsolate(String);
+
+impl Sandbox {
+    /// Tries out what this machine can do, in a cell that does nothing. `None` when programs are to run bare, which then
+    /// was asked for, or is all there is.
+    ///
+    /// # Errors
+    /// [`CannotIsolate`] when a piece is missing and every piece is required.
+    pub fn probe(options: SandboxOptions, tag: &NodeTag) -> Result<(Option<Arc<Self>>, Vec<Missing>), CannotIsolate> {
+        if options.mode == SandboxMode::Off {
+            return Ok((None, vec![all_off("sandbox = \"off\"")]));
+        }
+        let (cgroups, unlimited) = Cgroups::open(tag, options.memory_bytes);
+        let (cgroups, idle) = (Arc::new(cgroups), Mutex::default());
+        let mut sandbox = Self { options, tag: tag.clone(), missing: Vec::new(), cgroups, idle };
+        let strict = sandbox.options.mode == SandboxMode::Required;
+        let tried = sandbox.trial().map(|missing| [unlimited, missing].concat());
+        match tried {
+            Ok(missing) if strict && !missing.is_empty() => Err(CannotIsolate(list(&missing))),
+            Ok(missing) => {
+                sandbox.missing.clone_from(&missing);
+                Ok((Some(Arc::new(sandbox)), missing))
+            }
+            Err(e) if strict => Err(CannotIsolate(e.to_string())),
+            Err(e) => Ok((None, vec![all_off(&e.to_string())])),
+        }
+    }
+
+    fn trial(&self) -> Result<Vec<Missing>, CellError> {
+        let broken = |e: std::io::Error| CellError::Broken { doing: "trying it out", problem: e.to_string() };
+        let dir = tempfile::tempdir().map_err(broken)?;
+        for name in ["work", "output"] {
+            std::fs::create_dir(dir.path().join(name)).map_err(broken)?;
+        }
+        let (dir, resources) = (dir.path(), Resources::default());
+        let place = Place { slot: 0, dir, generation: 0, job: "", input: None, output_max: FILE_SLACK, resources };
+        Ok(self.make(&place)?.missing().to_vec())
+    }
+
+    /// What this machine lacks.
+    #[must_use]
+    pub fn missing(&self) -> &[Missing] {
+        &self.missing
+    }
+
+    /// Whether programs of a cell see `path` of the host under the same name.
+    #[must_use]
+    pub fn shows(&self, path: &Path) -> bool {
+        let extra = self.options.readable.iter().chain(&self.options.writable).map(PathBuf::as_path);
+        SYSTEM.iter().map(Path::new).chain(extra).any(|shown| path.starts_with(shown))
+    }
+
+    /// A cell for a task: the slot's own if it fits, else a new one.
+    ///
+    /// # Errors
+    /// When none can be made.
+    pub(in crate::exec) fn take(self: &Arc<Self>, place: &Place<'_>) -> Result<Lease, CellError> {
+        let idle = self.idle().remove(&place.slot);
+        let (fit, cell) = match idle {
+            Some(idle) if idle.fit.fits(place) && idle.cell.is_alive() => (idle.fit, idle.cell),
+            other => {
+                drop(other);
+                (Fit::of(place), self.start(place)?)
+            }
+        };
+        Ok(Lease { sandbox: Arc::clone(self), slot: place.slot, fit, cell })
+    }
+
+    fn start(&self, place: &Place<'_>) -> Result<Cell, CellError> {
+        let cell = self.make(place)?;
+        // What was there when it was tried out can be taken away later.
+        match cell.missing().iter().find(|m| !self.missing.contains(m)) {
+            Some(new) if self.options.mode == SandboxMode::Required => Err(CellError::Missing(new.clone())),
+            _ => Ok(cell),
+        }
+    }
+
+    fn memory_bytes(&self, resources: Resources) -> u64 {
+        let most = self.options.memory_bytes;
+        if resources.memory_bytes == 0 { most } else { resources.memory_bytes.min(most) }
+    }
+
+    fn make(&self, place: &Place<'_>) -> Result<Cell, CellError> {
+        let setup = Setup {
+            job: place.dir.to_owned(),
+            input: place.input.map(Path::to_owned),
+            readable: self.options.readable.clone(),
+            writable: self.options.writable.clone(),
+            tmp_bytes: self.options.tmp_bytes,
+            file_bytes_max: place.output_max.saturating_add(FILE_SLACK),
+            processes_max: PROCESSES_MAX,
+            drop_groups: false,
+        };
+        let (cpu_milli, memory_bytes) = (place.resources.cpu_milli, self.memory_bytes(place.resources));
+        // The first process counts too.
+        let share = Share { memory_bytes, cpu_milli, processes: PROCESSES_MAX + 1 };
+        let (tag, cgroups) = (&self.tag, &self.cgroups);
+        Cell::start(&Plan { exe: &self.options.exe, tag, slot: place.slot, setup, cgroups, share })
+    }
+
+    /// Ends a job's idle cells.
+    pub fn end_job(&self, job: &str) {
+        self.end(|idle| idle.fit.job == job);
+    }
+
+    /// Ends cells that have had nothing to do for [`IDLE_MAX`].
+    pub fn end_idle(&self) {
+        self.cgroups.sweep();
+        self.end(|idle| idle.since.elapsed() >= IDLE_MAX);
+    }
+
+    fn end(&self, which: impl Fn(&Idle) -> bool) {
+        let ended: Vec<Idle> = self.idle().extract_if(|_, idle| which(idle)).map(|(_, idle)| idle).collect();
+        drop(ended);
+    }
+
+    fn idle(&self) -> MutexGuard<'_, HashMap<u32, Idle>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn all_off(why: &str) -> Missing {
+    Missing { piece: "isolation: programs run as the daemon's user".to_owned(), why: why.to_owned() }
+}
+
+fn list(missing: &[Missing]) -> String {
+    missing.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+/// A program to start in a cell.
+pub(in crate::exec) struct CellProgram<'a> {
+    pub(in crate::exec) program: PathBuf,
+    pub(in crate::exec) argv: &'a [String],
+    pub(in crate::exec) env: Vec<(String, String)>,
+    pub(in crate::exec) stdio: [BorrowedFd<'a>; 3],
+}
+
+impl fmt::Debug for CellProgram<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CellProgram({})", self.program.display())
+    }
+}
+
+impl CellProgram<'_> {
+    pub(in crate::exec) fn start_in(self, cell: &mut Cell) -> Result<(), CellError> {
+        cell.spawn(Spawn { program: self.program, argv: self.argv.to_vec(), env: self.env }, self.stdio)
+    }
+}

@@ -1,0 +1,82 @@
+//! The system calls that no safe library of ours has. All of this crate's `unsafe` is here, each with why it is sound.
+#![expect(unsafe_code, reason = "system calls")]
+
+use std::ffi::CString;
+use std::io;
+use std::path::Path;
+
+use rustix::io::Errno;
+use rustix::thread::UnshareFlags;
+
+/// This very process, for `ioprio_set`.
+const IOPRIO_WHO_PROCESS: i32 = 1;
+
+/// A dead child.
+pub(super) struct Dead {
+    pub(super) pid: i32,
+    pub(super) status: i32,
+    pub(super) usage: libc::rusage,
+}
+
+/// Sees to it that no descriptor from `first` on is inherited by a program.
+pub(super) fn keep_from_programs(first: u32) -> io::Result<()> {
+    let flags = libc::CLOSE_RANGE_CLOEXEC.cast_signed();
+    // SAFETY: it marks descriptors and closes none.
+    check(unsafe { libc::close_range(first, libc::c_uint::MAX, flags) }.into()).map(|_| ())
+}
+
+/// Leaves the namespaces named.
+pub(super) fn unshare(flags: UnshareFlags) -> Result<(), Errno> {
+    debug_assert!(!flags.contains(UnshareFlags::FILES), "descriptors stay as they are");
+    // SAFETY: unsound only with FILES, where threads would disagree about descriptors.
+    unsafe { rustix::thread::unshare_unsafe(flags) }
+}
+
+/// Forks; the child becomes a child of this process's parent. `None` in the child. For a process with one thread.
+pub(super) fn fork_for_parent() -> io::Result<Option<i32>> {
+    let flags = i64::from(libc::CLONE_PARENT | libc::SIGCHLD);
+    // SAFETY: without CLONE_VM this is a fork. With one thread no lock is held in the child's copy of the memory.
+    let pid = check(unsafe { libc::syscall(libc::SYS_clone, flags, 0_i64, 0_i64, 0_i64, 0_i64) })?;
+    Ok(i32::try_from(pid).ok().filter(|pid| *pid > 0))
+}
+
+/// Reaps one child. `None` when there is none, or, unless `wait`, none that is dead.
+pub(super) fn reap(wait: bool) -> io::Result<Option<Dead>> {
+    let mut status = 0;
+    let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+    let options = if wait { 0 } else { libc::WNOHANG };
+    loop {
+        // SAFETY: both pointers are to our own memory, which outlives the call.
+        let pid = unsafe { libc::wait4(-1, &raw mut status, options, usage.as_mut_ptr()) };
+        match check(pid.into()) {
+            Ok(0) => return Ok(None),
+            // SAFETY: it is numbers only, all of them zero before the kernel wrote them.
+            Ok(_) => return Ok(Some(Dead { pid, status, usage: unsafe { usage.assume_init() } })),
+            Err(e) if e.raw_os_error() == Some(libc::ECHILD) => return Ok(None),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// Sets this process's disk priority, class and level in one number.
+pub(super) fn set_io_priority(priority: i32) -> io::Result<()> {
+    // SAFETY: numbers only.
+    check(unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, priority) }).map(|_| ())
+}
+
+/// Adds attributes (`MOUNT_ATTR_*`) to the mount at `at`, and to those below it where it is `deep`.
+pub(super) fn set_mount_attributes(at: &Path, attributes: u64, deep: bool) -> io::Result<()> {
+    let path = CString::new(at.as_os_str().as_encoded_bytes())?;
+    let set = libc::mount_attr { attr_set: attributes, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    let flags = if deep { libc::AT_RECURSIVE } else { 0 };
+    let len = size_of::<libc::mount_attr>();
+    // SAFETY: `path` ends with a NUL and `set` has the length given; both outlive the call, which keeps neither.
+    let done =
+        unsafe { libc::syscall(libc::SYS_mount_setattr, libc::AT_FDCWD, path.as_ptr(), flags, &raw const set, len) };
+    check(done).map(|_| ())
+}
+
+fn check(result: i64) -> io::Result<i64> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}

@@ -1,0 +1,7 @@
+//! Programs that try to get out of the sandbox, or to take more than they may, on the real kernel. Where that does no harm, the
+//! same attempt is made without the sandbox first, to show that it is the sandbox that stops it.
+
+mod escape;
+mod limits;
+mod rig;
+mod unprivileged;
