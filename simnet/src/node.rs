@@ -79,10 +79,6 @@ pub(crate) struct Node {
     pub(crate) core: Option<Core>,
     pub(crate) runs: BTreeMap<RunId, Running>,
     pub(crate) fetches: BTreeMap<FetchId, Fetching>,
-    /// The tick that counts; others are leftovers.
-    pub(crate) tick_at: Option<Time>,
-    /// When its core wants to be called, as it said when it was called last.
-    pub(crate) due_at: Time,
     pub(crate) disk_at: Option<Time>,
     /// What reached it while it stands still.
     pub(crate) frozen: Option<crate::pause::Frozen>,
@@ -111,8 +107,6 @@ impl Node {
             core: None,
             runs: BTreeMap::new(),
             fetches: BTreeMap::new(),
-            tick_at: None,
-            due_at: Time::default(),
             disk_at: None,
             frozen: None,
             busy: crate::busy::Busy::default(),

@@ -80,7 +80,7 @@ impl World {
             self.queue.push(self.now, event);
         }
         // The tick may be among those that were missed.
-        self.nodes[node].tick_at = None;
+        self.roll.forget_ticks(node);
         self.schedule_tick(node);
     }
 

@@ -25,7 +25,7 @@ use crate::overlay::Overlay;
 use crate::plan::Plan;
 use crate::queue::{Event, Index, Life, Queue};
 use crate::report::{Counters, Took};
-use crate::roll::Roll;
+use crate::roll::{Roll, Ticked};
 use crate::units::millis;
 
 /// Unix time at the start: any date does.
@@ -173,7 +173,6 @@ impl World {
         let now = self.clock(node);
         let incarnation = self.roll.begin_life(node);
         let n = &mut self.nodes[node];
-        n.tick_at = None;
         let setup = Setup {
             identity: n.identity.clone(),
             mesh: self.mesh,
@@ -264,11 +263,11 @@ impl World {
         let Some(event) = self.unless_frozen(event) else { return };
         match event {
             Event::Frame { from, to, messages } => self.frame_arrived(from, to, messages),
-            Event::Tick(life) => {
-                if self.is_alive(life) && self.nodes[life.node].tick_at == Some(self.now) {
-                    self.tick(life.node);
-                }
-            }
+            Event::Tick(life) => match self.roll.ticked(life, self.now) {
+                Ticked::Void => {}
+                Ticked::Due => self.input(life.node, Input::Tick),
+                Ticked::Later(at) => self.queue.push(at, Event::Tick(life)),
+            },
             Event::Disk(life) => {
                 if self.is_alive(life) {
                     self.disk_synced(life.node);
@@ -319,29 +318,13 @@ impl World {
     }
 
     pub(crate) fn schedule_tick(&mut self, node: Index) {
-        let n = &mut self.nodes[node];
+        let n = &self.nodes[node];
         let Some(core) = &n.core else { return };
         // A core that wants to be called at once would stop the clock; for ever, it is caught in `busy`.
         let at = n.clock.when(core.poll_timeout()).max(self.now + Span(1));
-        n.due_at = at;
-        // A tick that is in the queue already, and comes no later, will look again.
-        if n.tick_at.is_none_or(|tick| at < tick || tick <= self.now) {
-            n.tick_at = Some(at);
+        if self.roll.call_at(node, at, self.now) {
             let life = self.roll.life(node);
             self.queue.push(at, Event::Tick(life));
-        }
-    }
-
-    /// Calls the core if it asked to be called by now; otherwise later.
-    fn tick(&mut self, node: Index) {
-        let n = &mut self.nodes[node];
-        n.tick_at = None;
-        if n.due_at <= self.now {
-            self.input(node, Input::Tick);
-        } else {
-            n.tick_at = Some(n.due_at);
-            let life = self.roll.life(node);
-            self.queue.push(n.due_at, Event::Tick(life));
         }
     }
 
