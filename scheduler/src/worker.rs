@@ -13,14 +13,18 @@ use sinew_crdt_state::ids::{FactId, Hash, JobId, NodeId};
 use sinew_crdt_state::planted::{Bug, planted};
 use sinew_crdt_state::rules::brain_of;
 use sinew_crdt_state::spec::{BlobRef, JobSpec, Phase, Resources};
-use sinew_crdt_state::state::JobState;
 
-use crate::config::{ASK_STEWARDS_AFTER, BEAT_EVERY, FENCE_AFTER, REPORT_EVERY, REPORT_ITEMS, RESEND_EVERY};
+use crate::config::{BEAT_EVERY, FENCE_AFTER};
 use crate::ctx::Ctx;
-use crate::io::{Effect, Note, RunId, StartTask, TaskKey, TaskResult};
+use crate::io::{Effect, RunId, StartTask, TaskKey, TaskResult};
 use crate::resources::Pool;
-use crate::time::{Span, Time};
+use crate::time::Time;
 use crate::wire::{Assign, Lease, LoadDigest, Located, Message};
+
+mod beats;
+mod reports;
+
+use reports::{envelopes, item_run, push_item};
 
 /// Beats whose answers are still awaited: older ones could not renew anything.
 const BEATS_KEPT: usize = 16;
@@ -455,244 +459,9 @@ impl Worker {
         let low = Lease { job, fence: Fence { term: 0, epoch: 0 } };
         self.held.range(low..).take_while(|(l, _)| l.job == job).map(|(l, _)| *l).collect()
     }
-
-    pub(crate) fn on_settled(&mut self, job: JobId, reports: &[FactId]) {
-        for lease in self.leases_of(job) {
-            if let Some(held) = self.held.get_mut(&lease) {
-                held.unsettled.retain(|id| !reports.contains(id));
-            }
-        }
-        if let Some(done) = self.done.get_mut(&job) {
-            done.orphans.retain(|(id, _)| !reports.contains(id));
-        }
-    }
-
-    /// A new brain leads: what is held under earlier terms goes on under its one award, or, without one, ends.
-    pub(crate) fn on_adopt(&mut self, ctx: &mut Ctx, from: NodeId, job: JobId, award: Option<Fence>, term: u32) {
-        let leads = |state: &JobState| brain_of(&state.spec, term) == Some(from) && state.term <= term;
-        if !ctx.ledger.live(&job).is_some_and(|live| leads(&live.state)) {
-            return;
-        }
-        let old: Vec<Lease> = self.leases_of(job).into_iter().filter(|l| l.fence.term < term).collect();
-        for lease in &old {
-            self.report(ctx, *lease);
-        }
-        match award {
-            Some(fence) => self.renew_as(ctx, from, Lease { job, fence }, &old),
-            None => old.into_iter().for_each(|lease| self.drop_held(ctx, lease)),
-        }
-        let held = award.and_then(|fence| self.held.get(&Lease { job, fence }));
-        let mut tasks: Vec<(Phase, Run)> = Vec::new();
-        if let Some(held) = held {
-            tasks.extend(held.running.keys().map(|(p, t)| (*p, Run { start: *t, len: 1 })));
-            tasks.extend(held.queue.iter().copied());
-        }
-        let slots = held.map_or(0, |h| h.slots);
-        let orphans = self.done.get(&job).into_iter().flat_map(|d| d.orphans.iter().map(|(id, _)| *id));
-        let reports: Vec<FactId> = orphans.chain(held.into_iter().flat_map(|h| h.unsettled.iter().copied())).collect();
-        let reports = envelopes(ctx, job, &reports);
-        ctx.send(from, Message::Holding { job, term, slots, tasks, reports });
-        // The sooner the new brain hears a beat, the sooner it renews.
-        self.beat_at = ctx.now.at;
-    }
-
-    /// Puts everything held under `old` under `lease`. That renews nothing: only an answered beat does.
-    fn renew_as(&mut self, ctx: &mut Ctx, brain: NodeId, lease: Lease, old: &[Lease]) {
-        let mut all = [lease].iter().chain(old).filter_map(|l| self.held.remove(l)).collect::<Vec<_>>().into_iter();
-        let Some(mut whole) = all.next() else { return };
-        let mut renewed = whole.answered();
-        for held in all {
-            renewed = renewed.min(held.answered());
-            whole.slots += held.slots;
-            whole.queue.extend(held.queue);
-            whole.unsettled.extend(held.unsettled);
-            whole.attempts.extend(held.attempts);
-            for (task, run) in held.running {
-                if let Some(twin) = whole.running.insert(task, run) {
-                    self.runs.remove(&twin);
-                    ctx.effect(Effect::Stop(twin));
-                }
-            }
-            if whole.sources.whole.is_none() {
-                whole.sources = held.sources;
-            }
-        }
-        whole.brain = brain;
-        whole.renewed = renewed;
-        whole.stewards_renewed.clear();
-        if !old.is_empty() {
-            whole.seq = 0;
-            ctx.state(lease.job, Fact::Claim { fence: lease.fence, slots: whole.slots });
-        }
-        for run in whole.running.values() {
-            if let Some(entry) = self.runs.get_mut(run) {
-                entry.0 = lease;
-            }
-        }
-        self.held.insert(lease, whole);
-        self.look_at = ctx.now.at;
-    }
-
-    /// Sends what is finished: at once when nothing else is left to do, otherwise in batches.
-    pub(crate) fn flush(&mut self, ctx: &mut Ctx) {
-        let now = ctx.now.at;
-        let due: Vec<Lease> = self
-            .held
-            .iter()
-            .filter(|(_, h)| {
-                let idle = h.running.is_empty() && h.queue.is_empty();
-                h.buffered > 0 && (idle || h.buffered >= REPORT_ITEMS || now - h.buffer_since >= REPORT_EVERY)
-            })
-            .map(|(l, _)| *l)
-            .collect();
-        for lease in due {
-            self.report(ctx, lease);
-        }
-    }
-
-    fn report(&mut self, ctx: &mut Ctx, lease: Lease) {
-        let Some(held) = self.held.get_mut(&lease).filter(|h| h.buffered > 0) else { return };
-        held.buffered = 0;
-        let mut facts = Vec::new();
-        for (phase, items) in std::mem::take(&mut held.buffer) {
-            for items in cut_items(items) {
-                let (id, envelope) = ctx.state(lease.job, Fact::Report { fence: lease.fence, phase, items });
-                held.unsettled.push(id);
-                facts.push(envelope);
-            }
-        }
-        held.unsettled_sent = ctx.now.at;
-        self.done.entry(lease.job).or_default().reports += u32::try_from(facts.len()).unwrap_or(u32::MAX);
-        ctx.send(held.brain, Message::Report { lease, facts });
-    }
-
-    pub(crate) fn tick(&mut self, ctx: &mut Ctx) {
-        let now = ctx.now.at;
-        if !self.held.is_empty() && now >= self.beat_at {
-            self.beat_at = now + BEAT_EVERY;
-            self.beat(ctx);
-        }
-        if now < self.look_at {
-            return;
-        }
-        let fence_after = if planted(Bug::FenceTooLate) { Span(2 * FENCE_AFTER.0) } else { FENCE_AFTER };
-        let is_silent = |h: &Held| now - h.answered() >= fence_after && !planted(Bug::FenceNever);
-        let silent: Vec<Lease> = self.held.iter().filter(|(_, h)| is_silent(h)).map(|(l, _)| *l).collect();
-        for lease in silent {
-            ctx.note(Note::Fenced { lease });
-            self.drop_held(ctx, lease);
-        }
-        for (lease, held) in &mut self.held {
-            held.ask_again(ctx, *lease);
-        }
-        for (job, done) in self.done.iter_mut().filter(|(_, d)| !d.orphans.is_empty()) {
-            done.offer_orphans(ctx, *job);
-        }
-        // A renewal in between moves a lease's end on; that only makes the next look an early one.
-        let fences = self.held.values().map(|h| h.answered() + fence_after);
-        self.look_at = fences.fold(now + RESEND_EVERY, Time::min);
-    }
-
-    fn beat(&mut self, ctx: &mut Ctx) {
-        self.beat_seq += 1;
-        self.beats.push_back((self.beat_seq, ctx.now.at));
-        if self.beats.len() > BEATS_KEPT {
-            self.beats.pop_front();
-        }
-        let mut by_node: BTreeMap<NodeId, Vec<(Lease, u32)>> = BTreeMap::new();
-        for (lease, held) in &self.held {
-            let open = (*lease, held.open());
-            by_node.entry(held.brain).or_default().push(open);
-            if ctx.now.at - held.renewed >= ASK_STEWARDS_AFTER {
-                // A brain that restarted is only a member, until it is elected again.
-                for steward in held.spec.brain_set.iter().filter(|n| **n != held.brain) {
-                    by_node.entry(*steward).or_default().push(open);
-                }
-            }
-        }
-        for (node, leases) in by_node {
-            ctx.send(node, Message::Beat { seq: self.beat_seq, leases });
-        }
-    }
-
-    pub(crate) fn on_beat_ack(
-        &mut self,
-        ctx: &mut Ctx,
-        from: NodeId,
-        seq: u64,
-        renewed: &[Lease],
-        kept: &[Lease],
-        void: &[Lease],
-    ) {
-        let Some((_, sent)) = self.beats.iter().find(|(s, _)| *s == seq).copied() else { return };
-        let sent = if planted(Bug::RenewAtArrival) { ctx.now.at } else { sent };
-        for lease in renewed {
-            if let Some(held) = self.held.get_mut(lease).filter(|h| h.brain == from) {
-                held.renewed = held.renewed.max(sent);
-            }
-        }
-        for lease in kept {
-            if let Some(held) = self.held.get_mut(lease).filter(|h| h.spec.brain_set.contains(&from)) {
-                held.stewards_renewed.insert(from, sent);
-            }
-        }
-        for lease in void {
-            if self.held.get(lease).is_some_and(|h| h.brain == from) {
-                ctx.note(Note::Fenced { lease: *lease });
-                self.drop_held(ctx, *lease);
-            }
-        }
-    }
-
-    pub(crate) fn timeout(&self) -> Option<Time> {
-        let reports = self.held.values().filter(|h| h.buffered > 0).map(|h| h.buffer_since + REPORT_EVERY).min();
-        let beat = (!self.held.is_empty()).then_some(self.beat_at);
-        let look = (!self.held.is_empty() || self.done.values().any(|d| !d.orphans.is_empty())).then_some(self.look_at);
-        reports.into_iter().chain(beat).chain(look).min()
-    }
-}
-
-impl Done {
-    /// Offers reports of ended awards to whoever leads now: they will not count, but their blobs need not be kept for them.
-    fn offer_orphans(&mut self, ctx: &mut Ctx, job: JobId) {
-        let brain = ctx.ledger.live(&job).and_then(|l| brain_of(&l.state.spec, l.state.term));
-        let Some(brain) = brain.filter(|_| ctx.now.at - self.orphans_sent >= RESEND_EVERY) else { return };
-        self.orphans_sent = ctx.now.at;
-        let mut by_fence: BTreeMap<Fence, Vec<FactId>> = BTreeMap::new();
-        for (id, fence) in &self.orphans {
-            by_fence.entry(*fence).or_default().push(*id);
-        }
-        for (fence, ids) in by_fence {
-            let facts = envelopes(ctx, job, &ids);
-            ctx.send(brain, Message::Report { lease: Lease { job, fence }, facts });
-        }
-    }
 }
 
 impl Held {
-    /// Repeats what was not answered: reports, and the wish for sources.
-    fn ask_again(&mut self, ctx: &mut Ctx, lease: Lease) {
-        let now = ctx.now.at;
-        if !self.unsettled.is_empty() && now - self.unsettled_sent >= RESEND_EVERY {
-            self.unsettled_sent = now;
-            let facts = envelopes(ctx, lease.job, &self.unsettled);
-            ctx.send(self.brain, Message::Report { lease, facts });
-        }
-        let waits = self.queue.front().is_some_and(|(phase, _)| *phase > 0) && self.sources.whole.is_none();
-        if waits && now - *self.sources.asked.get_or_insert(now) >= RESEND_EVERY {
-            self.sources.asked = Some(now);
-            ctx.send(self.brain, Message::WantSources { lease });
-        }
-    }
-
-    /// When the last beat was sent that someone with the say answered: the brain, or else a majority of its set.
-    fn answered(&self) -> Time {
-        let mut times: Vec<Time> = self.stewards_renewed.values().copied().collect();
-        times.sort_unstable_by(|a, b| b.cmp(a));
-        let by_majority = times.get(self.spec.majority() - 1).copied().unwrap_or_default();
-        self.renewed.max(by_majority)
-    }
-
     /// Tasks not yet reported.
     fn open(&self) -> u32 {
         let queued: u32 = self.queue.iter().map(|(_, r)| r.len).sum();
@@ -727,66 +496,11 @@ impl Held {
     }
 }
 
-fn item_run(item: &ReportItem) -> Run {
-    match item {
-        ReportItem::Plain { run, .. } => *run,
-        ReportItem::Outputs { task, .. } | ReportItem::Failed { task, .. } => Run { start: *task, len: 1 },
-    }
-}
-
 fn push_run(queue: &mut VecDeque<(Phase, Run)>, phase: Phase, task: u32) {
     match queue.back_mut() {
         Some((p, run)) if *p == phase && run.end() == task => run.len += 1,
         _ => queue.push_back((phase, Run { start: task, len: 1 })),
     }
-}
-
-fn push_item(items: &mut Vec<ReportItem>, task: u32, result: TaskResult) {
-    let usage = result.usage;
-    match result.result {
-        Ok(outputs) if outputs.is_empty() => match items.last_mut() {
-            Some(ReportItem::Plain { run, usage: sum }) if run.end() == task => {
-                run.len += 1;
-                sum.add(usage);
-            }
-            _ => items.push(ReportItem::Plain { run: Run { start: task, len: 1 }, usage }),
-        },
-        Ok(outputs) => items.push(ReportItem::Outputs { task, outputs, usage }),
-        Err(mut failure) => {
-            failure.message = sinew_crdt_state::rules::clip(failure.message);
-            failure.stderr_tail = sinew_crdt_state::rules::clip(failure.stderr_tail);
-            items.push(ReportItem::Failed { task, failure, usage });
-        }
-    }
-}
-
-/// Cuts items into facts of bounded size.
-fn cut_items(items: Vec<ReportItem>) -> Vec<Vec<ReportItem>> {
-    let mut cuts: Vec<Vec<ReportItem>> = vec![Vec::new()];
-    let mut bytes = 0;
-    for item in items {
-        let size = match &item {
-            ReportItem::Plain { .. } => 64,
-            ReportItem::Outputs { outputs, .. } => 96 + outputs.iter().map(|o| o.name.len() + 64).sum::<usize>(),
-            ReportItem::Failed { failure, .. } => 160 + failure.message.len() + failure.stderr_tail.len(),
-        };
-        let full = cuts.last().is_some_and(|c| c.len() >= sinew_crdt_state::fact::ITEMS_MAX);
-        if full || (bytes > 0 && bytes + size > REPORT_BYTES_MAX) {
-            cuts.push(Vec::new());
-            bytes = 0;
-        }
-        bytes += size;
-        if let Some(cut) = cuts.last_mut() {
-            cut.push(item);
-        }
-    }
-    cuts
-}
-
-/// The envelopes of own facts that are still in the ledger.
-fn envelopes(ctx: &Ctx, job: JobId, ids: &[FactId]) -> Vec<Envelope> {
-    let Some(live) = ctx.ledger.live(&job) else { return Vec::new() };
-    ids.iter().filter_map(|id| live.facts.get(id).cloned()).collect()
 }
 
 /// Blobs of a job's inputs, for reuse by stewards and workers.
