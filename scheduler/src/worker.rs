@@ -26,12 +26,8 @@ mod reports;
 
 use reports::{envelopes, item_run, push_item};
 
-/// Beats whose answers are still awaited: older ones could not renew anything.
-const BEATS_KEPT: usize = 16;
 /// Bids that are kept at least: looking through them for old ones each time would cost too much under load.
 const BIDS_KEPT: usize = 64;
-/// Bytes of report items under one fact: well below the limit of a fact.
-const REPORT_BYTES_MAX: usize = 128 * 1024;
 
 /// An award that this node claimed.
 #[derive(Debug)]

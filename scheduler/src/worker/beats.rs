@@ -10,12 +10,15 @@ use sinew_crdt_state::spec::Phase;
 use sinew_crdt_state::state::JobState;
 
 use super::reports::envelopes;
-use super::{BEATS_KEPT, Held, Worker};
+use super::{Held, Worker};
 use crate::config::{ASK_STEWARDS_AFTER, BEAT_EVERY, FENCE_AFTER, REPORT_EVERY, RESEND_EVERY};
 use crate::ctx::Ctx;
 use crate::io::{Effect, Note};
 use crate::time::{Span, Time};
 use crate::wire::{Lease, Message};
+
+/// Beats whose answers are still awaited: older ones could not renew anything.
+const BEATS_KEPT: usize = 16;
 
 impl Worker {
     /// A new brain leads: what is held under earlier terms goes on under its one award, or, without one, ends.

@@ -7,11 +7,14 @@ use sinew_crdt_state::fact::{Fact, Fence, ReportItem, Run};
 use sinew_crdt_state::ids::{FactId, JobId};
 use sinew_crdt_state::rules::brain_of;
 
-use super::{Done, REPORT_BYTES_MAX, Worker};
+use super::{Done, Worker};
 use crate::config::{REPORT_EVERY, REPORT_ITEMS, RESEND_EVERY};
 use crate::ctx::Ctx;
 use crate::io::TaskResult;
 use crate::wire::{Lease, Message};
+
+/// Bytes of report items under one fact: well below the limit of a fact.
+const REPORT_BYTES_MAX: usize = 128 * 1024;
 
 impl Worker {
     pub(crate) fn on_settled(&mut self, job: JobId, reports: &[FactId]) {
