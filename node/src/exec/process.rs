@@ -171,7 +171,7 @@ impl Runner for ProcessRunner {
     fn prepare(&self, launch: &Launch<'_>) -> Result<Prepared, Failure> {
         let program = self.find(launch)?;
         let caps = match &self.allowlist {
-            Some(list) => list.check(&program, launch.argv)?,
+            Some(list) => list.check(&program, launch.argv, launch.env)?,
             None => Caps::default(),
         };
         Ok(Prepared { program, caps })

@@ -141,6 +141,13 @@ fn only_listed_programs_run_where_there_is_a_list() {
         ran.fails_with(ErrorCode::Deny);
         assert!(!ran.failure().retryable && ran.failure().message.contains("allowlist"), "{ran:?}");
     }
+    // Neither the loader nor a shell runs what the job names beside the listed program.
+    for name in ["LD_PRELOAD", "BASH_ENV", "PATH"] {
+        rig.env = [(name.to_owned(), "/job/work/own.sh".to_owned())].into();
+        let ran = rig.run(&["./own.sh"]);
+        ran.fails_with(ErrorCode::Deny);
+        assert!(ran.failure().message.contains(&format!("variable `{name}`")), "{ran:?}");
+    }
 }
 
 /// A file system of its own for the data directory, small enough to be filled.
