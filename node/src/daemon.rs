@@ -1,6 +1,7 @@
 //! The daemon: opens what is on disk, joins the mesh, starts the core, and keeps them talking until it is told to end.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -72,6 +73,17 @@ pub enum DaemonError {
     /// The list of programs that may run.
     #[error(transparent)]
     Allowlist(#[from] AllowlistError),
+    /// Programs would see the daemon's key and every job's files.
+    #[error(
+        "the data directory {} is below {}, which programs in the sandbox may read: choose another with --data-dir, or leave \
+         that path out of sandbox_readable and sandbox_writable", dir.display(), shown.display()
+    )]
+    DataDirShown {
+        /// The data directory.
+        dir: std::path::PathBuf,
+        /// What programs see.
+        shown: std::path::PathBuf,
+    },
     /// The ledger.
     #[error(transparent)]
     Storage(#[from] StorageError),
@@ -97,7 +109,7 @@ impl DaemonError {
     pub const fn exit_code(&self) -> u8 {
         match self {
             Self::DataDir(e) => e.exit_code(),
-            Self::Config(_) | Self::Allowlist(_) | Self::Multiaddr { .. } => 2,
+            Self::Config(_) | Self::Allowlist(_) | Self::DataDirShown { .. } | Self::Multiaddr { .. } => 2,
             _ => 1,
         }
     }
@@ -270,7 +282,7 @@ impl Daemon {
         let tag = NodeTag::new(&data_dir.path().to_string_lossy());
         let guardian = start_guardian(&tag);
         let work = WorkRoot::open(&data_dir.work()).map_err(io("prepare the work directory"))?;
-        let (runner, sandbox) = isolate(&settings, &tag)?;
+        let (runner, sandbox) = isolate(&settings, &tag, data_dir.path())?;
         let (engine, queue) = Engine::queue();
         let storage = open_storage(&data_dir, &engine)?;
         let (stored, incarnation, disk) = storage.reader().load()?;
@@ -326,7 +338,7 @@ impl Daemon {
             "up"
         );
         let permits = Arc::new(tokio::sync::Semaphore::new(SERVES_MAX));
-        let mut sweeper = Sweeper::new(self.tag.clone());
+        let sweeper = Arc::new(Mutex::new(Sweeper::new(self.tag.clone())));
         let mut sweep = tokio::time::interval(SWEEP_EVERY);
         let mut measures = tokio::time::interval(MEASURES_EVERY);
         let parent_gone = parent_gone();
@@ -340,15 +352,10 @@ impl Daemon {
                     None => break,
                 },
                 _ = sweep.tick() => {
-                    let swept = sweeper.sweep();
-                    if let Some(sandbox) = self.pool.host().runner.sandbox() {
-                        let sandbox = Arc::clone(sandbox);
-                        // A cell's end may take a moment.
-                        tokio::task::spawn_blocking(move || sandbox.end_idle());
-                    }
-                    if swept.killed > 0 {
-                        tracing::warn!(processes = swept.killed, "ended processes that had outlived their task");
-                    }
+                    let sandbox = self.pool.host().runner.sandbox().cloned();
+                    let sweeper = Arc::clone(&sweeper);
+                    // A look at all processes, or a cell's end, may take a moment.
+                    tokio::task::spawn_blocking(move || sweep_up(&sweeper, sandbox.as_deref()));
                     if let Some(guardian) = &mut self.guardian
                         && !guardian.is_alive()
                     {
@@ -513,8 +520,20 @@ fn signal(kind: tokio::signal::unix::SignalKind) -> Result<tokio::signal::unix::
     tokio::signal::unix::signal(kind).map_err(io("listen for signals"))
 }
 
+/// Ends what has outlived its task or its use, unless that is being done already.
+fn sweep_up(sweeper: &Mutex<Sweeper>, sandbox: Option<&Sandbox>) {
+    let Ok(mut sweeper) = sweeper.try_lock() else { return };
+    let swept = sweeper.sweep();
+    if swept.killed > 0 {
+        tracing::warn!(processes = swept.killed, "ended processes that had outlived their task");
+    }
+    if let Some(sandbox) = sandbox {
+        sandbox.end_idle();
+    }
+}
+
 /// Finds out what this machine can do to isolate programs, and says what it cannot.
-fn isolate(settings: &Settings, tag: &NodeTag) -> Result<(ProcessRunner, SandboxState), DaemonError> {
+fn isolate(settings: &Settings, tag: &NodeTag, data_dir: &Path) -> Result<(ProcessRunner, SandboxState), DaemonError> {
     let options = SandboxOptions {
         mode: settings.sandbox,
         exe: std::env::current_exe().map_err(io("find this program's file"))?,
@@ -522,7 +541,13 @@ fn isolate(settings: &Settings, tag: &NodeTag) -> Result<(ProcessRunner, Sandbox
         writable: settings.sandbox_writable.clone(),
         tmp_bytes: settings.sandbox_tmp_bytes,
         memory_bytes: memory_bytes(settings),
+        slots: cpu_milli(settings).div_ceil(1_000),
     };
+    if options.mode != SandboxMode::Off
+        && let Some(shown) = options.showing(data_dir)
+    {
+        return Err(DaemonError::DataDirShown { dir: data_dir.to_owned(), shown: shown.to_owned() });
+    }
     let list = settings.allowlist.as_deref().map(Allowlist::load).transpose()?;
     let mut state = SandboxState { mode: settings.sandbox, missing: Vec::new(), refusal: None };
     let runner = match Sandbox::probe(options, tag) {
@@ -620,10 +645,8 @@ fn core_config(settings: &Settings, roles: Roles, sandbox: &SandboxState) -> Cor
     let machine = probe::machine();
     // What cannot be isolated is not offered, so that no job is awarded here only to be refused.
     let runs = roles.contains(Roles::RUN) && sandbox.refusal.is_none();
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to be 0 to 65536 cores")]
-    let cpu_milli = settings.cpus.map_or(machine.cpu_milli, |cpus| (cpus * 1000.0).round() as u32);
     CoreConfig {
-        cpu_milli: if runs { cpu_milli } else { 0 },
+        cpu_milli: if runs { cpu_milli(settings) } else { 0 },
         memory_bytes: memory_bytes(settings),
         labels: settings.labels.clone(),
         about: machine.about,
@@ -631,6 +654,12 @@ fn core_config(settings: &Settings, roles: Roles, sandbox: &SandboxState) -> Cor
         ledger_grace_ms: settings.ledger_grace_s.saturating_mul(1_000),
         ..CoreConfig::default()
     }
+}
+
+/// Thousandths of cores for tasks.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to be 0 to 65536 cores")]
+fn cpu_milli(settings: &Settings) -> u32 {
+    settings.cpus.map_or_else(|| probe::machine().cpu_milli, |cpus| (cpus * 1000.0).round() as u32)
 }
 
 /// Bytes of memory for tasks.

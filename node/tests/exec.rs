@@ -53,6 +53,7 @@ impl World {
                 writable: Vec::new(),
                 tmp_bytes: 64 << 20,
                 memory_bytes: 1 << 30,
+                slots: 1,
             };
             let (sandbox, missing) = Sandbox::probe(options, &tag).expect("a machine that isolates");
             assert_eq!(missing, []);

@@ -7,10 +7,12 @@
 //! args = ["-[nru]+"]          # one pattern for each argument from the first on, each matching it whole
 //! more = "-k[0-9,]+"          # for each argument beyond those; none are allowed without this
 //! args_len_max = 200          # bytes of all arguments together
+//! env = ["LC_ALL"]            # variables that a job may set for it; none without this
 //! timeout = "10m"
 //! output_max = "100MiB"
 //! ```
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -43,6 +45,8 @@ struct Entry {
     args: Vec<Whole>,
     more: Option<Whole>,
     args_len_max: Option<usize>,
+    #[serde(default)]
+    env: Vec<String>,
     #[serde(default, deserialize_with = "duration")]
     timeout: Option<Duration>,
     #[serde(default, deserialize_with = "size")]
@@ -103,11 +107,17 @@ impl Allowlist {
         }
     }
 
-    /// Whether `program` may be called with `argv`, and with which limits; the first entry that fits counts.
+    /// Whether `program` may be called with `argv` and the variables `env` of its job, and with which limits; the first entry
+    /// that fits counts. Variables count because loaders and interpreters run code that they name (`LD_PRELOAD`, `BASH_ENV`).
     ///
     /// # Errors
     /// `E_DENY`, which says what is not allowed.
-    pub(super) fn check(&self, program: &Path, argv: &[String]) -> Result<Caps, Failure> {
+    pub(super) fn check(
+        &self,
+        program: &Path,
+        argv: &[String],
+        env: &BTreeMap<String, String>,
+    ) -> Result<Caps, Failure> {
         let denied = |why: String| Failure::new(ErrorCode::Deny, format!("program `{}` {why}", program.display()));
         let args = argv.get(1..).unwrap_or_default();
         let mut entries = self.program.iter().filter(|entry| entry.path == program).peekable();
@@ -116,12 +126,12 @@ impl Allowlist {
         }
         let mut last = None;
         for entry in entries {
-            match entry.check(args) {
+            match entry.check(args).and_then(|()| entry.check_env(env)) {
                 Ok(()) => return Ok(Caps { timeout: entry.timeout, output_max: entry.output_max }),
                 Err(why) => last = Some(why),
             }
         }
-        Err(denied(format!("is on this node's allowlist, but not with these arguments: {}", last.unwrap_or_default())))
+        Err(denied(format!("is on this node's allowlist, but not as called: {}", last.unwrap_or_default())))
     }
 }
 
@@ -130,20 +140,27 @@ impl Entry {
         let most = self.args_len_max.unwrap_or(ARGS_LEN_MAX);
         let len: usize = args.iter().map(String::len).sum();
         if len > most {
-            return Err(format!("they take {len} bytes, more than {most}"));
+            return Err(format!("its arguments take {len} bytes, more than {most}"));
         }
         if args.len() < self.args.len() {
-            return Err(format!("there are {}, fewer than {}", args.len(), self.args.len()));
+            return Err(format!("it has {} arguments, fewer than {}", args.len(), self.args.len()));
         }
         for (i, arg) in args.iter().enumerate() {
             let Some(pattern) = self.args.get(i).or(self.more.as_ref()) else {
-                return Err(format!("there are {}, more than {}", args.len(), self.args.len()));
+                return Err(format!("it has {} arguments, more than {}", args.len(), self.args.len()));
             };
             if !pattern.0.is_match(arg) {
                 return Err(format!("argument {} does not match its pattern", i + 1));
             }
         }
         Ok(())
+    }
+
+    fn check_env(&self, env: &BTreeMap<String, String>) -> Result<(), String> {
+        match env.keys().find(|name| !self.env.contains(*name)) {
+            Some(name) => Err(format!("its entry does not list the variable `{name}` in `env`")),
+            None => Ok(()),
+        }
     }
 }
 
@@ -210,7 +227,7 @@ program:
         for list in [Allowlist::parse(TOML, false).expect("TOML"), Allowlist::parse(YAML, true).expect("YAML")] {
             let check = |argv: &[&str]| {
                 let argv: Vec<String> = argv.iter().map(|a| (*a).to_owned()).collect();
-                list.check(&Path::new("/usr/bin").join(&argv[0]), &argv)
+                list.check(&Path::new("/usr/bin").join(&argv[0]), &argv, &BTreeMap::new())
             };
             let caps = Caps { timeout: Some(Duration::from_secs(600)), output_max: Some(1 << 20) };
             assert_eq!(check(&["sort", "-n", "-k1,2"]), Ok(caps));
@@ -232,10 +249,31 @@ program:
             }
         }
         let strict = Allowlist::parse("[[program]]\npath='/x'\nmore='.*'\nargs_len_max=5", false).expect("TOML");
-        let refused = strict.check(Path::new("/x"), &["x".into(), "123".into(), "456".into()]).expect_err("too long");
+        let refused = strict
+            .check(Path::new("/x"), &["x".into(), "123".into(), "456".into()], &BTreeMap::new())
+            .expect_err("too long");
         assert!(refused.message.contains("6 bytes, more than 5"), "{refused}");
         let none = Allowlist::parse("", false).expect("empty");
-        assert_eq!(none.check(Path::new("/x"), &[]).expect_err("nothing may run").code, ErrorCode::Deny);
+        assert_eq!(
+            none.check(Path::new("/x"), &[], &BTreeMap::new()).expect_err("nothing may run").code,
+            ErrorCode::Deny
+        );
+    }
+
+    #[test]
+    fn only_variables_that_an_entry_lists_reach_a_program() {
+        let text = "[[program]]\npath='/x'\n[[program]]\npath='/x'\nenv=['LC_ALL', 'TZ']";
+        let list = Allowlist::parse(text, false).expect("TOML");
+        let check = |names: &[&str]| {
+            let env = names.iter().map(|name| ((*name).to_owned(), "v".to_owned())).collect();
+            list.check(Path::new("/x"), &["x".to_owned()], &env)
+        };
+        assert_eq!((check(&[]), check(&["TZ", "LC_ALL"])), (Ok(Caps::default()), Ok(Caps::default())));
+        for name in ["LD_PRELOAD", "BASH_ENV", "PYTHONPATH", "PATH", "tz", "TZ2", ""] {
+            let refused = check(&["TZ", name]).expect_err(name);
+            assert!(refused.message.contains(&format!("the variable `{name}`")), "{refused}");
+            assert_eq!((refused.code, refused.retryable), (ErrorCode::Deny, false));
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use rustix::process::{Pid, Signal};
 use sinew_crdt_state::error_code::ErrorCode;
 
 use super::cell::host::{CellError, Told};
-use super::cell::pool::Lease;
+use super::cell::pool::{CellProgram, Lease};
 use super::outcome::Failure;
 use super::process::{Group, not_started};
 use super::procfs;
@@ -65,6 +65,7 @@ impl Body {
     pub(super) fn writes(&self) -> bool {
         let pids = match self {
             Self::Child(group, _) => vec![group.pid.as_raw_nonzero().get()],
+            Self::Cell(run) if run.orphans_wrote() => return true,
             Self::Cell(run) => run.lease.as_ref().map(|lease| lease.cell.processes()).unwrap_or_default(),
         };
         pids.into_iter().any(|pid| procfs::written(pid).is_none_or(|bytes| bytes > WRITTEN_MIN))
@@ -118,13 +119,30 @@ pub(super) struct CellRun {
     program: String,
     /// What the cell said last, or why it says nothing any more.
     told: Option<Result<Told, CellError>>,
+    /// Bytes that the dead of earlier tasks wrote, which the cell's first process inherits.
+    written_before: u64,
     over_memory: Option<Failure>,
     _live: sweep::Live,
 }
 
 impl CellRun {
-    pub(super) const fn new(lease: Lease, program: String, live: sweep::Live) -> Self {
-        Self { lease: Some(lease), program, told: None, over_memory: None, _live: live }
+    /// Takes over a cell, just before its program starts.
+    pub(super) fn new(lease: Lease, program: String, live: sweep::Live) -> Self {
+        let written_before = procfs::written(lease.cell.pid().as_raw_nonzero().get()).unwrap_or(0);
+        Self { lease: Some(lease), program, told: None, written_before, over_memory: None, _live: live }
+    }
+
+    /// Starts its program.
+    pub(super) fn start(&mut self, program: CellProgram<'_>) -> Result<(), CellError> {
+        self.lease.as_mut().map_or(Ok(()), |lease| program.start_in(&mut lease.cell))
+    }
+
+    /// Whether processes that died without their parent have written more than a little: the kernel adds their counts to the
+    /// first process's, whose child they became.
+    fn orphans_wrote(&self) -> bool {
+        let written = self.init().and_then(|pid| procfs::written(pid.as_raw_nonzero().get()));
+        // It is known to root alone.
+        written.is_some_and(|bytes| bytes.saturating_sub(self.written_before) > WRITTEN_MIN)
     }
 
     /// The cell's first process.

@@ -147,6 +147,10 @@ impl<'a> Driver<'a> {
     }
 
     fn prepare_pipes(&mut self) -> std::io::Result<()> {
+        for pipe in &self.pipes {
+            // A program may open its own pipe and read what poll has just promised us.
+            rustix::io::ioctl_fionbio(&pipe.read, true)?;
+        }
         let Some(stdin) = &self.stdin else { return Ok(()) };
         rustix::io::ioctl_fionbio(stdin, true)?;
         // A wider pipe saves switches between program and daemon; a user over the system's pipe budget gets the normal one.
@@ -263,7 +267,7 @@ impl<'a> Driver<'a> {
             // Made anew and not resized: fresh zero pages cost nothing until they are written to.
             self.buffer = vec![0; TRANSFER_LEN];
         }
-        // An interrupted read is tried again when poll says so; a pipe knows no other errors.
+        // A read that was interrupted, or found nothing, is tried again when poll says so; a pipe knows no other errors.
         if let Ok(n) = rustix::io::read(&self.pipes[stream as usize].read, &mut self.buffer) {
             self.accept(stream, n);
         }

@@ -14,9 +14,16 @@ use sinew_crdt_state::spec::is_safe_relative;
 use walkdir::WalkDir;
 
 use super::outcome::Failure;
+use super::removal::remove;
 
 /// Deepest directory nesting taken from an output directory: descriptors and recursion stay bounded.
 const DEPTH_MAX: usize = 128;
+/// Bytes that each entry of a directory takes, at least: an inode and its name.
+const ENTRY_BYTES: u64 = 4_096;
+/// Entries that are not counted: ordinary tasks leave a few, and are to find their files counted as long as they are.
+const ENTRIES_FREE: u64 = 1_024;
+/// The largest block that file systems give out.
+const BLOCK_MAX: u64 = 64 << 10;
 /// Most files that one task may leave: each becomes a blob and an entry in its receipt.
 const OUTPUT_FILES_MAX: usize = 100_000;
 
@@ -39,10 +46,7 @@ impl JobFiles {
     /// # Errors
     /// `E_STORAGE` when the directory cannot be made.
     pub fn place_in(dir: &Path) -> Result<Placing, Failure> {
-        let made = match std::fs::remove_dir_all(dir) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-            _ => std::fs::create_dir_all(dir),
-        };
+        let made = remove(dir).and_then(|()| std::fs::create_dir_all(dir));
         // A sandboxed program is another user. Where it must not look, the directories above this one keep it out.
         let made = made.and_then(|()| std::fs::set_permissions(dir, Permissions::from_mode(0o755)));
         let flags = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
@@ -200,34 +204,62 @@ fn covers(kept: &str, name: &str) -> bool {
     name.strip_prefix(kept).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// Bytes under `dir`, as far as they can be read. The program may be changing what is there: no link is followed, however
-/// quickly it takes the place of something else.
-pub(super) fn size_under(dir: &Path) -> u64 {
-    open(dir, WALK, Mode::empty()).map_or(0, |fd| size_in(&fd, DEPTH_MAX))
+/// Bytes that what is under `dir` takes, as far as it can be read: of each file its length, or what is set aside for it
+/// where that is clearly more, and [`ENTRY_BYTES`] for each entry beyond [`ENTRIES_FREE`] and `ours`. The program may be changing
+/// what is there: no link is followed, however quickly it takes the place of something else.
+///
+/// # Errors
+/// `E_INVALID` when it is nested deeper than anybody looks.
+pub(super) fn size_under(dir: &Path, ours: usize) -> Result<u64, Failure> {
+    let mut found = Found::default();
+    if let Ok(fd) = open(dir, WALK, Mode::empty()) {
+        size_in(&fd, DEPTH_MAX, &mut found)?;
+    }
+    let counted = found.entries.saturating_sub(ENTRIES_FREE + ours as u64);
+    Ok(found.bytes.saturating_add(counted.saturating_mul(ENTRY_BYTES)))
+}
+
+/// What was found in a directory and below.
+#[derive(Debug, Default)]
+struct Found {
+    bytes: u64,
+    entries: u64,
 }
 
 /// How directories are opened on the way.
 const WALK: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
 
-fn size_in(dir: &OwnedFd, depth: usize) -> u64 {
-    let Ok(entries) = Dir::read_from(dir) else { return 0 };
-    let mut sum = 0_u64;
+fn size_in(dir: &OwnedFd, depth: usize, found: &mut Found) -> Result<(), Failure> {
+    let Ok(entries) = Dir::read_from(dir) else { return Ok(()) };
     for entry in entries.flatten() {
         let name = entry.file_name();
         if name == c"." || name == c".." {
             continue;
         }
         let Ok(stat) = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
-        let size = match FileType::from_raw_mode(stat.st_mode) {
-            FileType::RegularFile => u64::try_from(stat.st_size).unwrap_or(0),
-            FileType::Directory if depth > 0 => {
-                openat(dir, name, WALK, Mode::empty()).map_or(0, |fd| size_in(&fd, depth - 1))
+        found.entries += 1;
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => found.bytes = found.bytes.saturating_add(taken(&stat)),
+            FileType::Directory if depth == 0 => {
+                let message = format!("the task's directories are nested more than {DEPTH_MAX} deep");
+                return Err(Failure::new(ErrorCode::Invalid, message));
             }
-            _ => 0,
-        };
-        sum = sum.saturating_add(size);
+            FileType::Directory => {
+                if let Ok(fd) = openat(dir, name, WALK, Mode::empty()) {
+                    size_in(&fd, depth - 1, found)?;
+                }
+            }
+            _ => {}
+        }
     }
-    sum
+    Ok(())
+}
+
+/// Bytes that a file takes: its length, unless more than rounding up to blocks is set aside for it.
+fn taken(stat: &rustix::fs::Stat) -> u64 {
+    let len = u64::try_from(stat.st_size).unwrap_or(0);
+    let held = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512);
+    if held > len.next_multiple_of(BLOCK_MAX) { held } else { len }
 }
 
 #[cfg(test)]
@@ -266,8 +298,33 @@ mod tests {
         std::fs::write(dir.path().join("o"), "out").expect("write");
         let found = outputs(dir.path(), &[]).expect("outputs");
         assert_eq!(found.iter().map(|f| (f.name.as_str(), f.size)).collect::<Vec<_>>(), [("o", 3)]);
-        assert_eq!(size_under(dir.path()), 3);
+        assert_eq!(size_under(dir.path(), 0), Ok(3));
         assert!(OutputFile { name: "l".into(), path: dir.path().join("l"), size: 0 }.open().is_err());
+    }
+
+    #[test]
+    fn space_is_counted_however_it_is_taken() {
+        let dir = tempfile::tempdir().expect("dir");
+        let size = || size_under(dir.path(), 0).expect("size");
+        let file = File::create(dir.path().join("empty")).expect("file");
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::KEEP_SIZE, 0, 8 << 20).expect("fallocate");
+        assert!((8 << 20..9 << 20).contains(&size()), "{}", size());
+        drop(file);
+        std::fs::remove_file(dir.path().join("empty")).expect("remove");
+        std::fs::write(dir.path().join("small"), "12").expect("write");
+        let kinds = ENTRIES_FREE + 9;
+        for i in 0..kinds {
+            let at = dir.path().join(i.to_string());
+            match i % 3 {
+                0 => drop(File::create(at).expect("file")),
+                1 => std::fs::create_dir(at).expect("mkdir"),
+                _ => symlink("x", at).expect("link"),
+            }
+        }
+        assert_eq!(size(), 10 * ENTRY_BYTES + 2);
+        assert_eq!(size_under(dir.path(), 4), Ok(6 * ENTRY_BYTES + 2));
+        std::fs::create_dir_all(dir.path().join("1").join("d/".repeat(DEPTH_MAX + 1))).expect("mkdir");
+        assert_eq!(size_under(dir.path(), 0).expect_err("too deep").code, ErrorCode::Invalid);
     }
 
     #[test]

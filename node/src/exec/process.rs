@@ -171,7 +171,7 @@ impl Runner for ProcessRunner {
     fn prepare(&self, launch: &Launch<'_>) -> Result<Prepared, Failure> {
         let program = self.find(launch)?;
         let caps = match &self.allowlist {
-            Some(list) => list.check(&program, launch.argv)?,
+            Some(list) => list.check(&program, launch.argv, launch.env)?,
             None => Caps::default(),
         };
         Ok(Prepared { program, caps })
@@ -274,10 +274,11 @@ impl ProcessRunner {
         env.extend(launch.fixed_env.iter().map(|(n, v)| owned((n, v))));
         env.extend([owned((TAG_VAR, self.tag.value())), (RUN_VAR.to_owned(), launch.run.to_string())]);
         let shown = prepared.program.display().to_string();
-        let mut lease = sandbox.take(&launch.place).map_err(no_sandbox)?;
+        let lease = sandbox.take(&launch.place).map_err(no_sandbox)?;
+        let mut run = CellRun::new(lease, shown, live);
         let program = CellProgram { program: prepared.program, argv: launch.argv, env, stdio };
-        program.start_in(&mut lease.cell).map_err(no_sandbox)?;
-        Ok((Body::Cell(Box::new(CellRun::new(lease, shown, live))), stdin.map(|pipe| pipe.write)))
+        run.start(program).map_err(no_sandbox)?;
+        Ok((Body::Cell(Box::new(run)), stdin.map(|pipe| pipe.write)))
     }
 }
 

@@ -3,6 +3,7 @@
 //! ```text
 //! work/slots/N/job/work   working directory of whatever slot N runs; links to the job's files in it, nothing else
 //! work/slots/N/job/output SINEW_OUTPUT of the same
+//! work/stuck/N            what could not be deleted, out of the way of later tasks until the next start
 //! work/JOB/input          the job's files, placed once per node, read-only; SINEW_INPUT
 //! work/JOB/PHASE-TASK-ATTEMPT/{output,logs,map-output,result}     what an attempt left; made when there is something to keep
 //! ```
@@ -14,7 +15,7 @@
 
 use std::ffi::{CString, OsStr};
 use std::fs::Permissions;
-use std::io::{self, ErrorKind};
+use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -32,6 +33,7 @@ use super::cell;
 use super::cell::pool::Place;
 use super::files::JobFiles;
 use super::outcome::Failure;
+use super::removal::{remove, remove_in};
 use super::runner::View;
 use super::sweep::next_run;
 
@@ -51,14 +53,39 @@ const ENTRIES_LEN: usize = 2_048;
 pub struct WorkRoot(PathBuf);
 
 impl WorkRoot {
-    /// Takes over `path`, deleting whatever an earlier daemon left there: for its start, after leftover processes are gone.
+    /// Takes over `path`, moving aside whatever an earlier daemon left there: for its start, after leftover processes are gone.
+    /// A thread of its own deletes that.
     ///
     /// # Errors
-    /// Whatever the system says.
+    /// When an empty directory cannot be had.
     pub fn open(path: &Path) -> io::Result<Self> {
-        remove(path)?;
+        let aside = path.with_extension("old");
+        if path.symlink_metadata().is_ok() {
+            make(&aside)?;
+            let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+            let moved = std::fs::rename(path, aside.join(format!("{:x}-{}", since.as_nanos(), next_run())));
+            // It cannot be moved where it is a file system of its own.
+            if moved.is_err()
+                && let Err(error) = empty(path)
+            {
+                tracing::warn!(dir = %path.display(), %error, "files of earlier tasks stay: they could not be deleted");
+            }
+        }
         make(path)?;
+        if aside.symlink_metadata().is_ok() {
+            let delete = move || {
+                if let Err(error) = remove(&aside) {
+                    tracing::warn!(dir = %aside.display(), %error, "files of earlier tasks stay: they could not be deleted");
+                }
+            };
+            std::thread::Builder::new().name("sinew-leftovers".to_owned()).spawn(delete)?;
+        }
         Ok(Self(path.to_owned()))
+    }
+
+    /// Where goes what cannot be deleted.
+    fn stuck(&self) -> PathBuf {
+        self.0.join("stuck")
     }
 
     /// A job's directory.
@@ -102,8 +129,8 @@ impl WorkRoot {
     pub fn slot(&self, number: u32) -> io::Result<Slot> {
         let path = self.0.join("slots").join(number.to_string());
         let job = path.join("job");
-        let work = ReusableDir::new(job.join("work"))?;
-        let output = ReusableDir::new(job.join("output"))?;
+        let work = ReusableDir::new(job.join("work"), self.stuck())?;
+        let output = ReusableDir::new(job.join("output"), self.stuck())?;
         // A sandboxed program is another user, and finds its directories through this one.
         std::fs::set_permissions(&job, Permissions::from_mode(0o755))?;
         let (linked, links) = (None, Vec::new());
@@ -116,35 +143,38 @@ pub(super) fn make(path: &Path) -> io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(DIR_MODE).create(path)
 }
 
-fn remove(path: &Path) -> io::Result<()> {
-    match std::fs::remove_dir_all(path) {
-        Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
-        other => other,
+fn empty(path: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(path)? {
+        remove(&entry?.path())?;
     }
+    Ok(())
 }
 
 #[derive(Debug)]
 struct ReusableDir {
     path: PathBuf,
+    /// Where it goes if it cannot be deleted.
+    stuck: PathBuf,
     fd: OwnedFd,
     /// How often it was made anew.
     generation: u64,
 }
 
 impl ReusableDir {
-    fn new(path: PathBuf) -> io::Result<Self> {
+    fn new(path: PathBuf, stuck: PathBuf) -> io::Result<Self> {
         if remove(&path).is_err() {
-            // A task may have left directories that even their owner cannot empty: out of the way, until the daemon restarts.
-            std::fs::rename(&path, path.with_extension(format!("stuck-{}", next_run())))?;
+            // A task may have left what even root cannot delete: where no later task sees it, until the daemon restarts.
+            make(&stuck)?;
+            std::fs::rename(&path, stuck.join(next_run().to_string()))?;
         }
         make(&path)?;
         let fd = open(&path, OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())?;
-        Ok(Self { path, fd, generation: 0 })
+        Ok(Self { path, stuck, fd, generation: 0 })
     }
 
     /// Makes it anew, whatever became of it.
     fn renew(&mut self) -> io::Result<()> {
-        let made = Self::new(std::mem::take(&mut self.path))?;
+        let made = Self::new(std::mem::take(&mut self.path), std::mem::take(&mut self.stuck))?;
         *self = Self { generation: self.generation + 1, ..made };
         Ok(())
     }
@@ -190,7 +220,7 @@ impl ReusableDir {
         for name in self.names()? {
             match unlinkat(&self.fd, &name, AtFlags::empty()) {
                 Ok(()) => {}
-                Err(Errno::ISDIR) => std::fs::remove_dir_all(self.path.join(OsStr::from_bytes(name.as_bytes())))?,
+                Err(Errno::ISDIR) => remove_in(&self.fd, OsStr::from_bytes(name.as_bytes()))?,
                 Err(e) => return Err(e.into()),
             }
         }
@@ -271,6 +301,11 @@ impl Slot {
     #[must_use]
     pub fn output(&self) -> &Path {
         &self.output.path
+    }
+
+    /// How many links to the job's files are in the working directory.
+    pub(super) const fn links(&self) -> usize {
+        self.links.len()
     }
 
     /// Where unnamed temporary files go.
@@ -408,5 +443,23 @@ mod tests {
         assert_eq!(std::fs::read_dir(slot.work()).expect("read").count(), 0);
         root.remove_job("j").expect("remove");
         assert!(!root.job("j").exists());
+    }
+
+    #[test]
+    fn a_start_moves_leftovers_aside_and_deletes_them() {
+        let dir = tempfile::tempdir().expect("dir");
+        let work = dir.path().join("work");
+        for round in 0..2 {
+            std::fs::create_dir_all(work.join("slots/0/job/work/a/b")).expect("mkdir");
+            std::fs::set_permissions(work.join("slots/0/job/work/a"), Permissions::from_mode(0o0)).expect("chmod");
+            let root = WorkRoot::open(&work).expect("root");
+            assert_eq!(std::fs::read_dir(&work).expect("read").count(), 0, "{round}");
+            drop(root.slot(0).expect("slot"));
+        }
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+        while dir.path().join("work.old").exists() {
+            assert!(std::time::Instant::now() < deadline, "the leftovers are not deleted");
+            std::thread::yield_now();
+        }
     }
 }

@@ -251,7 +251,8 @@ impl<'a> Attempt<'a> {
         };
         let mut elsewhere = || {
             slot.check_disk()?;
-            Ok(files::size_under(slot.output()).saturating_add(files::size_under(slot.work())))
+            let work = files::size_under(slot.work(), slot.links())?;
+            Ok(files::size_under(slot.output(), 0)?.saturating_add(work))
         };
         Ok(execution.drive(Streams { stdin, stdout, stderr, elsewhere: Some(&mut elsewhere) }, &limits))
     }
@@ -277,7 +278,7 @@ impl<'a> Attempt<'a> {
         if !slot.has_output() {
             return if keep.is_empty() { Ok(Vec::new()) } else { files::outputs(slot.output(), keep) };
         }
-        let elsewhere = files::size_under(slot.output());
+        let elsewhere = files::size_under(slot.output(), 0)?;
         self.usage.output_bytes = self.usage.output_bytes.saturating_add(elsewhere);
         if self.usage.output_bytes > self.ctx.limits.output_bytes_max {
             return Err(Failure::over_output_cap(self.ctx.limits.output_bytes_max));

@@ -134,12 +134,19 @@ fn only_listed_programs_run_where_there_is_a_list() {
     rig.run(&["/usr/bin/sleep", "1000"]).fails_with(ErrorCode::Timeout);
     rig.run(&["/usr/bin/head", "-c", "10G", "/dev/zero"]).fails_with(ErrorCode::Storage);
     assert_eq!(rig.run(&["./own.sh"]).text(), "own");
-    for denied in
-        [&["/usr/bin/sleep", "-h"][..], &["sleep", "1"], &["true"], &["./sleep", "1"], &["/usr/bin/../bin/sleep", "1"]]
-    {
+    for denied in [&["/usr/bin/sleep", "-h"][..], &["sleep", "1"], &["true"], &["./sleep", "1"]] {
         let ran = rig.run(denied);
         ran.fails_with(ErrorCode::Deny);
         assert!(!ran.failure().retryable && ran.failure().message.contains("allowlist"), "{ran:?}");
+    }
+    // A path with dots is not even looked up.
+    rig.run(&["/usr/bin/../bin/sleep", "1"]).fails_with(ErrorCode::Invalid);
+    // Neither the loader nor a shell runs what the job names beside the listed program.
+    for name in ["LD_PRELOAD", "BASH_ENV", "PATH"] {
+        rig.env = [(name.to_owned(), "/job/work/own.sh".to_owned())].into();
+        let ran = rig.run(&["./own.sh"]);
+        ran.fails_with(ErrorCode::Deny);
+        assert!(ran.failure().message.contains(&format!("variable `{name}`")), "{ran:?}");
     }
 }
 
@@ -176,6 +183,33 @@ while True:
     assert!(ran.failure().message.contains("nearly full"), "{ran:?}");
     assert_eq!(rig.python("print('room again')").text(), "room again");
     drop(rig);
+}
+
+#[test]
+fn space_that_files_do_not_show_counts() {
+    let mut rig = Rig::sandboxed();
+    rig.limits.output_bytes_max = 4 << 20;
+    let held = "
+fd = os.open('/job/output/x', os.O_CREAT | os.O_WRONLY)
+call(libc.fallocate, fd, 1, ctypes.c_long(0), ctypes.c_long(16 << 20))
+";
+    rig.python(held).fails_with(ErrorCode::Storage);
+    rig.python("for i in range(4000): os.mkdir('/job/output/%d' % i)").fails_with(ErrorCode::Storage);
+    assert_eq!(rig.python("for i in range(900): os.mkdir('/job/output/%d' % i)").text(), "");
+}
+
+#[test]
+fn directories_nested_without_end_go_with_their_task() {
+    let mut rig = Rig::sandboxed();
+    let deep = "
+for d in ('/job/work', '/job/output'):
+    os.chdir(d)
+    for i in range(6000): os.mkdir('d'); os.chdir('d')
+    os.chmod('.', 0)
+";
+    assert!(rig.python(deep).result.is_err(), "nested too deep to be outputs");
+    assert_eq!(rig.python("print(sorted(os.listdir('/job')), os.listdir('.'))").text(), "['output', 'work'] []");
+    assert!(!rig.slot.root().job("stuck").exists(), "nothing was put aside");
 }
 
 #[test]

@@ -65,6 +65,7 @@ pub(crate) fn options() -> SandboxOptions {
         writable: Vec::new(),
         tmp_bytes: TMP_BYTES,
         memory_bytes: 1 << 30,
+        slots: 1,
     }
 }
 
@@ -180,6 +181,14 @@ pub(crate) fn both(script: &str) -> [String; 2] {
 /// Every line of `text` tells of a refusal.
 pub(crate) fn all_refused(text: &str) {
     assert!(!text.is_empty() && text.lines().all(|line| line.contains(" refused: ")), "{text}");
+}
+
+/// Every line of `text` tells of a refusal with this error, which the barrier that is meant gives and a chance failure does not.
+pub(crate) fn all_refused_with(errno: &str, text: &str) {
+    assert!(
+        !text.is_empty() && text.lines().all(|line| line.ends_with(&format!(" refused: {errno}"))),
+        "{errno}: {text}"
+    );
 }
 
 /// Every line of `text` tells of a success.

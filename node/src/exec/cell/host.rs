@@ -8,12 +8,15 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, geteuid, pidfd_open, pidfd_send_signal, waitid};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, geteuid, kill_process, pidfd_open, pidfd_send_signal, waitid,
+};
 
 use super::cgroup::{Cgroups, Group, Share};
 use super::init::{CELL_COMMAND, INSIDE_ID};
@@ -26,6 +29,9 @@ use crate::exec::sweep::{self, next_run};
 const OUTSIDE_ID: u32 = 1_900_000_000;
 /// A cell answers within milliseconds; one that takes this long on a busy machine is broken.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The end of a killed cell takes milliseconds, and longer only where something in it is stuck in the kernel.
+const DEATH_MAX: Duration = Duration::from_secs(3);
 
 /// Why a cell could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -187,6 +193,19 @@ impl Cell {
         is_readable(self.channel.fd()).then(|| self.told())
     }
 
+    /// Waits for the end of its first process; whether it came.
+    fn ends_within(&self, most: Duration) -> bool {
+        let deadline = Instant::now() + most;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let left = Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() };
+            match poll(&mut [PollFd::new(&self.pidfd, PollFlags::IN)], Some(&left)) {
+                Err(Errno::INTR) => {}
+                other => return other.is_ok_and(|ready| ready > 0),
+            }
+        }
+    }
+
     /// Whether it still lives.
     pub(super) fn is_alive(&self) -> bool {
         !is_readable(self.pidfd.as_fd())
@@ -202,7 +221,15 @@ impl Drop for Cell {
     fn drop(&mut self) {
         // It fails where the process has ended, which is what is wanted.
         let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
-        let _ = waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
+        if !self.ends_within(DEATH_MAX) {
+            // Its first process dies once all others have: those that nothing has reached yet are named one by one.
+            for pid in self.group.as_ref().map(Group::processes).unwrap_or_default() {
+                let _ = Pid::from_raw(pid).map(|pid| kill_process(pid, Signal::KILL));
+            }
+            // What is stuck even then is left to the sweeps.
+            self.ends_within(DEATH_MAX);
+        }
+        let _ = waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
         if let Some(group) = self.group.take() {
             self.cgroups.remove(group);
         }

@@ -187,9 +187,14 @@ fn start(spawn: &Spawn, fds: Vec<OwnedFd>) -> io::Result<Running> {
     command.stdin(Stdio::from(stdin)).stdout(Stdio::from(stdout)).stderr(Stdio::from(stderr)).process_group(0);
     let child = command.spawn()?;
     // Not waited for through this: whoever reaps, reaps orphans too.
-    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(Errno::SRCH)?;
-    let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
-    Ok(Running { pid, pidfd })
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(Errno::SRCH);
+    let running = pid.and_then(|pid| Ok(Running { pid, pidfd: pidfd_open(pid, PidfdFlags::empty())? }));
+    if running.is_err() {
+        // What the daemon will be told has not started is not to run on.
+        kill_all();
+        while sys::reap(true)?.is_some() {}
+    }
+    Ok(running?)
 }
 
 /// Kills everything in the cell but this process. No program can start one faster: the kernel does it in one go.

@@ -109,7 +109,7 @@ pub(super) fn enter(setup: &Setup, sources: Sources) -> io::Result<Vec<Missing>>
     }
     doing("make /var/tmp", symlink("/tmp", root.join("var/tmp")))?;
     let mut missing = Vec::new();
-    if let Err(e) = proc(&root.join("proc")) {
+    if let Err(e) = doing("make /proc safe", proc(&root.join("proc")))? {
         missing.push(Missing { piece: "a private /proc (programs have none)".to_owned(), why: e.to_string() });
     }
     doing("mount /tmp", tmpfs(&root.join("tmp"), setup.tmp_bytes, TMP_FILES_MAX))?;
@@ -209,9 +209,23 @@ fn devices(root: &Path, setup: &Setup) -> io::Result<()> {
     tmpfs(&dev.join("shm"), setup.tmp_bytes, TMP_FILES_MAX)
 }
 
-/// A `/proc` of this process namespace, read-only, without what concerns the whole machine.
-fn proc(at: &Path) -> io::Result<()> {
-    mount("proc", at, "proc", OWN | MountFlags::NOEXEC, None)?;
+/// A `/proc` of this process namespace, or, with why, none.
+///
+/// # Errors
+/// When one that shows too much cannot be taken away again.
+fn proc(at: &Path) -> io::Result<io::Result<()>> {
+    if let Err(e) = mount("proc", at, "proc", OWN | MountFlags::NOEXEC, None) {
+        return Ok(Err(e.into()));
+    }
+    let masked = mask_proc(at);
+    if masked.is_err() {
+        unmount(at, UnmountFlags::DETACH)?;
+    }
+    Ok(masked)
+}
+
+/// Makes a `/proc` read-only and hides in it what concerns the whole machine.
+fn mask_proc(at: &Path) -> io::Result<()> {
     for name in PROC_MASKED {
         let masked = at.join(name);
         let Ok(meta) = masked.metadata() else { continue };

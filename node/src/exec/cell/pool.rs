@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::os::fd::BorrowedFd;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -60,8 +60,25 @@ pub struct SandboxOptions {
     pub writable: Vec<PathBuf>,
     /// Bytes that fit into a task's `/tmp`, and again into its `/dev/shm`.
     pub tmp_bytes: u64,
-    /// Bytes of memory for all tasks together, and for one that reserves none.
+    /// Bytes of memory for all tasks together.
     pub memory_bytes: u64,
+    /// How many tasks share that: one that reserves none gets this part of it.
+    pub slots: u32,
+}
+
+impl SandboxOptions {
+    /// Parts of the host that cells show.
+    fn shown(&self) -> impl Iterator<Item = &Path> {
+        SYSTEM.iter().map(Path::new).chain(self.readable.iter().chain(&self.writable).map(PathBuf::as_path))
+    }
+
+    /// The part of the host that cells show and that `dir` is in, links resolved, if there is one.
+    #[must_use]
+    pub fn showing(&self, dir: &Path) -> Option<&Path> {
+        let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        let dir = real(dir);
+        self.shown().find(|shown| dir.starts_with(real(shown)))
+    }
 }
 
 /// Where a task runs and what decides whether a cell fits it.
@@ -153,18 +170,25 @@ impl Lease {
 
 /// Why no program can be run here.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "programs cannot be isolated here: {0}; give the daemon what is missing, or set sandbox = \"best-effort\" or \"off\" \
-     if every submitter is trusted"
-)]
-pub struct CannotIsolate(String);
+pub enum CannotIsolate {
+    /// The machine lacks a piece.
+    #[error(
+        "programs cannot be isolated here: {0}; give the daemon what is missing, or set sandbox = \"best-effort\" or \"off\" \
+         if every submitter is trusted"
+    )]
+    Missing(String),
+    /// It may have what is needed, but trying it out went wrong.
+    #[error("the sandbox could not be tried out, so no program runs here: {0}; mend that and start the daemon again")]
+    Broken(CellError),
+}
 
 impl Sandbox {
     /// Tries out what this machine can do, in a cell that does nothing. `None` when programs are to run bare, which then
     /// was asked for, or is all there is.
     ///
     /// # Errors
-    /// [`CannotIsolate`] when a piece is missing and every piece is required.
+    /// [`CannotIsolate`] when a piece is missing and every piece is required, or, whatever is required but `off`, when
+    /// something went wrong that says nothing about the machine.
     pub fn probe(options: SandboxOptions, tag: &NodeTag) -> Result<(Option<Arc<Self>>, Vec<Missing>), CannotIsolate> {
         if options.mode == SandboxMode::Off {
             return Ok((None, vec![all_off("sandbox = \"off\"")]));
@@ -175,13 +199,14 @@ impl Sandbox {
         let strict = sandbox.options.mode == SandboxMode::Required;
         let tried = sandbox.trial().map(|missing| [unlimited, missing].concat());
         match tried {
-            Ok(missing) if strict && !missing.is_empty() => Err(CannotIsolate(list(&missing))),
+            Ok(missing) if strict && !missing.is_empty() => Err(CannotIsolate::Missing(list(&missing))),
             Ok(missing) => {
                 sandbox.missing.clone_from(&missing);
                 Ok((Some(Arc::new(sandbox)), missing))
             }
-            Err(e) if strict => Err(CannotIsolate(e.to_string())),
-            Err(e) => Ok((None, vec![all_off(&e.to_string())])),
+            Err(CellError::Missing(piece)) if strict => Err(CannotIsolate::Missing(piece.to_string())),
+            Err(e @ CellError::Missing(_)) => Ok((None, vec![all_off(&e.to_string())])),
+            Err(e @ CellError::Broken { .. }) => Err(CannotIsolate::Broken(e)),
         }
     }
 
@@ -202,11 +227,12 @@ impl Sandbox {
         &self.missing
     }
 
-    /// Whether programs of a cell see `path` of the host under the same name.
+    /// Whether programs of a cell see `path` of the host under the same name. Not if it has `..` in it, which may lead
+    /// anywhere.
     #[must_use]
     pub fn shows(&self, path: &Path) -> bool {
-        let extra = self.options.readable.iter().chain(&self.options.writable).map(PathBuf::as_path);
-        SYSTEM.iter().map(Path::new).chain(extra).any(|shown| path.starts_with(shown))
+        !path.components().any(|part| part == Component::ParentDir)
+            && self.options.shown().any(|shown| path.starts_with(shown))
     }
 
     /// A cell for a task: the slot's own if it fits, else a new one.
@@ -236,7 +262,9 @@ impl Sandbox {
 
     fn memory_bytes(&self, resources: Resources) -> u64 {
         let most = self.options.memory_bytes;
-        if resources.memory_bytes == 0 { most } else { resources.memory_bytes.min(most) }
+        // Not all of it: with that, whom the kernel kills for want of memory might be a neighbour within its reservation.
+        let share = most / u64::from(self.options.slots.max(1));
+        if resources.memory_bytes == 0 { share } else { resources.memory_bytes.min(most) }
     }
 
     fn make(&self, place: &Place<'_>) -> Result<Cell, CellError> {
@@ -303,5 +331,51 @@ impl fmt::Debug for CellProgram<'_> {
 impl CellProgram<'_> {
     pub(in crate::exec) fn start_in(self, cell: &mut Cell) -> Result<(), CellError> {
         cell.spawn(Spawn { program: self.program, argv: self.argv.to_vec(), env: self.env }, self.stdio)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(readable: &[&Path]) -> SandboxOptions {
+        SandboxOptions {
+            mode: SandboxMode::BestEffort,
+            exe: "/no/such/program".into(),
+            readable: readable.iter().map(|path| (*path).to_owned()).collect(),
+            writable: Vec::new(),
+            tmp_bytes: 1 << 20,
+            memory_bytes: 1 << 30,
+            slots: 4,
+        }
+    }
+
+    #[test]
+    fn what_says_nothing_about_the_machine_does_not_turn_isolation_off() {
+        let refused = Sandbox::probe(options(&[]), &NodeTag::new("no program")).expect_err("not bare").to_string();
+        assert!(refused.contains("tried out") && refused.contains("starting"), "{refused}");
+    }
+
+    #[test]
+    fn a_task_without_a_reservation_gets_its_share_and_nothing_is_shown_through_dots() {
+        let (cgroups, _) = Cgroups::open(&NodeTag::new("share"), 1 << 30);
+        let (cgroups, idle) = (Arc::new(cgroups), Mutex::default());
+        let sandbox = Sandbox { options: options(&[]), tag: NodeTag::new("share"), missing: Vec::new(), cgroups, idle };
+        let bytes = |memory_bytes| sandbox.memory_bytes(Resources { memory_bytes, ..Resources::default() });
+        assert_eq!((bytes(0), bytes(1 << 29), bytes(1 << 31)), (1 << 28, 1 << 29, 1 << 30));
+        let shows = |path: &str| sandbox.shows(Path::new(path));
+        assert!(shows("/usr/bin/sh") && !shows("/usr/../etc/shadow") && !shows("/usr/bin/../../root/x"));
+        assert!(!shows("/etc/shadow") && !shows("usr/bin"));
+    }
+
+    #[test]
+    fn a_directory_below_what_cells_show_is_found_through_links_too() {
+        let dir = tempfile::tempdir().expect("dir");
+        let (data, link) = (dir.path().join("data"), dir.path().join("link"));
+        std::fs::create_dir(&data).expect("mkdir");
+        std::os::unix::fs::symlink(dir.path(), &link).expect("link");
+        assert_eq!(options(&[&link]).showing(&data), Some(link.as_path()));
+        assert_eq!(options(&[]).showing(&data), None);
+        assert_eq!(options(&[]).showing(Path::new("/usr/bin")), Some(Path::new("/usr")));
     }
 }

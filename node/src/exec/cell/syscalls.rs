@@ -22,6 +22,12 @@ const NAMESPACES: u64 = (libc::CLONE_NEWNS
     | libc::CLONE_NEWNET) as u64;
 /// The kind of a socket, without its flags.
 const SOCKET_KIND: u64 = 0xf;
+/// The cell's first process, as its programs count. No other number stands for it, and 0 stands for the caller.
+const INIT: u64 = 1;
+/// `setpriority`'s word for one process.
+const PRIO_PROCESS: u32 = 0;
+/// `ioprio_set`'s.
+const IOPRIO_WHO_PROCESS: u32 = 1;
 /// `personality`'s question for the present one.
 const PERSONALITY_ASK: u64 = 0xffff_ffff;
 
@@ -43,7 +49,7 @@ const ALLOWED: &[i64] = &[
     libc::SYS_getrlimit, libc::SYS_getrusage, libc::SYS_getsid, libc::SYS_getsockname, libc::SYS_getsockopt,
     libc::SYS_gettid, libc::SYS_gettimeofday, libc::SYS_getuid, libc::SYS_getxattr, libc::SYS_inotify_add_watch,
     libc::SYS_inotify_init1, libc::SYS_inotify_rm_watch, libc::SYS_io_cancel, libc::SYS_io_destroy,
-    libc::SYS_io_getevents, libc::SYS_io_setup, libc::SYS_io_submit, libc::SYS_ioprio_get, libc::SYS_ioprio_set,
+    libc::SYS_io_getevents, libc::SYS_io_setup, libc::SYS_io_submit, libc::SYS_ioprio_get, 
     libc::SYS_kill, libc::SYS_landlock_add_rule, libc::SYS_landlock_create_ruleset, libc::SYS_landlock_restrict_self,
     libc::SYS_lgetxattr, libc::SYS_linkat, libc::SYS_listen, libc::SYS_listxattr, libc::SYS_llistxattr,
     libc::SYS_lremovexattr, libc::SYS_lseek, libc::SYS_lsetxattr, libc::SYS_madvise, libc::SYS_membarrier,
@@ -54,7 +60,7 @@ const ALLOWED: &[i64] = &[
     libc::SYS_munlockall, libc::SYS_munmap, libc::SYS_nanosleep, libc::SYS_newfstatat, libc::SYS_openat,
     libc::SYS_openat2, libc::SYS_pidfd_open, libc::SYS_pidfd_send_signal, libc::SYS_pipe2, libc::SYS_pkey_alloc,
     libc::SYS_pkey_free, libc::SYS_pkey_mprotect, libc::SYS_ppoll, libc::SYS_prctl, libc::SYS_pread64,
-    libc::SYS_preadv, libc::SYS_preadv2, libc::SYS_prlimit64, libc::SYS_process_mrelease, libc::SYS_pselect6,
+    libc::SYS_preadv, libc::SYS_preadv2, libc::SYS_process_mrelease, libc::SYS_pselect6,
     libc::SYS_pwrite64, libc::SYS_pwritev, libc::SYS_pwritev2, libc::SYS_read, libc::SYS_readahead,
     libc::SYS_readlinkat, libc::SYS_readv, libc::SYS_recvfrom, libc::SYS_recvmmsg, libc::SYS_recvmsg,
     libc::SYS_remap_file_pages, libc::SYS_removexattr, libc::SYS_renameat, libc::SYS_renameat2,
@@ -63,14 +69,13 @@ const ALLOWED: &[i64] = &[
     libc::SYS_rt_sigtimedwait, libc::SYS_rt_tgsigqueueinfo, libc::SYS_sched_get_priority_max,
     libc::SYS_sched_get_priority_min, libc::SYS_sched_getaffinity, libc::SYS_sched_getattr,
     libc::SYS_sched_getparam, libc::SYS_sched_getscheduler, libc::SYS_sched_rr_get_interval,
-    libc::SYS_sched_setaffinity, libc::SYS_sched_setattr, libc::SYS_sched_setparam, libc::SYS_sched_setscheduler,
     libc::SYS_sched_yield, libc::SYS_seccomp, libc::SYS_semctl, libc::SYS_semget, libc::SYS_semop,
     libc::SYS_semtimedop, libc::SYS_sendfile, libc::SYS_sendmmsg, libc::SYS_sendmsg, libc::SYS_sendto,
     libc::SYS_set_robust_list, libc::SYS_set_tid_address, libc::SYS_setfsgid, libc::SYS_setfsuid, libc::SYS_setgid,
-    libc::SYS_setgroups, libc::SYS_setitimer, libc::SYS_setpgid, libc::SYS_setpriority, libc::SYS_setregid,
+    libc::SYS_setgroups, libc::SYS_setitimer, libc::SYS_setpgid, libc::SYS_setregid,
     libc::SYS_setresgid, libc::SYS_setresuid, libc::SYS_setreuid, libc::SYS_setrlimit, libc::SYS_setsid,
     libc::SYS_setsockopt, libc::SYS_setuid, libc::SYS_setxattr, libc::SYS_shmat, libc::SYS_shmctl, libc::SYS_shmdt,
-    libc::SYS_shmget, libc::SYS_shutdown, libc::SYS_sigaltstack, libc::SYS_signalfd4, libc::SYS_socketpair,
+    libc::SYS_shmget, libc::SYS_shutdown, libc::SYS_sigaltstack, libc::SYS_signalfd4, 
     libc::SYS_splice, libc::SYS_statfs, libc::SYS_statx, libc::SYS_symlinkat, libc::SYS_sync,
     libc::SYS_sync_file_range, libc::SYS_syncfs, libc::SYS_sysinfo, libc::SYS_tee, libc::SYS_tgkill,
     libc::SYS_timer_create, libc::SYS_timer_delete, libc::SYS_timer_getoverrun, libc::SYS_timer_gettime,
@@ -123,22 +128,39 @@ fn rule(conditions: Vec<SeccompCondition>) -> Result<SeccompRule, Error> {
 }
 
 /// What depends on arguments: no new namespaces, no raw or odd sockets, no typing into terminals, no address space without
-/// randomisation.
+/// randomisation, and no other limits or priorities for the cell's first process, which is the same user.
 fn conditional() -> Result<Vec<(i64, Vec<SeccompRule>)>, Error> {
     use SeccompCmpOp::{Eq, MaskedEq, Ne};
     let family = |family: i32| condition(0, Eq, u64::from(family.unsigned_abs()));
     let kind = |kind: i32| condition(1, MaskedEq(SOCKET_KIND), u64::from(kind.unsigned_abs()));
     let mut sockets = vec![rule(vec![family(libc::AF_UNIX)?])?];
     for internet in [libc::AF_INET, libc::AF_INET6] {
-        for plain in [libc::SOCK_STREAM, libc::SOCK_DGRAM] {
-            sockets.push(rule(vec![family(internet)?, kind(plain)?])?);
+        // TCP and UDP by number or by default, and none of the protocols that modules add to these kinds.
+        for (plain, own) in [(libc::SOCK_STREAM, libc::IPPROTO_TCP), (libc::SOCK_DGRAM, libc::IPPROTO_UDP)] {
+            for protocol in [0, own] {
+                let protocol = condition(2, Eq, u64::from(protocol.unsigned_abs()))?;
+                sockets.push(rule(vec![family(internet)?, kind(plain)?, protocol])?);
+            }
         }
     }
     // Routes and addresses, which `getifaddrs` asks for; none of netlink's other protocols.
     sockets.push(rule(vec![family(libc::AF_NETLINK)?, condition(2, Eq, 0)?])?);
     let terminals = rule(vec![condition(1, Ne, libc::TIOCSTI)?, condition(1, Ne, libc::TIOCLINUX)?])?;
     let personalities = [0, PERSONALITY_ASK].into_iter().map(|value| rule(vec![condition(0, Eq, value)?]));
+    let spares_init = |call: i64| -> Result<_, Error> { Ok((call, vec![rule(vec![condition(0, Ne, INIT)?])?])) };
+    // For a process or thread; groups and users may include the first process.
+    let one_spares_init = |call: i64, process: u32| -> Result<_, Error> {
+        Ok((call, vec![rule(vec![condition(0, Eq, process.into())?, condition(1, Ne, INIT)?])?]))
+    };
     Ok(vec![
+        spares_init(libc::SYS_prlimit64)?,
+        spares_init(libc::SYS_sched_setaffinity)?,
+        spares_init(libc::SYS_sched_setattr)?,
+        spares_init(libc::SYS_sched_setparam)?,
+        spares_init(libc::SYS_sched_setscheduler)?,
+        one_spares_init(libc::SYS_setpriority, PRIO_PROCESS)?,
+        one_spares_init(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS)?,
+        (libc::SYS_socketpair, vec![rule(vec![family(libc::AF_UNIX)?])?]),
         (libc::SYS_clone, vec![rule(vec![condition(0, MaskedEq(NAMESPACES), 0)?])?]),
         (libc::SYS_socket, sockets),
         (libc::SYS_ioctl, vec![terminals]),
