@@ -200,6 +200,10 @@ call(libc.fallocate, fd, 1, ctypes.c_long(0), ctypes.c_long(16 << 20))
 
 #[test]
 fn directories_nested_without_end_go_with_their_task() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    // What a daemon usually has: fewer than there are directories.
+    let limits = Rlimit { current: Some(1_024), ..getrlimit(Resource::Nofile) };
+    setrlimit(Resource::Nofile, limits).expect("limit");
     let mut rig = Rig::sandboxed();
     let deep = "
 for d in ('/job/work', '/job/output'):

@@ -42,6 +42,11 @@ attempt('exe', lambda: os.open('/proc/1/exe', os.O_RDONLY))
         "open(os.environ['SINEW_OUTPUT'] + '/x', 'w').write('x')\nprint(os.getuid(), len(os.listdir('/proc')) > 0)",
     );
     assert_eq!((ran.text(), ran.outputs.as_slice()), ("1000 True", &["x".to_owned()][..]));
+    // What a task closes to its own user, who is this one, goes all the same.
+    let closed = "os.makedirs('a/b/c'); open('a/b/x', 'w'); os.chmod('a/b', 0); os.chmod('a', 0)";
+    assert_eq!(rig.python(closed).text(), "");
+    assert_eq!(rig.python("print(os.listdir('.'))").text(), "[]");
+    assert!(!rig.slot.root().job("stuck").exists(), "nothing was put aside");
 }
 
 #[test]
