@@ -236,9 +236,12 @@ fn show(world: &mut World, hidden: &[Index]) {
     for node in hidden {
         world.nodes[*node].setup.dials_out_only = false;
     }
-    for (a, b) in pairs(hidden) {
-        if world.links.are_partners(a, b) && !world.links.is_connected(a, b) {
-            world.connect_soon(a, b, false);
+    // To all, not only to each other: strikes overlap, and those of another may have hidden themselves from these.
+    for node in hidden {
+        for peer in world.links.partners(*node).collect::<Vec<_>>() {
+            if !world.links.is_connected(*node, peer) {
+                world.connect_soon(*node, peer, false);
+            }
         }
     }
 }
