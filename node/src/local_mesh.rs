@@ -158,6 +158,10 @@ impl LocalMesh {
             }
         };
         let mut args = vec!["--no-mdns".to_owned(), "--cpus".to_owned(), options.cpus.to_string()];
+        if !options.args.iter().any(|arg| arg.starts_with("--sandbox")) {
+            // Only this program's own jobs run here, mostly built-ins: a machine that cannot isolate programs can do that too.
+            args.extend(["--sandbox", "best-effort"].map(str::to_owned));
+        }
         args.extend(options.args.iter().cloned().chain(place.args));
         let listen = place.listen.unwrap_or_else(|| FREE_PORT.to_owned());
         let mut node = LocalNode { data_dir, id, child: None, command, listen, args, number };
