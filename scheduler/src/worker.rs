@@ -171,8 +171,9 @@ impl Worker {
             ctx.send(from, Message::NoBid { job, load: self.load(ctx) });
             return;
         };
+        let over = live.state.outcome().is_some() || live.state.cancel.is_some();
         let spec = live.state.spec.clone();
-        let can = self.fits(ctx, &spec).min(slots);
+        let can = if over { 0 } else { self.fits(ctx, &spec).min(slots) };
         if can == 0 {
             ctx.send(from, Message::NoBid { job, load: self.load(ctx) });
             return;

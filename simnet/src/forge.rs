@@ -32,6 +32,12 @@ impl World {
         self.lie(liar, to, Message::Report { lease: Lease { job, fence }, facts: vec![report] });
     }
 
+    /// `liar` tells the brain `to` that another leads the job by now.
+    pub fn forge_deposed(&mut self, liar: &str, to: &str, job: JobId) {
+        let (liar, to) = (self.index(liar), self.index(to));
+        self.lie(liar, to, Message::Deposed { job, term: 1_000_000 });
+    }
+
     fn spec_of(&self, job: JobId) -> Option<&sinew_crdt_state::ledger::LiveEntry> {
         self.nodes.iter().filter_map(|n| n.core.as_ref()).find_map(|core| core.ledger().live(&job))
     }

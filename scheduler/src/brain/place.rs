@@ -13,7 +13,7 @@ use crate::io::Effect;
 use crate::time::Time;
 use crate::wire::{Advert, Lease, Message, Topic};
 
-/// After so many rounds of offers that nobody took, a job waits: more is chasing room that others take first.
+/// After so many rounds of offers that nobody took, or of awards that were all declined, a job waits: more is chasing room that others take first.
 const FRUITLESS_MAX: u32 = 8;
 
 /// What a node bids.
@@ -129,6 +129,16 @@ impl Brain {
         self.place_at = ctx.now.at;
     }
 
+    /// Counts a round that won nothing; after too many in a row the job waits, and this returns true.
+    pub(super) fn in_vain(&mut self, ctx: &mut Ctx) -> bool {
+        self.fruitless += 1;
+        let wait = self.fruitless.is_multiple_of(FRUITLESS_MAX);
+        if wait {
+            self.wait_for_room(ctx);
+        }
+        wait
+    }
+
     /// Awards the best bids until enough slots are had.
     fn award(&mut self, ctx: &mut Ctx) {
         let Some(placement) = self.placement.take() else { return };
@@ -136,15 +146,11 @@ impl Brain {
             placement.asked.into_iter().filter_map(|(node, bid)| Some((node, bid?))).collect();
         if bids.is_empty() {
             // Their answers told what they have free, so that others are asked now.
-            self.fruitless += 1;
-            if self.fruitless.is_multiple_of(FRUITLESS_MAX) {
-                self.wait_for_room(ctx);
-            } else {
+            if !self.in_vain(ctx) {
                 self.place(ctx);
             }
             return;
         }
-        self.fruitless = 0;
         let order: Vec<NodeId> = ctx.peers.candidates(&self.spec, ctx.now.at).into_iter().map(|(n, _)| n).collect();
         let rank = |node: &NodeId| order.iter().position(|n| n == node).unwrap_or(usize::MAX);
         // Input bytes already there weigh most, then our ranking, then the bidder's own estimate.

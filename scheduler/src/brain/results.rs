@@ -81,6 +81,7 @@ impl Brain {
             }
             return;
         }
+        self.fruitless = 0;
         self.open_report(from, id);
         let (mut done, mut failed) = (0u32, 0u32);
         for item in items {

@@ -221,6 +221,7 @@ impl Brain {
             return (!adopting && fence.term <= self.term).then_some(false);
         };
         let now = ctx.now.at;
+        self.fruitless = 0;
         seat.heard = now;
         // Tasks may be under way in either direction; fewer than expected for a whole fencing time, without any report,
         // means that some got lost.
@@ -251,6 +252,8 @@ impl Brain {
         if let Some(seat) = self.seats.remove(&fence) {
             ctx.state(self.job, Fact::Revoke { fence, lost: false });
             self.requeue(&seat);
+            ctx.peers.declined(from);
+            self.in_vain(ctx);
         }
     }
 

@@ -89,6 +89,9 @@ impl Core {
             }
             Message::Deposed { job, term } => {
                 if let Some(brain) = self.brains.touch(&job).filter(|b| b.term < term) {
+                    if !brain.members().any(|member| member == from) {
+                        return ctx.offence(from, "deposes the brain of a job in whose set it is not".to_owned());
+                    }
                     brain.depose(ctx);
                     self.stewards.on_deposed(ctx, job, term);
                     sync::start(ctx, from);

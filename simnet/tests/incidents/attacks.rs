@@ -198,3 +198,18 @@ fn a_newcomer_that_is_eclipsed_altogether() {
         all_ends_well(&mut world);
     }
 }
+
+/// Only a member of the brain set can know that another leads: an outsider's word changes nothing.
+#[test]
+fn a_stranger_that_deposes_a_brain() {
+    let mut world = World::seed(2_060).nodes(["a", "b", "c", "d", "e", "f"]);
+    let job = world.submit("a", &job().tasks(12).lasting(seconds(1)).spread());
+    world.run_until(running(job, "b"));
+    let strangers = world.bystanders(&job);
+    world.forge_deposed(&strangers[0], "a", job);
+    world.run_for(millis(100));
+    assert_eq!(world.leaders(&job), [("a".to_owned(), 1)]);
+    assert_eq!(world.counters().lies_refused, 1);
+    world.run_until(completed(job));
+    all_ends_well(&mut world);
+}

@@ -195,6 +195,10 @@ pub(crate) fn split(seed: u64) {
     world.check_safety();
     world.heal();
     world.run_until(completed(job));
+    // Looked at long before the world loses patience: a brain that goes on all the same fills every moment until then.
+    world.run_for(seconds(10));
+    let leaders = world.leaders(&job);
+    assert!(leaders.is_empty(), "not at rest: {leaders:?} lead what is over");
     world.run_until_idle();
     world.check_invariants();
 }
