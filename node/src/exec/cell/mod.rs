@@ -7,8 +7,8 @@
 //! kills whatever they left. When it ends (because the daemon closed the socket, died, or killed it), the kernel ends
 //! everything in the cell with it.
 //!
-//! Entry points: [`pool`] (which cell a task gets), [`host`] (the daemon's side of one cell), [`init`] (the other side),
-//! [`confine`] and [`mounts`] (what programs may do and see), [`cgroup`] (what they may use). It knows no jobs beyond their name.
+//! Entry points: [`pool`] (which cell a task gets), [`host`] (the daemon's side of one cell), `init` (the other side),
+//! `confine` and `mounts` (what programs may do and see), `cgroup` (what they may use). It knows no jobs beyond their name.
 
 pub(super) mod cgroup;
 mod confine;
