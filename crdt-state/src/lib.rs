@@ -14,6 +14,7 @@ pub mod intervals;
 pub mod ledger;
 pub mod manifest;
 pub mod planted;
+pub mod program;
 pub mod reconcile;
 pub mod rules;
 pub mod spec;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::cbor;
 use crate::identity::{BadSignature, Domain, Identity, Signature, verify};
 use crate::ids::{DiskId, Hash, JobId, MeshId, NodeId};
+pub use crate::program::{Program, Runners};
 
 /// Longest encoded spec: it is replicated to every node, so bulk belongs in blobs.
 pub const SPEC_LEN_MAX: usize = 256 * 1024;
@@ -52,6 +53,7 @@ pub struct JobSpec {
 
 /// The kinds of work.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(clippy::large_enum_variant, reason = "one for each job, most of them shared")]
 pub enum Work {
     /// `tasks` independent runs of one program.
     Batch(Batch),
@@ -108,15 +110,6 @@ pub struct Chunk {
     pub len: u64,
 }
 
-/// What a task executes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Program {
-    /// An argument vector, never given to a shell.
-    Exec(Vec<String>),
-    /// Code inside the daemon.
-    Builtin(Builtin),
-}
-
 /// Programs that every daemon has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Builtin {
@@ -133,6 +126,17 @@ pub enum Builtin {
 impl Builtin {
     /// The prefix of a built-in's name on the command line.
     pub const PREFIX: &'static str = "sinew:";
+
+    /// Its name without the prefix.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Wordcount => "wordcount",
+            Self::Sum => "sum",
+            Self::Grep(_) => "grep",
+            Self::Noop => "noop",
+        }
+    }
 
     /// Reads `sinew:NAME [ARG]` given as an argument vector; `None` when `argv` is no built-in at all.
     #[must_use]
@@ -280,15 +284,32 @@ impl JobSpec {
                 })
                 .collect()
         };
+        let of_programs = self.programs().filter_map(|program| program.content().copied());
         match &self.work {
-            Work::Batch(batch) => of_files(&batch.inputs),
+            Work::Batch(batch) => of_files(&batch.inputs).into_iter().chain(of_programs).collect(),
             Work::MapReduce(round) => {
                 let mut all = of_files(&round.files);
+                all.extend(of_programs);
                 all.push(round.chunk_table);
                 all.extend(round.inputs.iter().copied());
                 all
             }
         }
+    }
+
+    /// Every program of the job.
+    pub fn programs(&self) -> impl Iterator<Item = &Program> {
+        let all = match &self.work {
+            Work::Batch(batch) => [Some(&batch.program), None, None],
+            Work::MapReduce(round) => [Some(&round.map), round.combine.as_ref(), Some(&round.reduce)],
+        };
+        all.into_iter().flatten()
+    }
+
+    /// The runners that a node needs for it.
+    #[must_use]
+    pub fn runners(&self) -> Runners {
+        self.programs().fold(Runners::NONE, |all, program| all.union(program.runner()))
     }
 
     /// The disk that `node` had when the job was submitted; `None` when it is not in the brain set.
@@ -396,13 +417,8 @@ fn check(spec: &JobSpec) -> Result<(), SpecError> {
     if files.iter().any(|f| !is_safe_relative(&f.path)) {
         return bad("inputs", "each path must be relative, without `..`");
     }
-    let argv_ok = |p: &Program| !matches!(p, Program::Exec(argv) if argv.is_empty() || argv[0].is_empty());
-    let programs_ok = match &spec.work {
-        Work::Batch(batch) => argv_ok(&batch.program),
-        Work::MapReduce(r) => argv_ok(&r.map) && argv_ok(&r.reduce) && r.combine.as_ref().is_none_or(argv_ok),
-    };
-    if !programs_ok {
-        return bad("program", "the argument vector is empty");
+    for program in spec.programs() {
+        program.check().or_else(|(problem, _)| bad("program", problem))?;
     }
     Ok(())
 }

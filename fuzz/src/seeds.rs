@@ -11,6 +11,7 @@ use sinew_crdt_state::fact::{
 };
 use sinew_crdt_state::ids::{DiskId, FactId, Hash, JobId, MeshId};
 use sinew_crdt_state::manifest::{JobDraft, program_from_text};
+use sinew_crdt_state::program::Runners;
 use sinew_crdt_state::reconcile::Index;
 use sinew_crdt_state::spec::BlobRef;
 use sinew_mesh::wire::{Hello, HelloMessage, JoinMessage};
@@ -187,6 +188,7 @@ fn card() -> Card {
         cpu_milli: 4_000,
         memory_bytes: 1 << 33,
         labels,
+        runners: Runners::PROCESS,
         about: "host, linux".to_owned(),
     }
 }
@@ -196,7 +198,13 @@ fn load() -> LoadDigest {
 }
 
 fn advert() -> Advert {
-    Advert { job: JobId([1; 32]), cpu_milli: 1_000, memory_bytes: 0, labels: BTreeMap::new() }
+    Advert {
+        job: JobId([1; 32]),
+        cpu_milli: 1_000,
+        memory_bytes: 0,
+        labels: BTreeMap::new(),
+        runners: Runners::PROCESS,
+    }
 }
 
 /// What real detectors say to the one under test in their first seconds.

@@ -1,7 +1,6 @@
 //! The daemon: opens what is on disk, joins the mesh, starts the core, and keeps them talking until it is told to end.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -10,6 +9,7 @@ use sinew_blobs::{BlobStore, GcOptions, OpenError, ServeError, StoreOptions};
 use sinew_crdt_state::certificate::{Credential, Roles, Ticket, TicketBody};
 use sinew_crdt_state::identity::Identity;
 use sinew_crdt_state::ids::{JobId, NodeId};
+use sinew_crdt_state::program::Runners;
 use sinew_mesh::{
     DropReason, GossipId, JoinRefusal, JoinReply, Mesh, MeshConfig, MeshEvent, MeshEvents, Multiaddr, StartError,
     Topic, Verdict,
@@ -26,16 +26,17 @@ use crate::config::{ConfigError, Settings};
 use crate::datadir::{CERTIFICATE_MS, DataDir, DataDirError, Membership};
 use crate::effects::Effects;
 use crate::engine::{Engine, EngineThread};
-use crate::exec::allowlist::{Allowlist, AllowlistError};
-use crate::exec::cell::pool::{Sandbox, SandboxMode, SandboxOptions};
+use crate::exec::allowlist::AllowlistError;
 use crate::exec::guardian::{Guardian, NodeTag, become_subreaper, reconcile_leftovers};
-use crate::exec::process::ProcessRunner;
+use crate::exec::runner::Runner;
+use crate::exec::set::RunnerSet;
 use crate::exec::slot::WorkRoot;
 use crate::exec::sweep::Sweeper;
 use crate::frames::{self, Frame};
 use crate::logs::LogHub;
 use crate::mesh_link::MeshLink;
 use crate::probe;
+use crate::runners::{self, SandboxState, Shares};
 use crate::sightings::Sightings;
 use crate::storage::{Storage, StorageError, StorageEvent, StorageReader};
 use crate::tasks::{TaskHost, TaskPool};
@@ -115,7 +116,7 @@ impl DaemonError {
     }
 }
 
-fn io(doing: &'static str) -> impl FnOnce(std::io::Error) -> DaemonError {
+pub(crate) fn io(doing: &'static str) -> impl FnOnce(std::io::Error) -> DaemonError {
     move |source| DaemonError::Io { doing, source }
 }
 
@@ -150,17 +151,6 @@ impl Watchers {
     }
 }
 
-/// How programs are isolated on this node.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SandboxState {
-    /// What the operator wants.
-    pub mode: SandboxMode,
-    /// What this machine does not give.
-    pub missing: Vec<String>,
-    /// Why no program runs here, if that is so.
-    pub refusal: Option<String>,
-}
-
 /// What the parts of a running daemon share.
 #[derive(Debug)]
 pub struct Shared {
@@ -192,6 +182,8 @@ pub struct Shared {
     pub shutdown: Notify,
     /// How programs are isolated.
     pub sandbox: SandboxState,
+    /// What executes programs.
+    pub runners: Arc<RunnerSet>,
     pending: Mutex<Pending>,
 }
 
@@ -282,7 +274,8 @@ impl Daemon {
         let tag = NodeTag::new(&data_dir.path().to_string_lossy());
         let guardian = start_guardian(&tag);
         let work = WorkRoot::open(&data_dir.work()).map_err(io("prepare the work directory"))?;
-        let (runner, sandbox) = isolate(&settings, &tag, data_dir.path())?;
+        let shares = Shares { memory_bytes: memory_bytes(&settings), cpu_milli: cpu_milli(&settings) };
+        let (runners, sandbox) = runners::open(&settings, shares, &tag, data_dir.path())?;
         let (engine, queue) = Engine::queue();
         let storage = open_storage(&data_dir, &engine)?;
         let (stored, incarnation, disk) = storage.reader().load()?;
@@ -307,11 +300,12 @@ impl Daemon {
             sightings: Sightings::default(),
             shutdown: Notify::new(),
             sandbox,
+            runners: Arc::clone(&runners),
             pending: Mutex::default(),
             membership,
         });
         let runtime = tokio::runtime::Handle::current();
-        let host = TaskHost::new(store, link, runner, work, logs, engine.clone(), runtime.clone());
+        let host = TaskHost::new(store, link, Arc::clone(&runners), work, logs, engine.clone(), runtime.clone());
         let pool = TaskPool::new(host);
         let setup = Setup {
             identity,
@@ -320,7 +314,7 @@ impl Daemon {
             incarnation,
             disk,
             seed: random_seed(),
-            config: core_config(&settings, roles, &shared.sandbox),
+            config: core_config(&settings, roles, runners.ready()),
         };
         let driver = Effects::new(Arc::clone(&shared), pool.clone(), Arc::clone(&storage), runtime);
         let thread = queue.start(&engine, setup, stored, driver).map_err(io("start the core's thread"))?;
@@ -352,10 +346,9 @@ impl Daemon {
                     None => break,
                 },
                 _ = sweep.tick() => {
-                    let sandbox = self.pool.host().runner.sandbox().cloned();
-                    let sweeper = Arc::clone(&sweeper);
+                    let (sweeper, shared) = (Arc::clone(&sweeper), Arc::clone(&self.shared));
                     // A look at all processes, or a cell's end, may take a moment.
-                    tokio::task::spawn_blocking(move || sweep_up(&sweeper, sandbox.as_deref()));
+                    tokio::task::spawn_blocking(move || sweep_up(&sweeper, &shared));
                     if let Some(guardian) = &mut self.guardian
                         && !guardian.is_alive()
                     {
@@ -521,53 +514,15 @@ fn signal(kind: tokio::signal::unix::SignalKind) -> Result<tokio::signal::unix::
 }
 
 /// Ends what has outlived its task or its use, unless that is being done already.
-fn sweep_up(sweeper: &Mutex<Sweeper>, sandbox: Option<&Sandbox>) {
+fn sweep_up(sweeper: &Mutex<Sweeper>, shared: &Shared) {
     let Ok(mut sweeper) = sweeper.try_lock() else { return };
     let swept = sweeper.sweep();
     if swept.killed > 0 {
         tracing::warn!(processes = swept.killed, "ended processes that had outlived their task");
     }
-    if let Some(sandbox) = sandbox {
-        sandbox.end_idle();
-    }
-}
-
-/// Finds out what this machine can do to isolate programs, and says what it cannot.
-fn isolate(settings: &Settings, tag: &NodeTag, data_dir: &Path) -> Result<(ProcessRunner, SandboxState), DaemonError> {
-    let options = SandboxOptions {
-        mode: settings.sandbox,
-        exe: std::env::current_exe().map_err(io("find this program's file"))?,
-        readable: settings.sandbox_readable.clone(),
-        writable: settings.sandbox_writable.clone(),
-        tmp_bytes: settings.sandbox_tmp_bytes,
-        memory_bytes: memory_bytes(settings),
-        slots: cpu_milli(settings).div_ceil(1_000),
-    };
-    if options.mode != SandboxMode::Off
-        && let Some(shown) = options.showing(data_dir)
-    {
-        return Err(DaemonError::DataDirShown { dir: data_dir.to_owned(), shown: shown.to_owned() });
-    }
-    let list = settings.allowlist.as_deref().map(Allowlist::load).transpose()?;
-    let mut state = SandboxState { mode: settings.sandbox, missing: Vec::new(), refusal: None };
-    let runner = match Sandbox::probe(options, tag) {
-        Ok((sandbox, missing)) => {
-            for piece in &missing {
-                tracing::warn!(%piece, mode = %state.mode, "missing in the sandbox");
-            }
-            state.missing = missing.iter().map(ToString::to_string).collect();
-            sandbox.map_or_else(
-                || ProcessRunner::new(tag.clone()),
-                |sandbox| ProcessRunner::sandboxed(tag.clone(), sandbox),
-            )
-        }
-        Err(error) => {
-            tracing::error!(%error, "this node runs no tasks");
-            state.refusal = Some(error.to_string());
-            ProcessRunner::refusing(tag.clone(), error.to_string())
-        }
-    };
-    Ok((runner.only(list), state))
+    shared.runners.end_idle();
+    // An engine may have come or gone.
+    shared.engine.input(Input::Runners(shared.runners.ready()));
 }
 
 /// Ends what an earlier daemon left behind and starts the process that ends ours, should we be killed.
@@ -641,12 +596,12 @@ fn multiaddrs(key: &'static str, values: &[String]) -> Result<Vec<Multiaddr>, Da
     values.iter().map(parse).collect()
 }
 
-fn core_config(settings: &Settings, roles: Roles, sandbox: &SandboxState) -> CoreConfig {
+fn core_config(settings: &Settings, roles: Roles, runners: Runners) -> CoreConfig {
     let machine = probe::machine();
-    // What cannot be isolated is not offered, so that no job is awarded here only to be refused.
-    let runs = roles.contains(Roles::RUN) && sandbox.refusal.is_none();
     CoreConfig {
-        cpu_milli: if runs { cpu_milli(settings) } else { 0 },
+        cpu_milli: if roles.contains(Roles::RUN) { cpu_milli(settings) } else { 0 },
+        // What cannot be isolated is not offered, so that no job is awarded here only to be refused.
+        runners,
         memory_bytes: memory_bytes(settings),
         labels: settings.labels.clone(),
         about: machine.about,

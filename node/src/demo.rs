@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use serde_json::json;
 use sinew_crdt_state::ids::NodeId;
-use sinew_crdt_state::manifest::{JobDraft, Split};
-use sinew_crdt_state::spec::{Builtin, Program};
+use sinew_crdt_state::manifest::{DraftProgram, JobDraft, Split};
+use sinew_crdt_state::spec::Builtin;
 use sinew_crdt_state::state::Event;
 use sinew_scheduler::view::{JobView, PlacementView};
 
@@ -83,7 +83,7 @@ struct Counted {
 
 async fn count(client: &Client, inputs: &[PathBuf], scratch: &Path, json: bool) -> anyhow::Result<Counted> {
     let texts: Vec<String> = inputs.iter().map(|p| p.to_string_lossy().into_owned()).collect();
-    let builtin = Program::Builtin;
+    let builtin = DraftProgram::Builtin;
     let mut draft = JobDraft::map_reduce(texts, builtin(Builtin::Wordcount), builtin(Builtin::Sum));
     draft.name = Some("demo word count".to_owned());
     if let sinew_crdt_state::manifest::DraftWork::MapReduce(round) = &mut draft.work {

@@ -16,6 +16,7 @@ pub mod local_mesh;
 pub mod logs;
 pub mod mesh_link;
 pub mod probe;
+pub mod runners;
 pub mod sightings;
 pub mod storage;
 pub mod submit;

@@ -8,9 +8,9 @@ use sinew_blobs::{AddError, BlobStore, Format, ImportMode, StoreError, TempTag};
 use sinew_crdt_state::cbor;
 use sinew_crdt_state::ids::{Hash, JobId};
 use sinew_crdt_state::manifest::{
-    DraftFile, DraftRound, DraftSource, DraftWork, JobDraft, Problems, RoundInputs, Split,
+    DraftContent, DraftFile, DraftProgram, DraftRound, DraftSource, DraftWork, JobDraft, Problems, RoundInputs, Split,
 };
-use sinew_crdt_state::spec::{BlobRef, InputFile, Source, Work};
+use sinew_crdt_state::spec::{BlobRef, InputFile, Program, Source, Work};
 use sinew_scheduler::io::NewJob;
 
 use crate::exec::split::{SplitBy, SplitError, plan};
@@ -57,6 +57,9 @@ pub enum PrepareError {
         /// What was given.
         path: PathBuf,
     },
+    /// A program's content is no file.
+    #[error("{0} is not one file: name the image's archive or the module itself")]
+    NotOneFile(PathBuf),
     /// A background thread ended unexpectedly.
     #[error("reading the inputs was interrupted")]
     Interrupted,
@@ -101,7 +104,10 @@ pub async fn prepare(store: &BlobStore, draft: JobDraft, progress: OnProgress<'_
     let mut taking = Taking { store, progress, done: 0, total: 0, guards: Vec::new(), hashes: Vec::new() };
     let files = taking.files(draft.files()).await?;
     let work = match &draft.work {
-        DraftWork::Batch(batch) => batch.resolve(draft.env.clone(), files),
+        DraftWork::Batch(batch) => {
+            let program = taking.program(&batch.program).await?;
+            batch.resolve(draft.env.clone(), program, files)
+        }
         DraftWork::MapReduce(round) => taking.round(round, &draft, files).await?,
     };
     store.ensure_all_durable(&taking.hashes).await?;
@@ -147,7 +153,29 @@ impl Taking<'_> {
         let chunk_table = BlobRef { hash: table.hash, size: table.size };
         self.guards.push(table.tag);
         let chunks = u32::try_from(chunks.len()).unwrap_or(u32::MAX);
-        Ok(round.resolve(draft.env.clone(), RoundInputs { chunk_table, chunks, inputs: blobs }, files))
+        let combine = match &round.combine {
+            Some(combine) => Some(self.program(combine).await?),
+            None => None,
+        };
+        let programs = (self.program(&round.map).await?, combine, self.program(&round.reduce).await?);
+        Ok(round.resolve(draft.env.clone(), RoundInputs { programs, chunk_table, chunks, inputs: blobs }, files))
+    }
+
+    /// Takes in the file that a program is, if it is one.
+    async fn program(&mut self, program: &DraftProgram) -> Result<Program, PrepareError> {
+        let taken = match program.content() {
+            Some(DraftContent::Path(path)) => {
+                let root = PathBuf::from(path);
+                let walked = tokio::task::spawn_blocking(move || walk(&[root]));
+                let walked = walked.await.map_err(|_| PrepareError::Interrupted)??;
+                let [file] = &walked.files[..] else { return Err(PrepareError::NotOneFile(PathBuf::from(path))) };
+                self.total += file.size;
+                Some(self.file(file).await?)
+            }
+            Some(DraftContent::Blob(blob)) => Some(*blob),
+            None => None,
+        };
+        program.clone().try_map(|_| taken.ok_or(PrepareError::Interrupted))
     }
 
     async fn files(&mut self, wanted: &[DraftFile]) -> Result<Vec<InputFile>, PrepareError> {

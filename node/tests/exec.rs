@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use sinew_crdt_state::error_code::ErrorCode;
+use sinew_crdt_state::program::Runners;
 use sinew_crdt_state::spec::{Builtin, Limits, Program, Resources};
 use sinew_node::exec::cell::CELL_COMMAND;
 use sinew_node::exec::cell::pool::{Sandbox, SandboxMode, SandboxOptions};
@@ -21,6 +22,7 @@ use sinew_node::exec::merge::Input;
 use sinew_node::exec::outcome::{Failure, TaskOutcome};
 use sinew_node::exec::process::ProcessRunner;
 use sinew_node::exec::runner::{Control, Health, Runner, Status};
+use sinew_node::exec::set::NO_CONTENT;
 use sinew_node::exec::shuffle::{SORT_BUDGET_DEFAULT, key_of, partition_of};
 use sinew_node::exec::slot::{Slot, WorkRoot};
 use sinew_node::exec::stop::{StopHandle, StopReason};
@@ -119,6 +121,7 @@ impl World {
             task: self.task,
             attempt: 1,
             files: &self.files,
+            content: &NO_CONTENT,
             env: &self.env,
             limits: self.limits,
             resources: Resources::default(),
@@ -544,7 +547,7 @@ fn output_is_seen_live_and_a_stop_ends_the_group() {
 #[test]
 fn another_thread_sees_and_stops_a_running_task() {
     let mut world = World::new();
-    assert_eq!((world.runner.name(), world.runner.health()), ("process", Health::Ready));
+    assert_eq!((world.runner.kind(), world.runner.health()), (Runners::PROCESS, Health::Ready));
     let stop = StopHandle::new().expect("handle");
     let (to_watcher, controls) = std::sync::mpsc::channel::<std::sync::Arc<dyn Control>>();
     let to_watcher = Mutex::new(to_watcher);

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use sinew_crdt_state::program::Runners;
+
 use crate::time::Span;
 
 /// Worker to brain, brain to steward. Design measurement: at 200 ms and the limits below, no double start in a million
@@ -143,6 +145,8 @@ pub struct CoreConfig {
     pub memory_bytes: u64,
     /// The operator's labels.
     pub labels: BTreeMap<String, String>,
+    /// What can run here.
+    pub runners: Runners,
     /// For people.
     pub about: String,
     /// Tasks handed to the driver ahead of a free slot, per slot: a short task's successor then starts without a round trip
@@ -161,6 +165,7 @@ impl Default for CoreConfig {
             cpu_milli: 1_000,
             memory_bytes: 1 << 30,
             labels: BTreeMap::new(),
+            runners: Runners::PROCESS,
             about: String::new(),
             start_ahead: 0,
             keep_all_max: 64,

@@ -9,6 +9,7 @@ use sinew_crdt_state::envelope::Envelope;
 use sinew_crdt_state::fact::{Fact, Statement};
 use sinew_crdt_state::ids::{FactId, JobId, MeshId, NodeId};
 use sinew_crdt_state::ledger::{Ledger, OwnerMark, SealedEntry};
+use sinew_crdt_state::program::Runners;
 use sinew_crdt_state::spec::{BlobRef, Phase, Resources, Source};
 
 use crate::brain::Brain;
@@ -149,6 +150,20 @@ impl Core {
         self.restore.resume(&mut self.ctx, &self.worker.blobs);
     }
 
+    /// Tells everybody what can run here, if that is news.
+    fn set_runners(&mut self, runners: Runners) {
+        if self.ctx.config.runners == runners {
+            return;
+        }
+        self.ctx.config.runners = runners;
+        let card = self.card();
+        self.ctx.peers.set_card(self.ctx.own, card.clone());
+        let peers: Vec<NodeId> = self.ctx.peers.connected().collect();
+        for peer in peers {
+            self.ctx.send(peer, Message::Card(card.clone()));
+        }
+    }
+
     fn card(&self) -> Card {
         let config = &self.ctx.config;
         Card {
@@ -157,6 +172,7 @@ impl Core {
             cpu_milli: config.cpu_milli,
             memory_bytes: config.memory_bytes,
             labels: config.labels.clone(),
+            runners: config.runners,
             about: config.about.clone(),
         }
     }
@@ -168,6 +184,7 @@ impl Core {
             Input::Member(credential) => members::keep(&mut self.ctx, &credential, true),
             Input::PeerUp { node, roles } => self.on_peer_up(node, roles),
             Input::PeerDown { node } => self.on_peer_down(node),
+            Input::Runners(runners) => self.set_runners(runners),
             Input::MeshSize(nodes) => self.ctx.peers.set_mesh_size(nodes),
             Input::Message { from, message } => {
                 self.ctx.peers.heard(from, now.at);

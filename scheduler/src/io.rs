@@ -7,6 +7,7 @@ use sinew_crdt_state::envelope::Envelope;
 use sinew_crdt_state::fact::{Failure, Outcome, Output, Usage};
 use sinew_crdt_state::ids::{FactId, Hash, JobId, NodeId};
 use sinew_crdt_state::ledger::{OwnerMark, SealedEntry};
+use sinew_crdt_state::program::Runners;
 use sinew_crdt_state::spec::{BlobRef, JobSpec, Limits, Phase, Resources, Retry, Strategy, Work};
 
 use crate::wire::{Class, Lease, Located, Message, Topic};
@@ -139,6 +140,8 @@ pub enum Input {
         /// Who.
         node: NodeId,
     },
+    /// What can run here, from now on.
+    Runners(Runners),
     /// How many members the mesh has, as far as the transport knows, connected or not.
     MeshSize(usize),
     /// A message came in.

@@ -275,6 +275,7 @@ impl Peer {
             && self.roles.contains(Roles::RUN)
             && card.cpu_milli >= need.cpu_milli.max(1)
             && card.memory_bytes >= need.memory_bytes
+            && card.runners.contains(spec.runners())
             && has_labels(card, spec);
         if !fits {
             return None;

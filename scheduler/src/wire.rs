@@ -11,7 +11,7 @@ use sinew_crdt_state::envelope::Envelope;
 use sinew_crdt_state::fact::{Fence, Run};
 use sinew_crdt_state::ids::{DiskId, FactId, JobId, NodeId};
 use sinew_crdt_state::reconcile::{Claim, Item, Listing};
-use sinew_crdt_state::spec::{BlobRef, Phase};
+use sinew_crdt_state::spec::{BlobRef, Phase, Runners};
 
 /// Which stream a message takes. Heartbeats and votes never queue behind bulk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -379,6 +379,8 @@ pub struct Card {
     pub memory_bytes: u64,
     /// The operator's labels.
     pub labels: BTreeMap<String, String>,
+    /// What can run there.
+    pub runners: Runners,
     /// For people: host name, OS, architecture, version.
     pub about: String,
 }
@@ -407,6 +409,8 @@ pub struct Advert {
     pub memory_bytes: u64,
     /// Labels a node must have.
     pub labels: BTreeMap<String, String>,
+    /// What must be able to run there.
+    pub runners: Runners,
 }
 
 impl Message {

@@ -155,7 +155,8 @@ impl Worker {
 
     fn fits(&self, ctx: &Ctx, spec: &JobSpec) -> u32 {
         let labels = spec.labels.iter().all(|(k, v)| ctx.config.labels.get(k) == Some(v));
-        if labels && ctx.storage_failing.is_none() && ctx.roles.contains(Roles::RUN) {
+        let able = labels && ctx.config.runners.contains(spec.runners());
+        if able && ctx.storage_failing.is_none() && ctx.roles.contains(Roles::RUN) {
             self.pool.slots(spec.resources)
         } else {
             0
@@ -198,7 +199,8 @@ impl Worker {
         let need = Resources { cpu_milli: advert.cpu_milli, memory_bytes: advert.memory_bytes };
         let labels = advert.labels.iter().all(|(k, v)| ctx.config.labels.get(k) == Some(v));
         let slots = self.pool.slots(need);
-        if labels && slots > 0 && ctx.storage_failing.is_none() && ctx.roles.contains(Roles::RUN) {
+        let able = labels && ctx.config.runners.contains(advert.runners);
+        if able && slots > 0 && ctx.storage_failing.is_none() && ctx.roles.contains(Roles::RUN) {
             ctx.send(from, Message::Interest { job: advert.job, slots });
         }
     }

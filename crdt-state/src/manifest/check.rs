@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
-use super::draft::{DraftFile, DraftSource, DraftWork, JobDraft, Split};
+use super::draft::{DraftContent, DraftFile, DraftProgram, DraftSource, DraftWork, JobDraft, Split};
 use super::problem::{Problem, Problems, quoted};
 use super::units::format_size;
 use crate::cbor;
-use crate::spec::{Builtin, PARTITIONS_MAX, Program, SPEC_LEN_MAX, TASKS_MAX, is_safe_relative};
+use crate::program::ProgramOf;
+use crate::spec::{Builtin, PARTITIONS_MAX, SPEC_LEN_MAX, TASKS_MAX, is_safe_relative};
 
 /// Longest job name, in characters: one column of a table on a terminal, with room to spare.
 pub(super) const NAME_LEN_MAX: usize = 128;
@@ -49,7 +50,7 @@ pub(super) fn check(draft: &JobDraft) -> Problems {
     check_env(&draft.env, &mut out);
     match &draft.work {
         DraftWork::Batch(batch) => {
-            check_program("batch.command", &batch.program, Place::Task, &mut out);
+            check_program(batch_key(&batch.program), &batch.program, Place::Task, &mut out);
             check_range("batch.tasks", batch.tasks, TASKS, &mut out);
             check_files("batch.inputs", &batch.inputs, &mut out);
             check_outputs(&batch.outputs, &mut out);
@@ -143,10 +144,10 @@ fn check_env(env: &BTreeMap<String, String>, out: &mut Vec<Problem>) {
     }
 }
 
-fn check_program(path: &str, program: &Program, place: Place, out: &mut Vec<Problem>) {
+fn check_program(path: &str, program: &DraftProgram, place: Place, out: &mut Vec<Problem>) {
     match program {
-        Program::Exec(argv) if argv.first().is_none_or(String::is_empty) => out.push(empty_command(path)),
-        Program::Exec(argv) => {
+        ProgramOf::Exec(argv) if argv.first().is_none_or(String::is_empty) => out.push(empty_command(path)),
+        ProgramOf::Exec(argv) => {
             if argv.iter().any(|arg| arg.contains('\0')) {
                 out.push(Problem::new(path, None, "an argument holds a NUL character", "leave the NUL out"));
             }
@@ -155,7 +156,7 @@ fn check_program(path: &str, program: &Program, place: Place, out: &mut Vec<Prob
                 out.push(Problem::new(path, quoted(&argv[0]), "not a program of a node", mend));
             }
         }
-        Program::Builtin(builtin) => {
+        ProgramOf::Builtin(builtin) => {
             let fits = match builtin {
                 Builtin::Noop => true,
                 Builtin::Wordcount | Builtin::Grep(_) => matches!(place, Place::Map),
@@ -167,6 +168,24 @@ fn check_program(path: &str, program: &Program, place: Place, out: &mut Vec<Prob
                 out.push(Problem::new(path, None, "this built-in does not work here", mend));
             }
         }
+        other => {
+            if let Some(DraftContent::Path(local)) = other.content() {
+                check_local(path, local, out);
+            }
+            if let Err((problem, mend)) = other.check() {
+                out.push(Problem::new(path, None, problem, mend));
+            }
+        }
+    }
+}
+
+/// The key that holds a batch's program.
+const fn batch_key(program: &DraftProgram) -> &'static str {
+    match program {
+        ProgramOf::Exec(_) | ProgramOf::Builtin(_) => "batch.command",
+        ProgramOf::Container(_) => "batch.docker",
+        ProgramOf::Python(_) => "batch.python",
+        ProgramOf::Wasm(_) => "batch.wasm",
     }
 }
 

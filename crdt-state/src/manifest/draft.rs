@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::problem::Problems;
 use crate::ids::{DiskId, MeshId, NodeId};
+use crate::program::{ContainerOf, ImageOf, ProgramOf, WasmOf};
 use crate::spec::{
     Batch, BlobRef, Builtin, InputFile, JobSpec, Limits, MapReduce, Program, Resources, Retry, Strategy,
     UnknownBuiltin, Work,
@@ -46,6 +47,7 @@ pub struct JobDraft {
 
 /// The kinds of work, unresolved.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(clippy::large_enum_variant, reason = "one for each job, most of them shared")]
 pub enum DraftWork {
     /// Independent runs of one program.
     Batch(DraftBatch),
@@ -58,7 +60,7 @@ pub enum DraftWork {
 #[serde(deny_unknown_fields)]
 pub struct DraftBatch {
     /// What each task runs.
-    pub program: Program,
+    pub program: DraftProgram,
     /// How many tasks.
     pub tasks: u32,
     /// Files placed in the working directory, under the paths given here.
@@ -76,11 +78,11 @@ pub struct DraftRound {
     /// How they are cut into chunks.
     pub split: Split,
     /// Lines in, `key\tvalue` lines out.
-    pub map: Program,
+    pub map: DraftProgram,
     /// Pre-reduces one chunk's sorted output, if given.
-    pub combine: Option<Program>,
+    pub combine: Option<DraftProgram>,
     /// A partition's sorted lines in, result lines out.
-    pub reduce: Program,
+    pub reduce: DraftProgram,
     /// How many partitions, hence reduce tasks.
     pub partitions: u32,
     /// Program files, placed in each task's working directory.
@@ -128,6 +130,18 @@ pub enum DraftSource {
     Blob(BlobRef),
 }
 
+/// A program whose content may still be on the submitter's disk.
+pub type DraftProgram = ProgramOf<DraftContent>;
+
+/// Where the content of a program is: an image's archive, a WebAssembly module.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DraftContent {
+    /// A file on the submitter's disk.
+    Path(String),
+    /// In the blob store already.
+    Blob(BlobRef),
+}
+
 impl DraftFile {
     /// A file of the submitter's disk, placed under its own name. `None` when the path ends in none (`..`, `/`).
     #[must_use]
@@ -168,13 +182,13 @@ pub enum ProgramError {
 ///
 /// # Errors
 /// [`ProgramError`].
-pub fn program_from_argv(argv: Vec<String>) -> Result<Program, ProgramError> {
+pub fn program_from_argv(argv: Vec<String>) -> Result<DraftProgram, ProgramError> {
     if argv.first().is_none_or(String::is_empty) {
         return Err(ProgramError::Empty);
     }
     match Builtin::parse(&argv) {
-        Some(builtin) => Ok(Program::Builtin(builtin?)),
-        None => Ok(Program::Exec(argv)),
+        Some(builtin) => Ok(ProgramOf::Builtin(builtin?)),
+        None => Ok(ProgramOf::Exec(argv)),
     }
 }
 
@@ -183,7 +197,7 @@ pub fn program_from_argv(argv: Vec<String>) -> Result<Program, ProgramError> {
 ///
 /// # Errors
 /// [`ProgramError`].
-pub fn program_from_text(text: &str) -> Result<Program, ProgramError> {
+pub fn program_from_text(text: &str) -> Result<DraftProgram, ProgramError> {
     program_from_argv(shell_words::split(text).map_err(|_| ProgramError::Quote)?)
 }
 
@@ -204,9 +218,11 @@ pub struct DraftContext {
     pub brain_disks: Vec<DiskId>,
 }
 
-/// A round's inputs, once they are blobs and cut.
+/// A round's programs and inputs, once they are blobs and cut.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RoundInputs {
+    /// The mapper, the combiner and the reducer.
+    pub programs: (Program, Option<Program>, Program),
     /// Blob with the CBOR of `Vec<Chunk>`.
     pub chunk_table: BlobRef,
     /// How many chunks the table has.
@@ -215,11 +231,21 @@ pub struct RoundInputs {
     pub inputs: Vec<BlobRef>,
 }
 
+impl DraftWork {
+    fn programs_mut(&mut self) -> impl Iterator<Item = &mut DraftProgram> {
+        let all = match self {
+            Self::Batch(batch) => [Some(&mut batch.program), None, None],
+            Self::MapReduce(round) => [Some(&mut round.map), round.combine.as_mut(), Some(&mut round.reduce)],
+        };
+        all.into_iter().flatten()
+    }
+}
+
 impl DraftBatch {
     /// The work, with its files resolved in order.
     #[must_use]
-    pub fn resolve(&self, env: BTreeMap<String, String>, inputs: Vec<InputFile>) -> Work {
-        let (program, outputs) = (self.program.clone(), self.outputs.clone());
+    pub fn resolve(&self, env: BTreeMap<String, String>, program: Program, inputs: Vec<InputFile>) -> Work {
+        let outputs = self.outputs.clone();
         Work::Batch(Batch { program, tasks: self.tasks, env, inputs, outputs })
     }
 }
@@ -228,13 +254,14 @@ impl DraftRound {
     /// The work, with its inputs cut and its files resolved in order.
     #[must_use]
     pub fn resolve(&self, env: BTreeMap<String, String>, round: RoundInputs, files: Vec<InputFile>) -> Work {
+        let (map, combine, reduce) = round.programs;
         Work::MapReduce(MapReduce {
             chunk_table: round.chunk_table,
             chunks: round.chunks,
             inputs: round.inputs,
-            map: self.map.clone(),
-            combine: self.combine.clone(),
-            reduce: self.reduce.clone(),
+            map,
+            combine,
+            reduce,
             partitions: self.partitions,
             files,
             env,
@@ -245,7 +272,7 @@ impl DraftRound {
 impl JobDraft {
     /// One task of `program`, with every default.
     #[must_use]
-    pub fn batch(program: Program) -> Self {
+    pub fn batch(program: DraftProgram) -> Self {
         Self::of(DraftWork::Batch(DraftBatch {
             program,
             tasks: TASKS_DEFAULT,
@@ -256,7 +283,7 @@ impl JobDraft {
 
     /// A round over local `inputs`, with every default.
     #[must_use]
-    pub fn map_reduce(inputs: Vec<String>, map: Program, reduce: Program) -> Self {
+    pub fn map_reduce(inputs: Vec<String>, map: DraftProgram, reduce: DraftProgram) -> Self {
         Self::of(DraftWork::MapReduce(DraftRound {
             inputs,
             split: Split::default(),
@@ -307,6 +334,11 @@ impl JobDraft {
                 *path = joined.to_owned();
             }
         };
+        for program in self.work.programs_mut() {
+            if let Some(DraftContent::Path(path)) = program.content_mut() {
+                anchor(path);
+            }
+        }
         let files = match &mut self.work {
             DraftWork::Batch(batch) => &mut batch.inputs,
             DraftWork::MapReduce(round) => {
@@ -328,13 +360,22 @@ impl JobDraft {
             DraftWork::Batch(batch) => &batch.program,
             DraftWork::MapReduce(round) => &round.map,
         };
-        let word = match program {
-            Program::Exec(argv) => argv.first().and_then(|word| word.rsplit('/').next()).unwrap_or("job"),
-            Program::Builtin(Builtin::Wordcount) => "wordcount",
-            Program::Builtin(Builtin::Sum) => "sum",
-            Program::Builtin(Builtin::Grep(_)) => "grep",
-            Program::Builtin(Builtin::Noop) => "noop",
+        let last = |path: &'_ str| path.rsplit('/').next().map(str::to_owned);
+        let of_content = |content: &DraftContent| match content {
+            DraftContent::Path(path) => last(path),
+            DraftContent::Blob(_) => None,
         };
+        let word = match program {
+            ProgramOf::Exec(argv) => argv.first().and_then(|word| last(word)),
+            ProgramOf::Builtin(builtin) => Some(builtin.name().to_owned()),
+            ProgramOf::Python(call) => Some(call.call.clone()),
+            ProgramOf::Container(ContainerOf { image: ImageOf::Digest(name), .. }) => {
+                name.split_once('@').and_then(|(name, _)| last(name))
+            }
+            ProgramOf::Container(ContainerOf { image: ImageOf::Archive(content), .. })
+            | ProgramOf::Wasm(WasmOf { module: content, .. }) => of_content(content),
+        };
+        let word = word.unwrap_or_else(|| "job".to_owned());
         let short = || word.chars().filter(|c| !c.is_control()).take(super::check::NAME_LEN_MAX).collect();
         self.name.clone().unwrap_or_else(short)
     }

@@ -10,7 +10,7 @@ use super::tree::Node;
 use super::units::{UnitError, parse_cpus, parse_duration, parse_size};
 
 /// Every table of the manifest with its keys: the one place that says which keys exist. `""` is the top, `[]` an input file.
-pub(super) const TABLES: [(&str, &[&str]); 6] = [
+pub(super) const TABLES: [(&str, &[&str]); 10] = [
     (
         "",
         &[
@@ -30,8 +30,12 @@ pub(super) const TABLES: [(&str, &[&str]); 6] = [
     ),
     ("limits", &["timeout", "output_max"]),
     ("retry", &["attempts", "delay"]),
-    ("batch", &["command", "tasks", "inputs", "outputs"]),
+    ("batch", &["command", "docker", "python", "wasm", "tasks", "inputs", "outputs"]),
     ("map_reduce", &["inputs", "split", "map", "combine", "reduce", "partitions", "files"]),
+    ("program", &["docker", "python", "wasm"]),
+    ("docker", &["image", "archive", "entrypoint", "args", "gpus"]),
+    ("python", &["call", "params"]),
+    ("wasm", &["module", "args", "fuel", "deterministic"]),
     ("[]", &["path", "inline", "blob", "size", "to", "executable"]),
 ];
 

@@ -37,6 +37,7 @@ mod draft;
 mod fields;
 mod parse;
 mod problem;
+mod programs;
 mod read;
 mod suggest;
 mod tree;
@@ -49,7 +50,8 @@ pub use draft::{
     COPIES_DEFAULT, PARTITIONS_DEFAULT, ProgramError, TASKS_DEFAULT, program_from_argv, program_from_text,
 };
 pub use draft::{
-    DraftBatch, DraftContext, DraftFile, DraftRound, DraftSource, DraftWork, JobDraft, RoundInputs, Split,
+    DraftBatch, DraftContent, DraftContext, DraftFile, DraftProgram, DraftRound, DraftSource, DraftWork, JobDraft,
+    RoundInputs, Split,
 };
 pub use parse::{Format, SyntaxError};
 pub use problem::{Problem, Problems};

@@ -1,17 +1,18 @@
 //! From tree to draft: one function per table of the manifest. Notes every mistake and goes on with a value that causes no
 //! further one; the draft is handed out only when none was noted.
 
-use super::check::{ATTEMPTS, COPIES, PARTITIONS, TASKS, empty_command};
+use super::check::{ATTEMPTS, COPIES, PARTITIONS, TASKS};
 use super::draft::{
-    DraftBatch, DraftFile, DraftRound, DraftSource, DraftWork, JobDraft, PARTITIONS_DEFAULT, ProgramError, Split,
-    TASKS_DEFAULT, program_from_argv, program_from_text,
+    DraftBatch, DraftFile, DraftRound, DraftSource, DraftWork, JobDraft, PARTITIONS_DEFAULT, Split, TASKS_DEFAULT,
 };
 use super::fields::{Fields, Item, stand_in};
 use super::problem::{Problem, Problems, quoted};
+use super::programs::{of_batch, read_program};
 use super::tree::Node;
 use super::units::parse_split;
 use crate::ids::Hash;
-use crate::spec::{BlobRef, Builtin, Limits, Program, Resources, Retry, Strategy};
+use crate::program::ProgramOf;
+use crate::spec::{BlobRef, Builtin, Limits, Resources, Retry, Strategy};
 
 /// The values of `type`.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -59,7 +60,7 @@ pub(super) fn read(tree: &Node) -> Result<JobDraft, Problems> {
 }
 
 fn read_top(top: &Fields<'_>, out: &mut Vec<Problem>) -> JobDraft {
-    let mut draft = JobDraft::batch(Program::Builtin(Builtin::Noop));
+    let mut draft = JobDraft::batch(ProgramOf::Builtin(Builtin::Noop));
     draft.name = top.get("name").and_then(|item| item.text(out)).map(str::to_owned);
     let defaults = Resources::default();
     draft.resources = Resources {
@@ -133,10 +134,10 @@ fn refuse_section(section: Option<&Item<'_>>, kind: &str, out: &mut Vec<Problem>
 }
 
 fn read_batch(item: &Item<'_>, out: &mut Vec<Problem>) -> DraftWork {
-    let (mut program, mut tasks) = (Program::Builtin(Builtin::Noop), TASKS_DEFAULT);
+    let (mut program, mut tasks) = (ProgramOf::Builtin(Builtin::Noop), TASKS_DEFAULT);
     let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
     if let Some(fields) = Fields::open(item, "batch", out) {
-        program = read_program(fields.require("command", MEND_COMMAND, out), out).unwrap_or(program);
+        program = of_batch(&fields, out).unwrap_or(program);
         tasks = fields.get("tasks").and_then(|item| item.count(&TASKS, out)).unwrap_or(tasks);
         inputs = fields.get("inputs").map(|item| read_files(&item, out)).unwrap_or_default();
         outputs = fields.get("outputs").map(|item| item.texts(out)).unwrap_or_default();
@@ -145,7 +146,7 @@ fn read_batch(item: &Item<'_>, out: &mut Vec<Problem>) -> DraftWork {
 }
 
 fn read_round(item: &Item<'_>, out: &mut Vec<Problem>) -> DraftWork {
-    let noop = || Program::Builtin(Builtin::Noop);
+    let noop = || ProgramOf::Builtin(Builtin::Noop);
     let mut round = DraftRound {
         inputs: vec![stand_in(0)],
         split: Split::default(),
@@ -174,39 +175,6 @@ fn read_round(item: &Item<'_>, out: &mut Vec<Problem>) -> DraftWork {
         round.files = fields.get("files").map(|item| read_files(&item, out)).unwrap_or_default();
     }
     DraftWork::MapReduce(round)
-}
-
-/// A command: a list of words, or one text to split. `None` when there is none or it was noted as wrong.
-fn read_program(item: Option<Item<'_>>, out: &mut Vec<Problem>) -> Option<Program> {
-    let item = item?;
-    let noted = out.len();
-    let program = match item.node {
-        Node::List(_) => program_from_argv(item.texts(out)),
-        Node::Text(text) => program_from_text(text),
-        other => {
-            out.push(Problem::new(&item.path, other.describe(), "not a command", MEND_COMMAND));
-            return None;
-        }
-    };
-    if out.len() > noted {
-        return None;
-    }
-    let error = match program {
-        Ok(program) => return Some(program),
-        Err(error) => error,
-    };
-    let found = item.node.describe();
-    out.push(match error {
-        ProgramError::Empty => empty_command(&item.path),
-        ProgramError::Quote => {
-            Problem::new(item.path, found, "a quote is not closed", "close it, or write a list of words")
-        }
-        ProgramError::Builtin(_) => {
-            let mend = "use sinew:wordcount, sinew:sum, sinew:grep PATTERN or sinew:noop";
-            Problem::new(item.path, found, "not a built-in, or not its arguments", mend)
-        }
-    });
-    None
 }
 
 fn read_files(item: &Item<'_>, out: &mut Vec<Problem>) -> Vec<DraftFile> {

@@ -273,6 +273,8 @@ pub struct StatusView {
     pub sandbox_missing: Vec<String>,
     /// Why no program runs here, if that is so.
     pub sandbox_refusal: Option<String>,
+    /// The node's runners, each with why it cannot run anything now, if so.
+    pub runners: Vec<(String, Option<String>)>,
     /// Peers refused so far, by reason.
     pub refused: Vec<(String, u64)>,
     /// Whether this node can be dialled, as far as AutoNAT knows.
@@ -338,6 +340,8 @@ pub struct PeerView {
     pub memory_bytes: Option<(u64, u64)>,
     /// Labels, `K=V`.
     pub labels: Vec<String>,
+    /// What can run there: names with commas between.
+    pub runners: String,
     /// Host, system, version.
     pub about: String,
     /// Protocol offences counted.

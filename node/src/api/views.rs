@@ -48,6 +48,8 @@ pub(super) async fn status(shared: &Shared) -> Result<StatusView, ApiError> {
             )
         })
         .await?;
+    let runners = crate::runners::health(&shared.runners);
+    let runners = runners.into_iter().map(|(runner, why)| (runner.to_string(), why)).collect();
     Ok(StatusView {
         node: shared.identity.id(),
         mesh: shared.membership.mesh,
@@ -69,6 +71,7 @@ pub(super) async fn status(shared: &Shared) -> Result<StatusView, ApiError> {
         sandbox: shared.sandbox.mode.to_string(),
         sandbox_missing: shared.sandbox.missing.clone(),
         sandbox_refusal: shared.sandbox.refusal.clone(),
+        runners,
         refused: mesh.refusals.iter().map(|(kind, n)| (format!("{kind:?}"), *n)).collect(),
         nat: format!("{:?}", mesh.nat).to_lowercase(),
         traffic: traffic(&mesh, shared.link.messages()),
@@ -118,6 +121,7 @@ pub(super) async fn peers(shared: &Shared) -> Result<Vec<PeerView>, ApiError> {
                         .as_ref()
                         .map(|c| (c.memory_bytes, peer.load.map_or(0, |l| l.memory_bytes_free))),
                     labels: peer.card.iter().flat_map(|c| c.labels.iter().map(|(k, v)| format!("{k}={v}"))).collect(),
+                    runners: peer.card.as_ref().map(|c| c.runners.to_string()).unwrap_or_default(),
                     about: peer.card.as_ref().map(|c| c.about.clone()).unwrap_or_default(),
                     offences: peer.offences,
                 })

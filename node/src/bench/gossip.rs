@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use sinew_crdt_state::ids::JobId;
-use sinew_crdt_state::manifest::JobDraft;
-use sinew_crdt_state::spec::{Builtin, Program};
+use sinew_crdt_state::manifest::{DraftProgram, JobDraft};
+use sinew_crdt_state::spec::Builtin;
 
 use super::meter::{mesh_cpu_s, quantile_ms, rss_bytes};
 use crate::local_mesh::{LocalMesh, LocalMeshOptions, LocalNode};
@@ -38,7 +38,7 @@ pub(super) async fn run(nodes: usize) -> anyhow::Result<Value> {
     let mut jobs = Vec::new();
     for _ in 0..ADVERTS {
         // Nobody has this label: the job waits, and is advertised.
-        let mut draft = JobDraft::batch(Program::Builtin(Builtin::Noop));
+        let mut draft = JobDraft::batch(DraftProgram::Builtin(Builtin::Noop));
         draft.labels.insert("bench".to_owned(), "nowhere".to_owned());
         jobs.push(client.submit(draft, |_, _, _| {}).await?);
         tokio::time::sleep(APART).await;

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use sinew_crdt_state::manifest::JobDraft;
-use sinew_crdt_state::spec::{Builtin, Program};
+use sinew_crdt_state::manifest::{DraftProgram, JobDraft};
+use sinew_crdt_state::spec::Builtin;
 
 use super::meter::{fsync_floor, mesh_cpu_s, quantile_ms};
 use crate::api::Request;
@@ -19,7 +19,7 @@ const ALONE: usize = 200;
 const AT_ONCE: u32 = 64;
 
 fn draft() -> JobDraft {
-    let mut draft = JobDraft::batch(Program::Builtin(Builtin::Noop));
+    let mut draft = JobDraft::batch(DraftProgram::Builtin(Builtin::Noop));
     // Small enough that slots never run out: what is measured is the deciding.
     draft.resources.cpu_milli = 10;
     draft

@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use anyhow::Context;
 use serde_json::{Value, json};
-use sinew_crdt_state::manifest::{DraftWork, JobDraft, program_from_argv};
-use sinew_crdt_state::spec::{Builtin, Program};
+use sinew_crdt_state::manifest::{DraftProgram, DraftWork, JobDraft, program_from_argv};
+use sinew_crdt_state::spec::Builtin;
 
 use super::meter::mesh_cpu_s;
 use crate::api::client::Client;
@@ -13,7 +13,7 @@ use crate::api::{Reply, Request};
 use crate::local_mesh::{LocalMesh, LocalMeshOptions};
 
 /// Submits a batch of `tasks` and waits until it has ended; seconds from submit to end.
-async fn batch(client: &Client, program: Program, tasks: u32, cpu_milli: u32) -> anyhow::Result<f64> {
+async fn batch(client: &Client, program: DraftProgram, tasks: u32, cpu_milli: u32) -> anyhow::Result<f64> {
     let mut draft = JobDraft::batch(program);
     draft.resources.cpu_milli = cpu_milli;
     if let DraftWork::Batch(batch) = &mut draft.work {
@@ -40,9 +40,9 @@ pub(super) async fn noop(nodes: usize, tasks: u32) -> anyhow::Result<Value> {
     let mesh = LocalMesh::start(&LocalMeshOptions { exe, nodes, cpus: 4.0, args: Vec::new() }).await?;
     let client = mesh.nodes[0].client();
     // Connections, caches and clocks warm up first.
-    batch(&client, Program::Builtin(Builtin::Noop), 1_000, 1_000).await?;
+    batch(&client, DraftProgram::Builtin(Builtin::Noop), 1_000, 1_000).await?;
     let before = mesh_cpu_s(&mesh);
-    let elapsed = batch(&client, Program::Builtin(Builtin::Noop), tasks, 1_000).await?;
+    let elapsed = batch(&client, DraftProgram::Builtin(Builtin::Noop), tasks, 1_000).await?;
     let cpu = mesh_cpu_s(&mesh) - before;
     let tasks = f64::from(tasks);
     Ok(json!({
@@ -103,7 +103,7 @@ impl Side {
         Ok(this)
     }
 
-    async fn run(&mut self, program: &Program, tasks: u32) -> anyhow::Result<()> {
+    async fn run(&mut self, program: &DraftProgram, tasks: u32) -> anyhow::Result<()> {
         let cpu_before = mesh_cpu_s(&self.mesh);
         self.elapsed_s += batch(&self.client, program.clone(), tasks, 1_000).await?;
         self.cpu_s += mesh_cpu_s(&self.mesh) - cpu_before;

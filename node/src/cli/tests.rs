@@ -2,8 +2,7 @@
 
 use clap::{CommandFactory, Parser};
 use sinew_crdt_state::certificate::Roles;
-use sinew_crdt_state::manifest::{DraftSource, DraftWork, Split};
-use sinew_crdt_state::spec::Program;
+use sinew_crdt_state::manifest::{DraftProgram, DraftSource, DraftWork, Split};
 
 use super::args::{BlobCommand, Cli, Command, MapReduceArgs, RunArgs};
 use super::bench::{BenchArgs, BenchRunner};
@@ -177,7 +176,10 @@ fn run_becomes_a_draft_of_one_task() {
     assert_eq!((draft.limits.timeout_ms, draft.retry.attempts, draft.labels.len()), (Some(30_000), 0, 1));
     let DraftWork::Batch(batch) = &draft.work else { panic!("a batch") };
     let argv = ["python3", "input/x.py", "a b", "--json"].map(str::to_owned).to_vec();
-    assert_eq!((&batch.program, batch.tasks, &batch.outputs), (&Program::Exec(argv), 1, &vec!["r.json".to_owned()]));
+    assert_eq!(
+        (&batch.program, batch.tasks, &batch.outputs),
+        (&DraftProgram::Exec(argv), 1, &vec!["r.json".to_owned()])
+    );
     assert_eq!((&batch.inputs[0].to[..], &batch.inputs[0].source), ("x.py", &DraftSource::Path(script.to_owned())));
     assert!(!parse(&["sinew", "run", "--", "x", "--json"]).json);
 }
@@ -206,7 +208,7 @@ fn map_reduce_splits_commands_but_gives_none_to_a_shell() {
     draft.check().expect("a good draft");
     let DraftWork::MapReduce(round) = &draft.work else { panic!("a round") };
     let words = ["python3", "my map.py", "$HOME", "|", "cat"].map(str::to_owned).to_vec();
-    assert_eq!((&round.map, round.split, round.partitions), (&Program::Exec(words), Split::Lines(9), 4));
+    assert_eq!((&round.map, round.split, round.partitions), (&DraftProgram::Exec(words), Split::Lines(9), 4));
 
     let unclosed = map_reduce::draft(&line("python3 'x.py")).expect_err("a quote is open");
     assert_eq!(unclosed.exit_code(), 2);

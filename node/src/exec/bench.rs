@@ -16,6 +16,7 @@ use super::lookup;
 use super::process::ProcessRunner;
 use super::procfs;
 use super::runner::GRACE_DEFAULT;
+use super::set::NO_CONTENT;
 use super::slot::WorkRoot;
 use super::stop::StopHandle;
 use super::task::{TaskContext, run_batch};
@@ -69,6 +70,7 @@ pub fn spawn_rate(count: u32, threads: u32) -> io::Result<SpawnRate> {
                 task,
                 attempt: 1,
                 files: &files,
+                content: &NO_CONTENT,
                 env: &env,
                 limits: Limits { timeout_ms: Some(60_000), ..Limits::default() },
                 resources: Resources::default(),

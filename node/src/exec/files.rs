@@ -129,6 +129,21 @@ impl Placing {
     }
 }
 
+/// Writes one file that is not for programs, anew.
+///
+/// # Errors
+/// `E_FETCH` when the content cannot be read, `E_STORAGE` when the disk refuses.
+pub fn place_one(path: &Path, content: &mut dyn Read) -> Result<(), Failure> {
+    let storage = |e: &io::Error| Failure::storage("place a program's content", e);
+    let dir = path.parent().unwrap_or(path);
+    super::slot::make(dir).and_then(|()| remove(path)).map_err(|e| storage(&e))?;
+    let file = File::options().write(true).create_new(true).open(path);
+    let mut content = Tell { inner: content, failed: false };
+    io::copy(&mut content, &mut file.map_err(|e| storage(&e))?)
+        .map(|_| ())
+        .map_err(|e| if content.failed { Failure::from_input(e) } else { storage(&e) })
+}
+
 /// Remembers which side of a copy failed.
 struct Tell<'a> {
     inner: &'a mut dyn Read,

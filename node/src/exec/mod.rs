@@ -23,6 +23,7 @@ pub mod process;
 mod procfs;
 mod removal;
 pub mod runner;
+pub mod set;
 pub mod shuffle;
 pub mod slot;
 mod sort;

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use sinew_crdt_state::error_code::ErrorCode;
+use sinew_crdt_state::program::{Program, Runners};
 
 use super::allowlist::{Allowlist, Caps};
 use super::body::{Body, CellRun};
@@ -136,7 +137,7 @@ impl ProcessRunner {
 
     fn command(&self, launch: &Launch<'_>, prepared: &Prepared, outputs: [&Pipe; 2]) -> std::io::Result<Command> {
         let mut command = Command::new(&prepared.program);
-        if let Some((first, rest)) = launch.argv.split_first() {
+        if let Some((first, rest)) = launch.argv().split_first() {
             command.arg0(first).args(rest);
         }
         command.current_dir(launch.dir).env_clear();
@@ -160,8 +161,8 @@ impl ProcessRunner {
 }
 
 impl Runner for ProcessRunner {
-    fn name(&self) -> &'static str {
-        "process"
+    fn kind(&self) -> Runners {
+        Runners::PROCESS
     }
 
     fn health(&self) -> Health {
@@ -171,7 +172,7 @@ impl Runner for ProcessRunner {
     fn prepare(&self, launch: &Launch<'_>) -> Result<Prepared, Failure> {
         let program = self.find(launch)?;
         let caps = match &self.allowlist {
-            Some(list) => list.check(&program, launch.argv, launch.env)?,
+            Some(list) => list.check(&program, launch.argv(), launch.env)?,
             None => Caps::default(),
         };
         Ok(Prepared { program, caps })
@@ -195,8 +196,20 @@ impl Runner for ProcessRunner {
         Ok(Box::new(Process { body, stdin, pipes, shared, tag, run }))
     }
 
-    fn view(&self) -> View {
+    fn view(&self, _program: &Program) -> View {
         if self.sandbox.is_some() { View::Cell } else { View::Host }
+    }
+
+    fn end_job(&self, job: &str) {
+        if let Some(sandbox) = &self.sandbox {
+            sandbox.end_job(job);
+        }
+    }
+
+    fn end_idle(&self) {
+        if let Some(sandbox) = &self.sandbox {
+            sandbox.end_idle();
+        }
     }
 }
 
@@ -206,7 +219,7 @@ impl ProcessRunner {
         if let Some(why) = &self.refusal {
             return Err(Failure::new(ErrorCode::Deny, why.clone()));
         }
-        let name = launch.argv.first().map_or("", String::as_str);
+        let name = launch.argv().first().map_or("", String::as_str);
         for (name, value) in launch.env {
             let bad = name.is_empty() || name.contains(['=', '\0']) || value.contains('\0');
             if bad || name.len() + value.len() > VARIABLE_LEN_MAX {
@@ -276,7 +289,7 @@ impl ProcessRunner {
         let shown = prepared.program.display().to_string();
         let lease = sandbox.take(&launch.place).map_err(no_sandbox)?;
         let mut run = CellRun::new(lease, shown, live);
-        let program = CellProgram { program: prepared.program, argv: launch.argv, env, stdio };
+        let program = CellProgram { program: prepared.program, argv: launch.argv(), env, stdio };
         run.start(program).map_err(no_sandbox)?;
         Ok((Body::Cell(Box::new(run)), stdin.map(|pipe| pipe.write)))
     }

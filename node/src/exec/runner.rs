@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use sinew_crdt_state::program::{Program, Runners};
+
 use super::allowlist::Caps;
 use super::cell::pool::Place;
 use super::outcome::{Failure, Usage};
@@ -21,14 +23,14 @@ pub const GRACE_DEFAULT: Duration = Duration::from_secs(2);
 
 /// A kind of execution environment on this node.
 pub trait Runner: Send + Sync + fmt::Debug {
-    /// The name in specs and adverts.
-    fn name(&self) -> &'static str;
+    /// Which programs are its own ([`Program::runner`]).
+    fn kind(&self) -> Runners;
 
-    /// Whether it could run something now.
+    /// Whether it could run something now. Asked often: it must not block.
     fn health(&self) -> Health;
 
     /// Under which names its programs find their directories.
-    fn view(&self) -> View {
+    fn view(&self, _program: &Program) -> View {
         View::Host
     }
 
@@ -43,6 +45,12 @@ pub trait Runner: Send + Sync + fmt::Debug {
     /// # Errors
     /// `E_INVALID` when the system refuses the program for good, `E_OOM` when this node lacks a resource now.
     fn start(&self, launch: &Launch<'_>, prepared: Prepared) -> Result<Box<dyn Execution>, Failure>;
+
+    /// The job is over on this node: whatever is kept for it goes. May block.
+    fn end_job(&self, _job: &str) {}
+
+    /// Lets go of what has been idle for long; called now and then. May block.
+    fn end_idle(&self) {}
 }
 
 /// Whether a runner works here.
@@ -66,8 +74,12 @@ pub enum View {
 /// What to start.
 #[derive(Debug, Clone, Copy)]
 pub struct Launch<'a> {
-    /// The argument vector, never given to a shell.
-    pub argv: &'a [String],
+    /// The program, of the runner's own kind.
+    pub program: &'a Program,
+    /// The file that holds the program's content ([`Program::content`]), if it has any: the runner's to read, not to change.
+    pub content: Option<&'a Path>,
+    /// The task's number.
+    pub task: u32,
     /// The working directory, absolute, as the host names it.
     pub dir: &'a Path,
     /// The slot and the job.
@@ -84,6 +96,17 @@ pub struct Launch<'a> {
     pub feeds_stdin: bool,
     /// Ends it.
     pub stop: &'a StopHandle,
+}
+
+impl Launch<'_> {
+    /// The argument vector, if the program is one.
+    #[must_use]
+    pub fn argv(&self) -> &[String] {
+        match self.program {
+            Program::Exec(argv) => argv,
+            _ => &[],
+        }
+    }
 }
 
 /// A program that was found.

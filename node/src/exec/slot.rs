@@ -5,6 +5,7 @@
 //! work/slots/N/job/output SINEW_OUTPUT of the same
 //! work/stuck/N            what could not be deleted, out of the way of later tasks until the next start
 //! work/JOB/input          the job's files, placed once per node, read-only; SINEW_INPUT
+//! work/JOB/content        images and modules of the job's programs; no program sees them
 //! work/JOB/PHASE-TASK-ATTEMPT/{output,logs,map-output,result}     what an attempt left; made when there is something to keep
 //! ```
 //!
@@ -98,6 +99,12 @@ impl WorkRoot {
     #[must_use]
     pub fn input(&self, job: &str) -> PathBuf {
         self.job(job).join("input")
+    }
+
+    /// Where images and modules of the job's programs are, out of sight of its programs.
+    #[must_use]
+    pub fn content(&self, job: &str) -> PathBuf {
+        self.job(job).join("content")
     }
 
     /// An attempt's directory.

@@ -20,6 +20,7 @@ use super::mapfile::{MapFile, MapIndex};
 use super::merge::{Input, MergeReader};
 use super::outcome::{Failure, Success, TaskOutcome, Usage};
 use super::runner::{Control, Ended, Launch, RunLimits, Runner, Sink, Streams, View};
+use super::set::Content;
 use super::shuffle::{ShuffleConfig, Shuffler};
 use super::slot::{Slot, make};
 use super::stop::StopHandle;
@@ -40,6 +41,8 @@ pub struct TaskContext<'a> {
     pub attempt: u64,
     /// The job's files.
     pub files: &'a JobFiles,
+    /// Where the content of its programs is.
+    pub content: &'a Content,
     /// The job's variables.
     pub env: &'a BTreeMap<String, String>,
     /// What it may use.
@@ -201,7 +204,7 @@ impl<'a> Attempt<'a> {
         let limits = self.limits();
         let ended = match program {
             Program::Builtin(builtin) => builtin::run(builtin, input, stdout, &limits, self.ctx.stop),
-            Program::Exec(argv) => self.execute(slot, argv, input, stdout, stderr, &limits)?,
+            program => self.execute(slot, program, input, stdout, stderr, &limits)?,
         };
         self.usage.add(ended.usage);
         ended.result
@@ -210,7 +213,7 @@ impl<'a> Attempt<'a> {
     fn execute(
         &self,
         slot: &mut Slot,
-        argv: &[String],
+        program: &Program,
         input: Option<&mut (dyn Read + Send)>,
         stdout: &mut dyn Sink,
         stderr: &mut dyn Sink,
@@ -220,14 +223,16 @@ impl<'a> Attempt<'a> {
         if let Some(reason) = ctx.stop.reason() {
             return Err(reason.failure());
         }
-        let view = ctx.runner.view();
+        let view = ctx.runner.view(program);
         let changed = slot.change_job(ctx.job);
         changed
             .and_then(|()| slot.prepare(ctx.files, view))
             .map_err(|e| Failure::storage("prepare the working directory", &e))?;
         let fixed_env = self.variables(slot, view);
         let launch = Launch {
-            argv,
+            program,
+            content: program.content().and_then(|blob| ctx.content.get(&blob.hash)).map(PathBuf::as_path),
+            task: ctx.task,
             dir: slot.work(),
             place: slot.place(ctx.job, ctx.files, ctx.limits.output_bytes_max, ctx.resources),
             has_files: ctx.files.dir().is_some(),

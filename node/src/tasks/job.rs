@@ -1,15 +1,17 @@
 //! What the tasks of one job on one node share: the job's files, placed once, and a round's chunk table.
 
+use std::collections::btree_map::Entry;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use sinew_crdt_state::error_code::ErrorCode;
 use sinew_crdt_state::ids::{JobId, NodeId};
-use sinew_crdt_state::spec::{BlobRef, Chunk, InputFile, JobSpec, Source, Work};
+use sinew_crdt_state::spec::{BlobRef, Chunk, InputFile, JobSpec, Program, Source, Work};
 
 use super::TaskHost;
 use super::data::{BlobRange, fetch, fetch_failure};
-use crate::exec::files::JobFiles;
+use crate::exec::files::{self, JobFiles};
 use crate::exec::outcome::Failure;
+use crate::exec::set::Content;
 
 /// Largest chunk table: a hundred million chunks would not be a sane round.
 const CHUNK_TABLE_MAX: u64 = 256 << 20;
@@ -18,6 +20,7 @@ const CHUNK_TABLE_MAX: u64 = 256 << 20;
 #[derive(Debug, Default)]
 pub(super) struct JobCache {
     files: Mutex<Option<Arc<JobFiles>>>,
+    content: Mutex<Option<Arc<Content>>>,
     chunks: Mutex<Option<Arc<Vec<Chunk>>>>,
 }
 
@@ -40,6 +43,32 @@ impl JobCache {
         };
         let placed = Arc::new(place(host, job, wanted, providers)?);
         *files = Some(Arc::clone(&placed));
+        Ok(placed)
+    }
+
+    /// The content of the job's programs, each a file.
+    pub(super) fn content(
+        &self,
+        host: &TaskHost,
+        job: JobId,
+        spec: &JobSpec,
+        providers: &[NodeId],
+    ) -> Result<Arc<Content>, Failure> {
+        let mut content = self.content.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(content) = &*content {
+            return Ok(Arc::clone(content));
+        }
+        let mut placed = Content::new();
+        for blob in spec.programs().filter_map(Program::content) {
+            let Entry::Vacant(place) = placed.entry(blob.hash) else { continue };
+            fetch(host, job, *blob, None, providers)?;
+            let mut bytes = BlobRange::new(host, *blob, 0, blob.size);
+            let path = host.work.content(&job.to_string()).join(blob.hash.to_string());
+            files::place_one(&path, &mut bytes)?;
+            place.insert(path);
+        }
+        let placed = Arc::new(placed);
+        *content = Some(Arc::clone(&placed));
         Ok(placed)
     }
 

@@ -19,7 +19,8 @@ use sinew_scheduler::io::{Input, RunId, StartTask};
 
 use crate::clock::now;
 use crate::engine::Engine;
-use crate::exec::process::ProcessRunner;
+use crate::exec::runner::Runner;
+use crate::exec::set::RunnerSet;
 use crate::exec::slot::WorkRoot;
 use crate::exec::stop::{StopHandle, StopReason};
 use crate::logs::LogHub;
@@ -32,7 +33,7 @@ pub struct TaskHost {
     /// The way to other nodes' blobs.
     pub link: MeshLink,
     /// Starts programs.
-    pub runner: ProcessRunner,
+    pub runner: Arc<RunnerSet>,
     /// Where they work.
     pub work: WorkRoot,
     /// Live output.
@@ -67,7 +68,7 @@ impl TaskHost {
     pub fn new(
         store: BlobStore,
         link: MeshLink,
-        runner: ProcessRunner,
+        runner: Arc<RunnerSet>,
         work: WorkRoot,
         logs: LogHub,
         engine: Engine,
@@ -111,11 +112,9 @@ impl TaskHost {
         self.logs.forget(id);
         let work = self.work.clone();
         let name = id.to_string();
-        let sandbox = self.runner.sandbox().cloned();
+        let runners = Arc::clone(&self.runner);
         let remove = move || {
-            if let Some(sandbox) = sandbox {
-                sandbox.end_job(&name);
-            }
+            runners.end_job(&name);
             work.remove_job(&name)
         };
         let removed = tokio::task::spawn_blocking(remove).await;

@@ -60,18 +60,20 @@ fn attempt(host: &TaskHost, slot: &mut Slot, task: &StartTask, stop: &StopHandle
     let none = |f: Failure| (f, fact::Usage { gather_ms: ms_since(began), ..fact::Usage::default() });
     let cache = host.job(job);
     let files = cache.files(host, job, spec, &task.providers).map_err(none)?;
+    let content = cache.content(host, job, spec, &task.providers).map_err(none)?;
     let log = host.logs.attempt(job, key.phase, key.task, task.run.0);
     let env = match &spec.work {
         Work::Batch(batch) => &batch.env,
         Work::MapReduce(round) => &round.env,
     };
     let ctx = TaskContext {
-        runner: &host.runner,
+        runner: &*host.runner,
         job: &name,
         phase: key.phase,
         task: key.task,
         attempt: task.run.0,
         files: &files,
+        content: &content,
         env,
         limits: spec.limits,
         resources: spec.resources,

@@ -11,6 +11,7 @@ use sinew_node::exec::files::JobFiles;
 use sinew_node::exec::guardian::NodeTag;
 use sinew_node::exec::outcome::{Failure, Usage};
 use sinew_node::exec::process::ProcessRunner;
+use sinew_node::exec::set::NO_CONTENT;
 use sinew_node::exec::slot::{Slot, WorkRoot};
 use sinew_node::exec::stop::StopHandle;
 use sinew_node::exec::task::{TaskContext, run_batch};
@@ -134,6 +135,7 @@ impl Rig {
             task: self.task,
             attempt: 1,
             files: &self.files,
+            content: &NO_CONTENT,
             env: &self.env,
             limits: self.limits,
             resources: self.resources,

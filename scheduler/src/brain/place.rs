@@ -96,6 +96,7 @@ impl Brain {
                 cpu_milli: need.cpu_milli,
                 memory_bytes: need.memory_bytes,
                 labels: self.spec.labels.clone(),
+                runners: self.spec.runners(),
             };
             ctx.effect(Effect::Publish { topic: Topic::Advert, payload: sinew_crdt_state::cbor::to_vec(&advert) });
         }

@@ -8,6 +8,7 @@ use serde_json::json;
 use super::fields::TABLES;
 use super::*;
 use crate::ids::{DiskId, Hash, MeshId, NodeId};
+use crate::program::{ContainerOf, ImageOf, PythonCall, WasmOf};
 use crate::spec::{BlobRef, Builtin, InputFile, Limits, Program, Resources, Retry, Source, Strategy, Work};
 
 const PAGE: &str = include_str!("../../../../docs/manifest.md");
@@ -260,8 +261,8 @@ map_reduce:
     .to_string();
     let mut expected = JobDraft::map_reduce(
         vec!["a".to_owned(), "b".to_owned()],
-        Program::Builtin(Builtin::Grep("x y".to_owned())),
-        Program::Exec(vec!["python3".to_owned(), "r.py".to_owned()]),
+        DraftProgram::Builtin(Builtin::Grep("x y".to_owned())),
+        DraftProgram::Exec(vec!["python3".to_owned(), "r.py".to_owned()]),
     );
     expected.name = Some("n".to_owned());
     expected.resources = Resources { cpu_milli: 250, memory_bytes: 1024 };
@@ -283,7 +284,7 @@ map_reduce:
 fn defaults_are_those_of_the_spec() {
     let small = draft("type = \"batch\"\nbatch.command = '''python3 'my x.py' \\\"'''");
     let argv = ["python3", "my x.py", "\""].map(str::to_owned).into();
-    assert_eq!(small, JobDraft::batch(Program::Exec(argv)));
+    assert_eq!(small, JobDraft::batch(DraftProgram::Exec(argv)));
     assert_eq!(
         (small.resources, small.limits, small.retry),
         (Resources::default(), Limits::default(), Retry::default())
@@ -305,7 +306,7 @@ fn a_dated_value_and_a_null_byte_are_told() {
 
 #[test]
 fn cli_drafts_meet_the_same_bounds() {
-    let mut draft = JobDraft::batch(Program::Exec(Vec::new()));
+    let mut draft = JobDraft::batch(DraftProgram::Exec(Vec::new()));
     draft.copies = 0;
     draft.resources.cpu_milli = 0;
     draft.env.insert("SINEW_TASK".to_owned(), "1".to_owned());
@@ -316,7 +317,7 @@ fn cli_drafts_meet_the_same_bounds() {
         ["cpus", "copies", "env.SINEW_TASK", "batch.command", "batch.inputs[0].to", "batch.inputs[0].inline"];
     assert_eq!(found, expected);
 
-    let mut bulky = JobDraft::batch(Program::Builtin(Builtin::Noop));
+    let mut bulky = JobDraft::batch(DraftProgram::Builtin(Builtin::Noop));
     let DraftWork::Batch(batch) = &mut bulky.work else { panic!("a batch") };
     batch.inputs = (0..5).map(|i| DraftFile::inline(format!("f{i}"), "x".repeat(60_000))).collect();
     let found = bulky.check().expect_err("longer than a spec").0;
@@ -339,7 +340,8 @@ fn drafts_resolve_into_specs_and_travel_as_json() {
     let source = Source::Blob(BlobRef { hash: Hash([1; 32]), size: 3 });
     let files = vec![InputFile { path: "in.txt".to_owned(), source, executable: false }];
     let DraftWork::Batch(batch) = &draft.work else { panic!("a batch") };
-    let work = batch.resolve(draft.env.clone(), files.clone());
+    let program = Program::Exec(vec!["bin/x".to_owned()]);
+    let work = batch.resolve(draft.env.clone(), program, files.clone());
     let node = NodeId([2; 32]);
     let context = DraftContext {
         mesh: MeshId([3; 32]),
@@ -352,6 +354,58 @@ fn drafts_resolve_into_specs_and_travel_as_json() {
     let spec = draft.into_spec(context, work);
     assert_eq!((spec.name.as_str(), spec.serial, spec.phases()), ("x", 7, vec![1]));
     assert!(matches!(spec.work, Work::Batch(batch) if batch.inputs == files && batch.env["A"] == "b"));
+}
+
+#[test]
+fn programs_of_other_runners() {
+    let batch = |text: &str| match draft(&format!("type = \"batch\"\n{text}")).work {
+        DraftWork::Batch(batch) => batch.program,
+        DraftWork::MapReduce(_) => panic!("a batch"),
+    };
+    let hex = "ab".repeat(32);
+    let docker = batch(&format!("[batch.docker]\nimage = \"a/b@sha256:{hex}\"\nargs = [\"-v\"]\ngpus = 2"));
+    let image = ImageOf::Digest(format!("a/b@sha256:{hex}"));
+    assert_eq!(
+        docker,
+        DraftProgram::Container(ContainerOf { image, entrypoint: None, argv: vec!["-v".to_owned()], gpus: 2 })
+    );
+    let archive = batch("[batch.docker]\narchive = \"i.tar\"\nentrypoint = [\"sh\"]");
+    let path = |p: &str| DraftContent::Path(p.to_owned());
+    assert_eq!(archive.content(), Some(&path("i.tar")));
+    let python =
+        batch("[batch.python]\ncall = \"tasks.a:run\"\nparams = { n = 3, list = [1.5, \"x\"], deep = { on = true } }");
+    let params = r#"{"deep":{"on":true},"list":[1.5,"x"],"n":3}"#.to_owned();
+    assert_eq!(python, DraftProgram::Python(PythonCall { call: "tasks.a:run".to_owned(), params }));
+    let wasm = batch("[batch.wasm]\nmodule = \"m.wasm\"\nfuel = 5_000_000_000\ndeterministic = true");
+    let (argv, fuel) = (Vec::new(), Some(5_000_000_000));
+    assert_eq!(wasm, DraftProgram::Wasm(WasmOf { module: path("m.wasm"), argv, fuel, deterministic: true }));
+
+    let round = "type = \"map_reduce\"\n[map_reduce]\ninputs = [\"d\"]\nmap = { wasm = { module = \"m.wasm\" } }\nreduce = \"cat\"";
+    let mut round = draft(round);
+    round.anchor_paths("/home/me");
+    let DraftWork::MapReduce(round) = round.work else { panic!("a round") };
+    assert_eq!(round.map.content(), Some(&path("/home/me/m.wasm")));
+}
+
+#[test]
+fn mistakes_in_programs_of_other_runners_are_named() {
+    for (text, path, mend) in [
+        ("command = \"a\"\n[batch.wasm]\nmodule = \"m\"", "batch.command", "exactly one"),
+        ("[batch.wasm]\nmodule = \"m\"\n[batch.python]\ncall = \"a:b\"", "batch.wasm", "exactly one"),
+        ("[batch.docker]\nimage = \"busybox\"", "batch.docker", "64 digits"),
+        ("[batch.docker]\nargs = []", "batch.docker", "image"),
+        ("[batch.docker]\narchive = \"a\"\ngpu = 1", "batch.docker.gpu", "gpus"),
+        ("[batch.python]\ncall = \"run\"", "batch.python", "MODULE:FUNCTION"),
+        ("[batch.python]\ncall = \"a:b\"\nparams = [1]", "batch.python.params", "keys"),
+        ("[batch.python]\ncall = \"a:b\"\nparams = { x = nan }", "batch.python.params.x", "text"),
+        ("[batch.python]\ncall = \"a:b\"\nparams = { x = 1979-05-27 }", "batch.python.params.x", "quotes"),
+        ("[batch.wasm]\nmodule = \"m\"\nfuel = 0", "batch.wasm.fuel", "from 1"),
+        ("[batch.wasm]\nfuel = 1", "batch.wasm.module", ".wasm"),
+    ] {
+        let found = problems(&format!("type = \"batch\"\n[batch]\n{text}"));
+        let hit = found.iter().any(|p| p.path == path && p.mend.contains(mend));
+        assert!(hit, "{text}: {found:?}");
+    }
 }
 
 #[test]
@@ -385,6 +439,8 @@ fn the_documented_examples_are_valid_and_every_key_is_documented() {
     assert_eq!(kinds[0].2, kinds[1].2, "the page says that its YAML is its TOML");
     for (table, keys) in TABLES {
         for key in keys {
+            // A program inside a round has the keys that one of a batch has.
+            let table = if table == "program" { "batch" } else { table };
             let path = if matches!(table, "" | "[]") { (*key).to_owned() } else { format!("{table}.{key}") };
             assert!(PAGE.contains(&format!("\n| `{path}` | ")), "{path} is not in a table of the page");
         }

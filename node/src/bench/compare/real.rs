@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use futures::future::try_join_all;
 use sinew_crdt_state::ids::JobId;
-use sinew_crdt_state::manifest::JobDraft;
-use sinew_crdt_state::spec::{Builtin, Program};
+use sinew_crdt_state::manifest::{DraftProgram, JobDraft};
+use sinew_crdt_state::spec::Builtin;
 
 use super::super::meter::{commit_times, load_average, mesh_cpu_s, mesh_waited_s, quantile_ms};
 use super::figures::{Figures, Traffic};
@@ -135,7 +135,7 @@ fn middle(mut times: Vec<Duration>) -> anyhow::Result<(u64, f64)> {
 }
 
 fn draft(cpus: u32) -> JobDraft {
-    let mut draft = JobDraft::batch(Program::Builtin(Builtin::Noop));
+    let mut draft = JobDraft::batch(DraftProgram::Builtin(Builtin::Noop));
     draft.resources.cpu_milli = cpus * 1_000;
     draft
 }

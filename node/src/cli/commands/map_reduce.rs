@@ -4,8 +4,7 @@ use std::path::Path;
 
 use serde_json::json;
 use sinew_crdt_state::ids::JobId;
-use sinew_crdt_state::manifest::{DraftWork, JobDraft, program_from_text};
-use sinew_crdt_state::spec::Program;
+use sinew_crdt_state::manifest::{DraftProgram, DraftWork, JobDraft, program_from_text};
 
 use super::super::args::MapReduceArgs;
 use super::super::error::{CliError, JobEnd};
@@ -60,7 +59,7 @@ pub(crate) fn draft(args: &MapReduceArgs) -> Result<JobDraft, CliError> {
     Ok(draft)
 }
 
-fn program(flag: &'static str, text: &str) -> Result<Program, CliError> {
+fn program(flag: &'static str, text: &str) -> Result<DraftProgram, CliError> {
     program_from_text(text).map_err(|source| CliError::Program { flag, source })
 }
 

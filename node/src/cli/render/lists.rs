@@ -37,7 +37,8 @@ pub(crate) fn peers(peers: &[PeerView], verbose: bool) -> String {
         out += &format!("{line}\n");
         if let Some(peer) = i.checked_sub(1).and_then(|i| peers.get(i)).filter(|_| verbose) {
             let labels = if peer.labels.is_empty() { "no labels".to_owned() } else { peer.labels.join(" ") };
-            let more = format!("  {}; {labels}; {} offences", clean(&peer.about), peer.offences);
+            let runners = if peer.runners.is_empty() { "nothing" } else { &peer.runners };
+            let more = format!("  {}; runs {runners}; {labels}; {} offences", clean(&peer.about), peer.offences);
             out += &format!("{}\n", cut(&clean(&more), WIDTH));
         }
     }

@@ -26,6 +26,7 @@ pub(crate) fn status(view: &StatusView) -> String {
         ("blobs", format!("{}, {}", view.blobs.0, size(view.blobs.1))),
         ("traffic", traffic(&view.traffic)),
         (if sound { "sandbox" } else { "SANDBOX" }, sandbox(view)),
+        ("runners", runners(view)),
     ];
     if !view.refused.is_empty() {
         let refused: Vec<String> = view.refused.iter().map(|(why, count)| format!("{why} {count}")).collect();
@@ -39,10 +40,18 @@ pub(crate) fn status(view: &StatusView) -> String {
 
 fn sandbox(view: &StatusView) -> String {
     match (&view.sandbox_refusal, &view.sandbox_missing[..]) {
-        (Some(why), _) => format!("{}; no task runs here: {why}", view.sandbox),
+        (Some(why), _) => format!("{}; no program runs here: {why}", view.sandbox),
         (None, []) => format!("{}, complete", view.sandbox),
         (None, missing) => format!("{}; missing: {}", view.sandbox, missing.join("; ")),
     }
+}
+
+fn runners(view: &StatusView) -> String {
+    let one = |(name, why): &(String, Option<String>)| match why {
+        None => name.clone(),
+        Some(why) => format!("{name}: not here, {}", clean(why)),
+    };
+    view.runners.iter().map(one).collect::<Vec<_>>().join("; ")
 }
 
 fn traffic(view: &TrafficView) -> String {
@@ -108,6 +117,7 @@ mod tests {
             sandbox: "best-effort".into(),
             sandbox_missing: vec!["landlock (this kernel does not have it)".into()],
             sandbox_refusal: None,
+            runners: vec![("process".into(), None), ("docker".into(), Some("no engine answers".into()))],
             refused: vec![("expired".into(), 2)],
             nat: "unknown".into(),
             traffic: TrafficView {

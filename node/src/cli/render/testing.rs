@@ -32,6 +32,7 @@ pub(crate) fn peer(seed: u8, own: bool) -> PeerView {
         cpu_milli: Some((4_000, 3_500)),
         memory_bytes: Some((8 << 30, 3 << 29)),
         labels: Vec::new(),
+        runners: "process".into(),
         about: "host linux x86_64 0.1.0".into(),
         offences: 0,
     }

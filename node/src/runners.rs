@@ -1,0 +1,101 @@
+//! The runners of this node as its operator set them up, and what is to be said of them.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use sinew_crdt_state::program::Runners;
+
+use crate::config::Settings;
+use crate::daemon::{DaemonError, io};
+use crate::exec::allowlist::Allowlist;
+use crate::exec::cell::pool::{Sandbox, SandboxMode, SandboxOptions};
+use crate::exec::guardian::NodeTag;
+use crate::exec::process::ProcessRunner;
+use crate::exec::runner::{Health, Runner};
+use crate::exec::set::RunnerSet;
+
+/// What this node can do to isolate programs.
+#[derive(Debug, Clone)]
+pub struct SandboxState {
+    /// What the operator wants.
+    pub mode: SandboxMode,
+    /// What is missing.
+    pub missing: Vec<String>,
+    /// Why no program runs, if none does.
+    pub refusal: Option<String>,
+}
+
+/// What tasks may use in all.
+#[derive(Debug, Clone, Copy)]
+pub struct Shares {
+    /// Bytes of memory.
+    pub memory_bytes: u64,
+    /// Thousandths of cores.
+    pub cpu_milli: u32,
+}
+
+/// Finds out what this machine can run, and what it can do to isolate programs; says what it cannot.
+///
+/// # Errors
+/// What in the settings cannot be.
+pub fn open(
+    settings: &Settings,
+    shares: Shares,
+    tag: &NodeTag,
+    data_dir: &Path,
+) -> Result<(Arc<RunnerSet>, SandboxState), DaemonError> {
+    let (process, state) = isolate(settings, shares, tag, data_dir)?;
+    Ok((Arc::new(RunnerSet::new(process)), state))
+}
+
+/// Each runner and why it cannot run anything now, if so.
+#[must_use]
+pub fn health(set: &RunnerSet) -> Vec<(Runners, Option<String>)> {
+    let why = |runner: &dyn Runner| match runner.health() {
+        Health::Ready => None,
+        Health::Unavailable(why) => Some(why),
+    };
+    set.iter().map(|runner| (runner.kind(), why(runner))).collect()
+}
+
+fn isolate(
+    settings: &Settings,
+    shares: Shares,
+    tag: &NodeTag,
+    data_dir: &Path,
+) -> Result<(ProcessRunner, SandboxState), DaemonError> {
+    let options = SandboxOptions {
+        mode: settings.sandbox,
+        exe: std::env::current_exe().map_err(io("find this program's file"))?,
+        readable: settings.sandbox_readable.clone(),
+        writable: settings.sandbox_writable.clone(),
+        tmp_bytes: settings.sandbox_tmp_bytes,
+        memory_bytes: shares.memory_bytes,
+        slots: shares.cpu_milli.div_ceil(1_000),
+    };
+    if options.mode != SandboxMode::Off
+        && let Some(shown) = options.showing(data_dir)
+    {
+        return Err(DaemonError::DataDirShown { dir: data_dir.to_owned(), shown: shown.to_owned() });
+    }
+    let list = settings.allowlist.as_deref().map(Allowlist::load).transpose()?;
+    let mut state = SandboxState { mode: settings.sandbox, missing: Vec::new(), refusal: None };
+    let runner = match Sandbox::probe(options, tag) {
+        Ok((sandbox, missing)) => {
+            for piece in &missing {
+                tracing::warn!(%piece, mode = %state.mode, "missing in the sandbox");
+            }
+            state.missing = missing.iter().map(ToString::to_string).collect();
+            sandbox.map_or_else(
+                || ProcessRunner::new(tag.clone()),
+                |sandbox| ProcessRunner::sandboxed(tag.clone(), sandbox),
+            )
+        }
+        Err(error) => {
+            tracing::error!(%error, "this node runs no programs");
+            state.refusal = Some(error.to_string());
+            ProcessRunner::refusing(tag.clone(), error.to_string())
+        }
+    };
+    Ok((runner.only(list), state))
+}
