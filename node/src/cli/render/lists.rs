@@ -170,7 +170,7 @@ aqcaibaeaq   lost     rs         -  1.5GiB/8GiB      -  not connected
         one.labels = vec!["zone=a".repeat(40)];
         let text = peers(&[one], true);
         assert_narrow(&text);
-        assert!(text.contains("\n  host\\u{1b}[31m linux x86_64 0.1.0; zone=a"), "{text}");
+        assert!(text.contains("\n  host\\u{1b}[31m linux x86_64 0.1.0; runs process; zone=a"), "{text}");
     }
 
     #[test]

@@ -152,6 +152,7 @@ blobs     17, 3GiB
 traffic   75000 frames sent (3MiB), 73998 received (2MiB); gossip: 17 messages
           published, 400 heard in 1200 copies
 SANDBOX   best-effort; missing: landlock (this kernel does not have it)
+runners   process; docker: not here, no engine answers
 refused   expired 2
 STORAGE   no space left on device
 "
