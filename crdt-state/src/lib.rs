@@ -16,6 +16,7 @@ pub mod manifest;
 pub mod planted;
 pub mod program;
 pub mod reconcile;
+pub mod remote;
 pub mod rules;
 pub mod spec;
 pub mod state;

@@ -9,6 +9,7 @@ use crate::cbor;
 use crate::identity::{BadSignature, Domain, Identity, Signature, verify};
 use crate::ids::{DiskId, Hash, JobId, MeshId, NodeId};
 pub use crate::program::{Program, Runners};
+use crate::remote::{GitTree, HttpFile};
 
 /// Longest encoded spec: it is replicated to every node, so bulk belongs in blobs.
 pub const SPEC_LEN_MAX: usize = 256 * 1024;
@@ -72,6 +73,9 @@ pub struct Batch {
     pub env: BTreeMap<String, String>,
     /// Files placed in the working directory, under the paths given here.
     pub inputs: Vec<InputFile>,
+    /// Runs once on each node that works for the job, before its first task; what it leaves in its output directory are
+    /// further inputs. An argument vector.
+    pub gather: Option<Vec<String>>,
     /// Paths under `output/` to keep; empty keeps everything found there.
     pub outputs: Vec<String>,
 }
@@ -185,6 +189,10 @@ pub enum Source {
     Inline(#[serde(with = "serde_bytes")] Vec<u8>),
     /// In the blob store.
     Blob(BlobRef),
+    /// On a web server.
+    Http(HttpFile),
+    /// In a git repository: a directory of files.
+    Git(GitTree),
 }
 
 /// What a task reserves.
@@ -280,7 +288,7 @@ impl JobSpec {
                 .iter()
                 .filter_map(|f| match &f.source {
                     Source::Blob(blob) => Some(*blob),
-                    Source::Inline(_) => None,
+                    Source::Inline(_) | Source::Http(_) | Source::Git(_) => None,
                 })
                 .collect()
         };
@@ -309,7 +317,9 @@ impl JobSpec {
     /// The runners that a node needs for it.
     #[must_use]
     pub fn runners(&self) -> Runners {
-        self.programs().fold(Runners::NONE, |all, program| all.union(program.runner()))
+        let gathers = matches!(&self.work, Work::Batch(Batch { gather: Some(_), .. }));
+        let first = if gathers { Runners::PROCESS } else { Runners::NONE };
+        self.programs().fold(first, |all, program| all.union(program.runner()))
     }
 
     /// The disk that `node` had when the job was submitted; `None` when it is not in the brain set.
@@ -416,6 +426,19 @@ fn check(spec: &JobSpec) -> Result<(), SpecError> {
     };
     if files.iter().any(|f| !is_safe_relative(&f.path)) {
         return bad("inputs", "each path must be relative, without `..`");
+    }
+    for file in files {
+        match &file.source {
+            Source::Http(remote) => remote.check(),
+            Source::Git(remote) => remote.check(),
+            Source::Inline(_) | Source::Blob(_) => Ok(()),
+        }
+        .or_else(|(problem, _)| bad("inputs", problem))?;
+    }
+    if let Work::Batch(Batch { gather: Some(argv), .. }) = &spec.work
+        && argv.first().is_none_or(String::is_empty)
+    {
+        return bad("gather", "the argument vector is empty");
     }
     for program in spec.programs() {
         program.check().or_else(|(problem, _)| bad("program", problem))?;

@@ -39,6 +39,7 @@ fn spec() -> JobSpec {
             tasks: TASKS,
             env: Default::default(),
             inputs: Vec::new(),
+            gather: None,
             outputs: Vec::new(),
         }),
         resources: Resources::default(),

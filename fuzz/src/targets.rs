@@ -215,7 +215,8 @@ pub fn mapfile(data: &[u8]) {
 /// The job that the ledger's statements are about, led by its submitter, with two stewards.
 pub fn ledger_job() -> SignedSpec {
     let program = Program::Builtin(Builtin::Noop);
-    let batch = Batch { program, tasks: 8, env: BTreeMap::new(), inputs: Vec::new(), outputs: Vec::new() };
+    let batch =
+        Batch { program, tasks: 8, env: BTreeMap::new(), inputs: Vec::new(), gather: None, outputs: Vec::new() };
     let spec = JobSpec {
         mesh: MESH,
         submitter: who(1).id(),

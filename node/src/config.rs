@@ -7,6 +7,7 @@ use std::path::{Component, Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::exec::cell::pool::SandboxMode;
+use crate::gather::Hosts;
 
 /// The file's name in the data dir.
 pub const FILE_NAME: &str = "sinew.toml";
@@ -51,6 +52,10 @@ pub struct Settings {
     pub sandbox_tmp_bytes: u64,
     /// A file that lists the programs that may run here; any, when not set.
     pub allowlist: Option<PathBuf>,
+    /// Hosts that inputs may be fetched from: names, `*.NAME` for all below, addresses, and `*` for all that have public addresses.
+    pub gather_hosts: Vec<String>,
+    /// A PEM file of certificate authorities to trust for that besides the system's.
+    pub gather_ca: Option<PathBuf>,
 }
 
 /// What fits into `/tmp` where nothing else is set: plenty for a sort or a build, and a small machine survives two of them.
@@ -77,6 +82,8 @@ impl Default for Settings {
             sandbox_writable: Vec::new(),
             sandbox_tmp_bytes: TMP_BYTES,
             allowlist: None,
+            gather_hosts: vec!["*".to_owned()],
+            gather_ca: None,
         }
     }
 }
@@ -142,6 +149,10 @@ impl Settings {
             let mend = "give at least one multiaddr, such as /ip4/0.0.0.0/tcp/9000";
             return Err(ConfigError::Value { key: "listen", value: "[]".to_owned(), mend });
         }
+        if let Err(bad) = Hosts::parse(&self.gather_hosts) {
+            let mend = "give names such as data.example.org, *.example.org for all below it, addresses, or * for all public hosts";
+            return Err(ConfigError::Value { key: "gather_hosts", value: bad.0, mend });
+        }
         for (key, paths) in [("sandbox_readable", &self.sandbox_readable), ("sandbox_writable", &self.sandbox_writable)]
         {
             if let Some(bad) = paths.iter().find(|path| !is_plain(path)) {
@@ -180,6 +191,9 @@ mod tests {
         assert!(error.contains("lisen") && error.contains("listen"), "{error}");
         let bad = Settings { cpus: Some(-1.0), ..Settings::default() };
         assert!(bad.check().expect_err("range").to_string().contains("cpus"));
+        let bad = Settings { gather_hosts: vec!["http://x".to_owned()], ..Settings::default() };
+        let error = bad.check().expect_err("refused").to_string();
+        assert!(error.contains("gather_hosts") && error.contains("http://x"), "{error}");
         for path in ["/", "data", "/srv/../etc"] {
             let bad = Settings { sandbox_writable: vec![path.into()], ..Settings::default() };
             let error = bad.check().expect_err("refused").to_string();

@@ -39,7 +39,7 @@ use crate::probe;
 use crate::runners::{self, SandboxState, Shares};
 use crate::sightings::Sightings;
 use crate::storage::{Storage, StorageError, StorageEvent, StorageReader};
-use crate::tasks::{TaskHost, TaskPool};
+use crate::tasks::{Means, TaskHost, TaskPool};
 
 /// Longest frame between nodes: the facts of a large round in one vote. Far below what would hurt a small node.
 const FRAME_LEN_MAX: usize = 16 << 20;
@@ -61,6 +61,9 @@ pub enum DaemonError {
     /// The settings.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// Inputs cannot be fetched from outside.
+    #[error(transparent)]
+    Gather(crate::gather::GatherError),
     /// A multiaddr in the settings.
     #[error("`{value}` in `{key}` is no multiaddr: write it like /ip4/192.0.2.1/tcp/9000 ({problem})")]
     Multiaddr {
@@ -276,6 +279,7 @@ impl Daemon {
         let work = WorkRoot::open(&data_dir.work()).map_err(io("prepare the work directory"))?;
         let shares = Shares { memory_bytes: memory_bytes(&settings), cpu_milli: cpu_milli(&settings) };
         let (runners, sandbox) = runners::open(&settings, shares, &tag, data_dir.path())?;
+        let gather = runners::gather(&settings, &tag)?;
         let (engine, queue) = Engine::queue();
         let storage = open_storage(&data_dir, &engine)?;
         let (stored, incarnation, disk) = storage.reader().load()?;
@@ -305,7 +309,14 @@ impl Daemon {
             membership,
         });
         let runtime = tokio::runtime::Handle::current();
-        let host = TaskHost::new(store, link, Arc::clone(&runners), work, logs, engine.clone(), runtime.clone());
+        let host = TaskHost::new(
+            store,
+            link,
+            Means { runner: Arc::clone(&runners), gather, work },
+            logs,
+            engine.clone(),
+            runtime.clone(),
+        );
         let pool = TaskPool::new(host);
         let setup = Setup {
             identity,

@@ -12,6 +12,7 @@ pub mod effects;
 pub mod engine;
 pub mod exec;
 pub mod frames;
+pub mod gather;
 pub mod local_mesh;
 pub mod logs;
 pub mod mesh_link;

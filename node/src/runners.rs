@@ -13,6 +13,7 @@ use crate::exec::guardian::NodeTag;
 use crate::exec::process::ProcessRunner;
 use crate::exec::runner::{Health, Runner};
 use crate::exec::set::RunnerSet;
+use crate::gather::{Gather, GatherError, GatherOptions, Hosts};
 
 /// What this node can do to isolate programs.
 #[derive(Debug, Clone)]
@@ -46,6 +47,17 @@ pub fn open(
 ) -> Result<(Arc<RunnerSet>, SandboxState), DaemonError> {
     let (process, state) = isolate(settings, shares, tag, data_dir)?;
     Ok((Arc::new(RunnerSet::new(process)), state))
+}
+
+/// Sets up the fetching of inputs.
+///
+/// # Errors
+/// What in the settings cannot be.
+pub fn gather(settings: &Settings, tag: &NodeTag) -> Result<Gather, DaemonError> {
+    let hosts =
+        Hosts::parse(&settings.gather_hosts).map_err(|e| DaemonError::Gather(GatherError::Client(e.to_string())))?;
+    let options = GatherOptions { hosts, ca: settings.gather_ca.clone() };
+    Gather::new(options, tag.clone()).map_err(DaemonError::Gather)
 }
 
 /// Each runner and why it cannot run anything now, if so.

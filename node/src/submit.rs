@@ -192,6 +192,8 @@ impl Taking<'_> {
                     source: Source::Blob(*blob),
                     executable: file.executable,
                 }),
+                DraftSource::Http(remote) => placed.push(remote_file(file, Source::Http(remote.clone()))),
+                DraftSource::Git(tree) => placed.push(remote_file(file, Source::Git(tree.clone()))),
                 DraftSource::Path(path) => self.path(file, Path::new(path), &mut placed).await?,
             }
         }
@@ -234,4 +236,9 @@ impl Taking<'_> {
         self.guards.push(added.tag);
         Ok(BlobRef { hash: added.hash, size: added.size })
     }
+}
+
+/// A file that nodes fetch themselves.
+fn remote_file(file: &DraftFile, source: Source) -> InputFile {
+    InputFile { path: file.to.clone(), source, executable: file.executable }
 }

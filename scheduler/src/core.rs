@@ -532,6 +532,6 @@ impl Core {
 pub fn blobs_of(source: &Source) -> Option<BlobRef> {
     match source {
         Source::Blob(blob) => Some(*blob),
-        Source::Inline(_) => None,
+        Source::Inline(_) | Source::Http(_) | Source::Git(_) => None,
     }
 }

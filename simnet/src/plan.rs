@@ -204,6 +204,7 @@ impl Plan {
                 tasks,
                 env: BTreeMap::new(),
                 inputs: Vec::new(),
+                gather: None,
                 outputs: Vec::new(),
             }),
             Shape::Round { chunks, partitions } => Work::MapReduce(MapReduce {

@@ -9,6 +9,7 @@ use super::problem::{Problem, Problems, quoted};
 use super::units::format_size;
 use crate::cbor;
 use crate::program::ProgramOf;
+use crate::remote::Wrong;
 use crate::spec::{Builtin, PARTITIONS_MAX, SPEC_LEN_MAX, TASKS_MAX, is_safe_relative};
 
 /// Longest job name, in characters: one column of a table on a terminal, with room to spare.
@@ -53,6 +54,7 @@ pub(super) fn check(draft: &JobDraft) -> Problems {
             check_program(batch_key(&batch.program), &batch.program, Place::Task, &mut out);
             check_range("batch.tasks", batch.tasks, TASKS, &mut out);
             check_files("batch.inputs", &batch.inputs, &mut out);
+            check_gather(batch.gather.as_deref(), &mut out);
             check_outputs(&batch.outputs, &mut out);
         }
         DraftWork::MapReduce(round) => {
@@ -217,6 +219,8 @@ fn check_files(path: &str, files: &[DraftFile], out: &mut Vec<Problem>) {
                 out.push(Problem::new(format!("{path}.inline"), found, "too long to be inline", mend));
             }
             DraftSource::Inline(_) | DraftSource::Blob(_) => {}
+            DraftSource::Http(remote) => note(&path, &remote.url, remote.check(), out),
+            DraftSource::Git(remote) => note(&path, &remote.url, remote.check(), out),
         }
     }
     // A file cannot also be a directory.
@@ -226,6 +230,22 @@ fn check_files(path: &str, files: &[DraftFile], out: &mut Vec<Problem>) {
             let problem = format!("item {other} is a file where this needs a directory");
             out.push(Problem::new(format!("{path}[{i}].to"), quoted(&file.to), problem, "choose another `to`"));
         }
+    }
+}
+
+fn note(path: &str, found: &str, checked: Result<(), Wrong>, out: &mut Vec<Problem>) {
+    if let Err((problem, mend)) = checked {
+        out.push(Problem::new(path, quoted(found), problem, mend));
+    }
+}
+
+fn check_gather(gather: Option<&[String]>, out: &mut Vec<Problem>) {
+    let Some(argv) = gather else { return };
+    if argv.first().is_none_or(String::is_empty) {
+        out.push(empty_command("batch.gather"));
+    }
+    if argv.iter().any(|word| word.contains('\0')) {
+        out.push(Problem::new("batch.gather", None, "an argument holds a NUL character", "leave the NUL out"));
     }
 }
 

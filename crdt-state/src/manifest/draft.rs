@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::problem::Problems;
 use crate::ids::{DiskId, MeshId, NodeId};
 use crate::program::{ContainerOf, ImageOf, ProgramOf, WasmOf};
+use crate::remote::{GitTree, HttpFile};
 use crate::spec::{
     Batch, BlobRef, Builtin, InputFile, JobSpec, Limits, MapReduce, Program, Resources, Retry, Strategy,
     UnknownBuiltin, Work,
@@ -47,7 +48,6 @@ pub struct JobDraft {
 
 /// The kinds of work, unresolved.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[expect(clippy::large_enum_variant, reason = "one for each job, most of them shared")]
 pub enum DraftWork {
     /// Independent runs of one program.
     Batch(DraftBatch),
@@ -65,6 +65,8 @@ pub struct DraftBatch {
     pub tasks: u32,
     /// Files placed in the working directory, under the paths given here.
     pub inputs: Vec<DraftFile>,
+    /// Runs once on each node before its first task: what it leaves in its output directory are further inputs.
+    pub gather: Option<Vec<String>>,
     /// Paths under `output/` to keep; empty keeps everything found there.
     pub outputs: Vec<String>,
 }
@@ -128,6 +130,10 @@ pub enum DraftSource {
     Inline(String),
     /// In the blob store already.
     Blob(BlobRef),
+    /// On a web server, where each node fetches it.
+    Http(HttpFile),
+    /// In a git repository, where each node fetches it; a directory of files.
+    Git(GitTree),
 }
 
 /// A program whose content may still be on the submitter's disk.
@@ -245,8 +251,8 @@ impl DraftBatch {
     /// The work, with its files resolved in order.
     #[must_use]
     pub fn resolve(&self, env: BTreeMap<String, String>, program: Program, inputs: Vec<InputFile>) -> Work {
-        let outputs = self.outputs.clone();
-        Work::Batch(Batch { program, tasks: self.tasks, env, inputs, outputs })
+        let (gather, outputs) = (self.gather.clone(), self.outputs.clone());
+        Work::Batch(Batch { program, tasks: self.tasks, env, inputs, gather, outputs })
     }
 }
 
@@ -277,6 +283,7 @@ impl JobDraft {
             program,
             tasks: TASKS_DEFAULT,
             inputs: Vec::new(),
+            gather: None,
             outputs: Vec::new(),
         }))
     }

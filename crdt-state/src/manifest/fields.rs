@@ -30,13 +30,16 @@ pub(super) const TABLES: [(&str, &[&str]); 10] = [
     ),
     ("limits", &["timeout", "output_max"]),
     ("retry", &["attempts", "delay"]),
-    ("batch", &["command", "docker", "python", "wasm", "tasks", "inputs", "outputs"]),
+    ("batch", &["command", "docker", "python", "wasm", "tasks", "inputs", "gather", "outputs"]),
     ("map_reduce", &["inputs", "split", "map", "combine", "reduce", "partitions", "files"]),
     ("program", &["docker", "python", "wasm"]),
     ("docker", &["image", "archive", "entrypoint", "args", "gpus"]),
     ("python", &["call", "params"]),
     ("wasm", &["module", "args", "fuel", "deterministic"]),
-    ("[]", &["path", "inline", "blob", "size", "to", "executable"]),
+    (
+        "[]",
+        &["path", "inline", "blob", "url", "git", "size", "hash", "size_max", "revision", "subdir", "to", "executable"],
+    ),
 ];
 
 /// The keys of the table named `name` in [`TABLES`].

@@ -35,6 +35,7 @@
 mod check;
 mod draft;
 mod fields;
+mod inputs;
 mod parse;
 mod problem;
 mod programs;

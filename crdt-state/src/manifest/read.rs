@@ -2,17 +2,15 @@
 //! further one; the draft is handed out only when none was noted.
 
 use super::check::{ATTEMPTS, COPIES, PARTITIONS, TASKS};
-use super::draft::{
-    DraftBatch, DraftFile, DraftRound, DraftSource, DraftWork, JobDraft, PARTITIONS_DEFAULT, Split, TASKS_DEFAULT,
-};
+use super::draft::{DraftBatch, DraftRound, DraftWork, JobDraft, PARTITIONS_DEFAULT, Split, TASKS_DEFAULT};
 use super::fields::{Fields, Item, stand_in};
-use super::problem::{Problem, Problems, quoted};
+use super::inputs::read_files;
+use super::problem::{Problem, Problems};
 use super::programs::{of_batch, read_program};
 use super::tree::Node;
 use super::units::parse_split;
-use crate::ids::Hash;
 use crate::program::ProgramOf;
-use crate::spec::{BlobRef, Builtin, Limits, Resources, Retry, Strategy};
+use crate::spec::{Builtin, Limits, Resources, Retry, Strategy};
 
 /// The values of `type`.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -135,14 +133,21 @@ fn refuse_section(section: Option<&Item<'_>>, kind: &str, out: &mut Vec<Problem>
 
 fn read_batch(item: &Item<'_>, out: &mut Vec<Problem>) -> DraftWork {
     let (mut program, mut tasks) = (ProgramOf::Builtin(Builtin::Noop), TASKS_DEFAULT);
-    let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
+    let (mut inputs, mut gather, mut outputs) = (Vec::new(), None, Vec::new());
     if let Some(fields) = Fields::open(item, "batch", out) {
         program = of_batch(&fields, out).unwrap_or(program);
         tasks = fields.get("tasks").and_then(|item| item.count(&TASKS, out)).unwrap_or(tasks);
         inputs = fields.get("inputs").map(|item| read_files(&item, out)).unwrap_or_default();
+        gather = fields.get("gather").and_then(|item| {
+            let argv = item.texts(out);
+            if argv.is_empty() {
+                out.push(Problem::new(&item.path, None, "the command is empty", "write words, or leave it out"));
+            }
+            Some(argv).filter(|argv| !argv.is_empty())
+        });
         outputs = fields.get("outputs").map(|item| item.texts(out)).unwrap_or_default();
     }
-    DraftWork::Batch(DraftBatch { program, tasks, inputs, outputs })
+    DraftWork::Batch(DraftBatch { program, tasks, inputs, gather, outputs })
 }
 
 fn read_round(item: &Item<'_>, out: &mut Vec<Problem>) -> DraftWork {
@@ -175,73 +180,4 @@ fn read_round(item: &Item<'_>, out: &mut Vec<Problem>) -> DraftWork {
         round.files = fields.get("files").map(|item| read_files(&item, out)).unwrap_or_default();
     }
     DraftWork::MapReduce(round)
-}
-
-fn read_files(item: &Item<'_>, out: &mut Vec<Problem>) -> Vec<DraftFile> {
-    let items = item.list(out).into_iter().enumerate();
-    items.map(|(i, item)| read_file(i, &item, out)).collect()
-}
-
-fn read_file(i: usize, item: &Item<'_>, out: &mut Vec<Problem>) -> DraftFile {
-    let stand_in = DraftFile::inline(stand_in(i), "");
-    match item.node {
-        Node::Text(path) => DraftFile::from_path(path.as_str()).unwrap_or_else(|| {
-            let mend = "name a file, or write { path = …, to = … }";
-            out.push(Problem::new(&item.path, quoted(path), "this path ends in no file name", mend));
-            stand_in
-        }),
-        Node::Table(_) => Fields::open(item, "[]", out)
-            .map_or(stand_in.clone(), |fields| read_file_table(item, &fields, stand_in, out)),
-        other => {
-            let mend = "write a path, or a table with path, inline or blob";
-            out.push(Problem::new(&item.path, other.describe(), "not an input file", mend));
-            stand_in
-        }
-    }
-}
-
-fn read_file_table(item: &Item<'_>, fields: &Fields<'_>, stand_in: DraftFile, out: &mut Vec<Problem>) -> DraftFile {
-    let executable = fields.get("executable").and_then(|item| item.flag(out)).unwrap_or(false);
-    let (path, inline, blob) = (fields.get("path"), fields.get("inline"), fields.get("blob"));
-    let given = [&path, &inline, &blob].into_iter().flatten().count();
-    if given != 1 {
-        let problem = if given == 0 { "no content" } else { "more than one content" };
-        out.push(Problem::new(&item.path, None, problem, "write exactly one of path, inline and blob"));
-    }
-    if let Some(size) = fields.get("size").filter(|_| blob.is_none()) {
-        out.push(Problem::new(size.path, size.node.describe(), "only a blob has a size", "leave it out"));
-    }
-    // A path that is no text may well have ended in a name.
-    let nameless = path.as_ref().is_none_or(|item| matches!(item.node, Node::Text(_)));
-    let path = path.and_then(|item| item.text(out));
-    let inline = inline.and_then(|item| item.text(out));
-    let blob = blob.and_then(|item| read_blob(&item, fields, out));
-    let to = match (fields.get("to"), path) {
-        (Some(to), _) => to.text(out).map(str::to_owned),
-        (None, Some(path)) if DraftFile::from_path(path).is_some() => DraftFile::from_path(path).map(|file| file.to),
-        (None, _) if given == 1 && nameless => {
-            fields.require("to", "write the relative path at which the task finds it", out);
-            None
-        }
-        (None, _) => None,
-    };
-    let source = match (path, inline, blob) {
-        (Some(path), ..) => DraftSource::Path(path.to_owned()),
-        (None, Some(text), _) => DraftSource::Inline(text.to_owned()),
-        (None, None, Some(blob)) => DraftSource::Blob(blob),
-        (None, None, None) => stand_in.source,
-    };
-    DraftFile { to: to.unwrap_or(stand_in.to), source, executable }
-}
-
-fn read_blob(item: &Item<'_>, fields: &Fields<'_>, out: &mut Vec<Problem>) -> Option<BlobRef> {
-    let hash = item.text(out).and_then(|text| {
-        let noted = |_| {
-            let mend = "copy the hash whole: 52 lower-case letters and digits 2-7";
-            out.push(Problem::new(&item.path, quoted(text), "not a blob's hash", mend));
-        };
-        text.parse::<Hash>().map_err(noted).ok()
-    });
-    let size = fields.require("size", "write the blob's size in bytes", out).and_then(|item| item.size(out));
-    Some(BlobRef { hash: hash?, size: size? })
 }

@@ -25,6 +25,7 @@ fn spec(identity: &Identity, serial: u64) -> SignedSpec {
         tasks: 1,
         env: std::collections::BTreeMap::new(),
         inputs: Vec::new(),
+        gather: None,
         outputs: Vec::new(),
     });
     let spec = JobSpec {

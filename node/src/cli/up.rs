@@ -96,6 +96,13 @@ pub struct UpArgs {
     /// Programs that may run here, in TOML or YAML [default: any]
     #[arg(long, env = "SINEW_ALLOWLIST", value_name = "FILE")]
     pub allowlist: Option<PathBuf>,
+    /// A host that inputs may be fetched from: a name, *.NAME for all below, an address, or * for all public ones; may be repeated
+    /// [default: *]
+    #[arg(long, env = "SINEW_GATHER_HOST", value_name = "HOST", value_delimiter = ',')]
+    pub gather_host: Vec<String>,
+    /// Certificate authorities to trust for that besides the system's, in PEM
+    #[arg(long, env = "SINEW_GATHER_CA", value_name = "FILE")]
+    pub gather_ca: Option<PathBuf>,
     /// How log lines look [default: text]
     #[arg(long, env = "SINEW_LOG_FORMAT", value_name = "FORMAT")]
     pub log: Option<LogFormat>,
@@ -138,6 +145,12 @@ impl UpArgs {
         settings.sandbox_writable.extend(self.sandbox_writable.iter().cloned());
         if self.allowlist.is_some() {
             settings.allowlist.clone_from(&self.allowlist);
+        }
+        if !self.gather_host.is_empty() {
+            settings.gather_hosts.clone_from(&self.gather_host);
+        }
+        if self.gather_ca.is_some() {
+            settings.gather_ca.clone_from(&self.gather_ca);
         }
         if let Some(format) = self.log {
             settings.log_json = format == LogFormat::Json;

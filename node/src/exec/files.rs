@@ -55,6 +55,18 @@ impl JobFiles {
         Ok(Placing { dir: dir.to_owned(), root, top: Vec::new() })
     }
 
+    /// To add more.
+    ///
+    /// # Errors
+    /// `E_STORAGE` when there is no directory for them, or it is gone.
+    pub fn reopen(&self) -> Result<Placing, Failure> {
+        let dir = self.dir.as_deref().unwrap_or(Path::new(""));
+        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let root = open(dir, flags, Mode::empty());
+        let root = root.map_err(|e| Failure::storage("open the job's input directory", &e.into()))?;
+        Ok(Placing { dir: dir.to_owned(), root, top: self.top.clone() })
+    }
+
     /// Where they are, if there are any.
     #[must_use]
     pub fn dir(&self) -> Option<&Path> {

@@ -364,7 +364,7 @@ impl Slot {
 
     /// Makes the working directory show `files`, as programs see them.
     pub(super) fn prepare(&mut self, files: &JobFiles, view: View) -> io::Result<()> {
-        if self.linked.as_deref() == files.dir() {
+        if self.linked.as_deref() == files.dir() && self.links.len() == files.top().len() {
             return Ok(());
         }
         if !self.links.is_empty() {

@@ -40,20 +40,20 @@ pub fn next_run() -> u64 {
 
 /// Marks a run as live until it is dropped.
 #[derive(Debug)]
-pub(super) struct Live {
+pub(crate) struct Live {
     run: u64,
     leader: Option<i32>,
 }
 
 /// Enters a run before its process is started.
-pub(super) fn enter(run: u64) -> Live {
+pub(crate) fn enter(run: u64) -> Live {
     live_set().runs.insert(run);
     Live { run, leader: None }
 }
 
 impl Live {
     /// Enters the run's process, so that nobody else reaps it.
-    pub(super) fn leader(&mut self, pid: Pid) {
+    pub(crate) fn leader(&mut self, pid: Pid) {
         let pid = pid.as_raw_nonzero().get();
         live_set().leaders.insert(pid);
         self.leader = Some(pid);

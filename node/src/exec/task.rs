@@ -115,10 +115,25 @@ pub struct MapWork<'a> {
 
 /// Runs a batch task. `keep` are the output paths to keep; empty keeps all.
 pub fn run_batch(ctx: &TaskContext<'_>, slot: &mut Slot, program: &Program, keep: &[String]) -> BatchDone {
+    run_one(ctx, slot, program, keep, "batch")
+}
+
+/// Runs a job's gather command, with all that it leaves.
+pub fn run_gather(ctx: &TaskContext<'_>, slot: &mut Slot, program: &Program) -> BatchDone {
+    run_one(ctx, slot, program, &[], "gather")
+}
+
+fn run_one(
+    ctx: &TaskContext<'_>,
+    slot: &mut Slot,
+    program: &Program,
+    keep: &[String],
+    role: &'static str,
+) -> BatchDone {
     let dir = ctx.attempt_dir(slot);
     let mut stdout = Log::new(&dir, LogStream::Stdout, ctx.live, u64::MAX);
     let mut stderr = Log::new(&dir, LogStream::Stderr, ctx.live, u64::MAX);
-    let mut attempt = Attempt::new(ctx, "batch");
+    let mut attempt = Attempt::new(ctx, role);
     let mut outputs = Vec::new();
     let result = attempt.run(slot, program, None, &mut stdout, &mut stderr).and_then(|()| {
         outputs = attempt.keep_outputs(slot, &dir, keep)?;

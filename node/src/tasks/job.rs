@@ -5,13 +5,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use sinew_crdt_state::error_code::ErrorCode;
 use sinew_crdt_state::ids::{JobId, NodeId};
-use sinew_crdt_state::spec::{BlobRef, Chunk, InputFile, JobSpec, Program, Source, Work};
+use sinew_crdt_state::spec::{BlobRef, Chunk, JobSpec, Program, Work};
 
-use super::TaskHost;
+use sinew_scheduler::io::StartTask;
+
 use super::data::{BlobRange, fetch, fetch_failure};
+use super::{TaskHost, gather};
 use crate::exec::files::{self, JobFiles};
 use crate::exec::outcome::Failure;
 use crate::exec::set::Content;
+use crate::exec::slot::Slot;
+use crate::exec::task::TaskContext;
 
 /// Largest chunk table: a hundred million chunks would not be a sane round.
 const CHUNK_TABLE_MAX: u64 = 256 << 20;
@@ -29,19 +33,15 @@ impl JobCache {
     pub(super) fn files(
         &self,
         host: &TaskHost,
-        job: JobId,
-        spec: &JobSpec,
-        providers: &[NodeId],
+        task: &StartTask,
+        slot: &mut Slot,
+        ctx: &TaskContext<'_>,
     ) -> Result<Arc<JobFiles>, Failure> {
         let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(files) = &*files {
             return Ok(Arc::clone(files));
         }
-        let wanted = match &spec.work {
-            Work::Batch(batch) => &batch.inputs,
-            Work::MapReduce(round) => &round.files,
-        };
-        let placed = Arc::new(place(host, job, wanted, providers)?);
+        let placed = Arc::new(gather::files(host, task, slot, ctx)?);
         *files = Some(Arc::clone(&placed));
         Ok(placed)
     }
@@ -63,7 +63,7 @@ impl JobCache {
             let Entry::Vacant(place) = placed.entry(blob.hash) else { continue };
             fetch(host, job, *blob, None, providers)?;
             let mut bytes = BlobRange::new(host, *blob, 0, blob.size);
-            let path = host.work.content(&job.to_string()).join(blob.hash.to_string());
+            let path = host.means.work.content(&job.to_string()).join(blob.hash.to_string());
             files::place_one(&path, &mut bytes)?;
             place.insert(path);
         }
@@ -116,22 +116,4 @@ impl JobCache {
         *chunks = Some(Arc::clone(&table));
         Ok(table)
     }
-}
-
-fn place(host: &TaskHost, job: JobId, wanted: &[InputFile], providers: &[NodeId]) -> Result<JobFiles, Failure> {
-    if wanted.is_empty() {
-        return Ok(JobFiles::none());
-    }
-    let mut placing = JobFiles::place_in(&host.work.input(&job.to_string()))?;
-    for file in wanted {
-        match &file.source {
-            Source::Inline(bytes) => placing.add(&file.path, file.executable, &mut &bytes[..])?,
-            Source::Blob(blob) => {
-                fetch(host, job, *blob, None, providers)?;
-                let mut content = BlobRange::new(host, *blob, 0, blob.size);
-                placing.add(&file.path, file.executable, &mut content)?;
-            }
-        }
-    }
-    Ok(placing.finish())
 }

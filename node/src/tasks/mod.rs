@@ -4,6 +4,7 @@
 //! The core decides how many run at once; the pool only lends it threads.
 
 mod data;
+mod gather;
 mod job;
 mod run;
 
@@ -23,6 +24,7 @@ use crate::exec::runner::Runner;
 use crate::exec::set::RunnerSet;
 use crate::exec::slot::WorkRoot;
 use crate::exec::stop::{StopHandle, StopReason};
+use crate::gather::Gather;
 use crate::logs::LogHub;
 use crate::mesh_link::MeshLink;
 
@@ -32,10 +34,8 @@ pub struct TaskHost {
     pub store: BlobStore,
     /// The way to other nodes' blobs.
     pub link: MeshLink,
-    /// Starts programs.
-    pub runner: Arc<RunnerSet>,
-    /// Where they work.
-    pub work: WorkRoot,
+    /// What it takes to run programs.
+    pub means: Means,
     /// Live output.
     pub logs: LogHub,
     /// Where results go.
@@ -44,6 +44,17 @@ pub struct TaskHost {
     pub runtime: tokio::runtime::Handle,
     jobs: Mutex<BTreeMap<JobId, Arc<job::JobCache>>>,
     silent: Mutex<Silent>,
+}
+
+/// What it takes to run programs.
+#[derive(Debug)]
+pub struct Means {
+    /// Starts them.
+    pub runner: Arc<RunnerSet>,
+    /// Fetches inputs from outside.
+    pub gather: Gather,
+    /// Where they work.
+    pub work: WorkRoot,
 }
 
 /// Nodes that say nothing although their connection looks open, and when that was looked up.
@@ -68,13 +79,12 @@ impl TaskHost {
     pub fn new(
         store: BlobStore,
         link: MeshLink,
-        runner: Arc<RunnerSet>,
-        work: WorkRoot,
+        means: Means,
         logs: LogHub,
         engine: Engine,
         runtime: tokio::runtime::Handle,
     ) -> Self {
-        Self { store, link, runner, work, logs, engine, runtime, jobs: Mutex::default(), silent: Mutex::default() }
+        Self { store, link, means, logs, engine, runtime, jobs: Mutex::default(), silent: Mutex::default() }
     }
 
     /// Those of `providers` that answer these days; all of them when none seems to.
@@ -110,9 +120,9 @@ impl TaskHost {
     pub async fn end_job(&self, id: JobId, keep: &[Hash]) {
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
         self.logs.forget(id);
-        let work = self.work.clone();
+        let work = self.means.work.clone();
         let name = id.to_string();
-        let runners = Arc::clone(&self.runner);
+        let runners = Arc::clone(&self.means.runner);
         let remove = move || {
             runners.end_job(&name);
             work.remove_job(&name)
@@ -284,7 +294,7 @@ impl Shared {
         while let Some((task, stop)) = self.next(finished) {
             finished = Some(task.key.lease.job);
             if slot.is_none() {
-                match self.host.work.slot(number) {
+                match self.host.means.work.slot(number) {
                     Ok(made) => slot = Some(made),
                     Err(error) => {
                         let failure = crate::exec::outcome::Failure::storage("make the slot's directories", &error);

@@ -14,6 +14,7 @@ use sinew_scheduler::wire::Located;
 use super::TaskHost;
 use super::data::{BlobRange, fetch, fetch_async, fetch_failure, store};
 
+use crate::exec::files::JobFiles;
 use crate::exec::mapfile::{MapIndex, PREAMBLE_LEN};
 use crate::exec::merge::Input;
 use crate::exec::outcome::{Failure, TaskOutcome, Usage};
@@ -39,7 +40,7 @@ pub(super) fn run(host: &TaskHost, slot: &mut Slot, task: &StartTask, stop: &Sto
     let key = task.key;
     let job = key.lease.job.to_string();
     // Whatever is worth keeping is in the blob store by now.
-    if let Err(error) = host.work.remove_attempt(&job, key.phase, key.task, task.run.0) {
+    if let Err(error) = host.means.work.remove_attempt(&job, key.phase, key.task, task.run.0) {
         tracing::warn!(%error, "cannot remove an attempt's directory");
     }
     CoreInput::Task { run: task.run, result: TaskResult { result, usage } }
@@ -59,20 +60,20 @@ fn attempt(host: &TaskHost, slot: &mut Slot, task: &StartTask, stop: &StopHandle
     let spec = &task.spec;
     let none = |f: Failure| (f, fact::Usage { gather_ms: ms_since(began), ..fact::Usage::default() });
     let cache = host.job(job);
-    let files = cache.files(host, job, spec, &task.providers).map_err(none)?;
     let content = cache.content(host, job, spec, &task.providers).map_err(none)?;
     let log = host.logs.attempt(job, key.phase, key.task, task.run.0);
     let env = match &spec.work {
         Work::Batch(batch) => &batch.env,
         Work::MapReduce(round) => &round.env,
     };
+    let no_files = JobFiles::none();
     let ctx = TaskContext {
-        runner: &*host.runner,
+        runner: &*host.means.runner,
         job: &name,
         phase: key.phase,
         task: key.task,
         attempt: task.run.0,
-        files: &files,
+        files: &no_files,
         content: &content,
         env,
         limits: spec.limits,
@@ -82,6 +83,8 @@ fn attempt(host: &TaskHost, slot: &mut Slot, task: &StartTask, stop: &StopHandle
         live: Some(&log),
         started: None,
     };
+    let files = cache.files(host, task, slot, &ctx).map_err(none)?;
+    let ctx = TaskContext { files: &files, ..ctx };
     match &spec.work {
         Work::Batch(batch) => {
             let gather_ms = ms_since(began);

@@ -127,6 +127,7 @@ fn own_job(who: &Identity, mesh: MeshId, serial: u64) -> SignedSpec {
         tasks: 1,
         env: std::collections::BTreeMap::new(),
         inputs: Vec::new(),
+        gather: None,
         outputs: Vec::new(),
     };
     let spec = JobSpec {

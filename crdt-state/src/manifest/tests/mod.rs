@@ -9,6 +9,7 @@ use super::fields::TABLES;
 use super::*;
 use crate::ids::{DiskId, Hash, MeshId, NodeId};
 use crate::program::{ContainerOf, ImageOf, PythonCall, WasmOf};
+use crate::remote::{GitTree, HttpFile};
 use crate::spec::{BlobRef, Builtin, InputFile, Limits, Program, Resources, Retry, Source, Strategy, Work};
 
 const PAGE: &str = include_str!("../../../../docs/manifest.md");
@@ -406,6 +407,39 @@ fn mistakes_in_programs_of_other_runners_are_named() {
         let hit = found.iter().any(|p| p.path == path && p.mend.contains(mend));
         assert!(hit, "{text}: {found:?}");
     }
+}
+
+#[test]
+fn remote_inputs_and_their_mistakes() {
+    let hash = format!("sha256:{}", "0a".repeat(32));
+    let id = "0123456789".repeat(4);
+    let batch =
+        |input: &str| format!("type = \"batch\"\n[batch]\ncommand = \"a\"\ninputs = [{{ {input}, to = \"x\" }}]");
+    let source = |input: &str| draft(&batch(input)).files()[0].source.clone();
+    let http = HttpFile { url: "https://a/b".to_owned(), hash: hash.parse().expect("hash"), size_max: 1 << 30 };
+    assert_eq!(source(&format!("url = \"https://a/b\", hash = \"{hash}\"")), DraftSource::Http(http));
+    let git = GitTree { url: "http://a/b".to_owned(), revision: id.clone(), subdir: Some("d".to_owned()), size_max: 9 };
+    let text = format!("git = \"http://a/b\", revision = \"{id}\", subdir = \"d\", size_max = 9");
+    assert_eq!(source(&text), DraftSource::Git(git));
+    for (input, path, word) in [
+        ("url = \"https://a/b\"".to_owned(), "hash", "sha256"),
+        ("url = \"https://a/b\", hash = \"x\"".to_owned(), "hash", "sha256"),
+        (format!("url = \"file:///x\", hash = \"{hash}\""), "", "https://"),
+        (format!("url = \"https://me:pw@a/b\", hash = \"{hash}\""), "", "every node"),
+        ("git = \"https://a/b\", revision = \"main\"".to_owned(), "", "branch"),
+        ("git = \"https://a/b\"".to_owned(), "revision", "commit"),
+        ("path = \"a\", revision = \"main\"".to_owned(), "revision", "leave it out"),
+        ("path = \"a\", url = \"https://a/b\"".to_owned(), "", "exactly one"),
+    ] {
+        let path = if path.is_empty() { "batch.inputs[0]".to_owned() } else { format!("batch.inputs[0].{path}") };
+        let found = problems(&batch(&input));
+        assert!(found.iter().any(|p| p.path == path && p.mend.contains(word)), "{input}: {found:?}");
+    }
+    let gather = draft("type = \"batch\"\n[batch]\ncommand = \"a\"\ngather = [\"sh\", \"g.sh\"]");
+    let DraftWork::Batch(batch) = gather.work else { panic!("a batch") };
+    assert_eq!(batch.gather, Some(vec!["sh".to_owned(), "g.sh".to_owned()]));
+    let empty = problems("type = \"batch\"\n[batch]\ncommand = \"a\"\ngather = []");
+    assert_eq!(empty[0].path, "batch.gather");
 }
 
 #[test]

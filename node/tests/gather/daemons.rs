@@ -1,0 +1,105 @@
+//! Daemons that fetch a job's inputs themselves, each once, and run its gather command.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use sinew_crdt_state::error_code::ErrorCode;
+use sinew_crdt_state::fact::Outcome;
+use sinew_crdt_state::ids::Hash;
+use sinew_crdt_state::manifest::{Format, JobDraft, parse};
+use sinew_crdt_state::state::Status;
+use sinew_node::local_mesh::{LocalMesh, LocalMeshOptions};
+use sinew_scheduler::view::JobView;
+
+use crate::answer;
+use crate::git::Repository;
+use crate::server::{Server, reply};
+
+/// Several times what it takes on a busy two-core machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+const WORDS: &[u8] = b"the of and\n";
+const TASKS: u32 = 9;
+
+async fn mesh(nodes: usize, host: &str) -> LocalMesh {
+    let args = ["--gather-host", host].map(str::to_owned).to_vec();
+    let options = LocalMeshOptions { exe: PathBuf::from(env!("CARGO_BIN_EXE_sinew")), nodes, cpus: 1.0, args };
+    LocalMesh::start(&options).await.expect("mesh")
+}
+
+fn draft(text: &str) -> JobDraft {
+    parse(text.as_bytes(), Some(Format::Toml)).unwrap_or_else(|error| panic!("{error}\n{text}"))
+}
+
+async fn run(mesh: &LocalMesh, draft: JobDraft) -> JobView {
+    let client = mesh.nodes[0].client();
+    let job = client.submit(draft, |_, _, _| {}).await.expect("submit").to_string();
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let (view, _) = client.job(&job).await.expect("job");
+        if matches!(view.status, Status::Sealed) {
+            return view;
+        }
+        assert!(Instant::now() < deadline, "{view:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+fn manifest(words: &Server, repository: &Server, revision: &str) -> String {
+    let hash = blake3::hash(WORDS).to_hex();
+    format!(
+        "type = \"batch\"\nstrategy = \"spread\"\nretry.attempts = 0\n[batch]\ntasks = {TASKS}\n\
+         command = [\"sh\", \"-c\", \"sleep 0.3; cat upper.txt > $SINEW_OUTPUT/u.txt\"]\n\
+         gather = [\"sh\", \"src/upper.sh\", \"words.txt\"]\ninputs = [\n\
+         {{ url = \"{}\", hash = \"blake3:{hash}\", to = \"words.txt\" }},\n\
+         {{ git = \"{}\", revision = \"{revision}\", subdir = \"scripts\", to = \"src\" }},\n]\n",
+        words.url("/words.txt"),
+        repository.url("/r.git"),
+    )
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_node_fetches_once_and_its_gather_command_prepares_the_rest() {
+    let words = Server::start(answer(|_| reply("200 OK", "", WORDS)));
+    let repository = Repository::new();
+    repository.write("scripts/upper.sh", "tr a-z A-Z < \"$1\" > \"$SINEW_OUTPUT/upper.txt\"\n", 0o644);
+    let revision = repository.commit();
+    let served = repository.serve();
+    let mut mesh = mesh(3, "127.0.0.1").await;
+    let view = run(&mesh, draft(&manifest(&words, &served, &revision))).await;
+    assert!(matches!(view.outcome, Some(Outcome::Completed)), "{:?}", view.outcome);
+    let expected = Hash(*blake3::hash(b"THE OF AND\n").as_bytes());
+    let found = view.outputs.iter().filter(|out| out.output.name == "output/u.txt" && out.output.blob.hash == expected);
+    assert_eq!(found.count(), TASKS as usize, "{:?}", view.outputs);
+    let nodes = view.shares.iter().filter(|share| share.done.iter().any(|done| *done > 0)).count();
+    assert!(nodes > 1, "the tasks went to several nodes");
+    assert!(words.asked() >= nodes && words.asked() <= 3, "{} fetches on {nodes} nodes", words.asked());
+    mesh.stop();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_gathered_fails_the_job_and_says_why() {
+    let words = Server::start(answer(|_| reply("200 OK", "", WORDS)));
+    let repository = Repository::new();
+    repository.write("scripts/upper.sh", "echo no luck >&2\nexit 3\n", 0o644);
+    let revision = repository.commit();
+    let served = repository.serve();
+    let mut mesh = mesh(1, "127.0.0.1").await;
+    let view = run(&mesh, draft(&manifest(&words, &served, &revision))).await;
+    let Some(Outcome::Failed { failure, .. }) = view.outcome else { panic!("{:?}", view.outcome) };
+    assert_eq!((failure.code, failure.exit), (ErrorCode::Exit, Some(3)));
+    assert!(failure.message.contains("gather command") && failure.stderr_tail.contains("no luck"), "{failure:?}");
+
+    // Nodes whose operators allow other hosts only.
+    let text = format!(
+        "type = \"batch\"\nretry.attempts = 0\n[batch]\ncommand = \"true\"\ninputs = [{{ url = \"http://localhost:{}/w\", \
+         hash = \"blake3:{}\", to = \"w\" }}]\n",
+        words.address.port(),
+        blake3::hash(b"nobody has this").to_hex(),
+    );
+    let asked = words.asked();
+    let view = run(&mesh, draft(&text)).await;
+    let Some(Outcome::Failed { failure, .. }) = view.outcome else { panic!("{:?}", view.outcome) };
+    assert_eq!((failure.code, words.asked()), (ErrorCode::Deny, asked));
+    assert!(failure.message.contains("localhost") && failure.message.contains("gather_hosts"), "{failure:?}");
+    mesh.stop();
+}
