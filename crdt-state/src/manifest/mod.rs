@@ -40,6 +40,7 @@ mod parse;
 mod problem;
 mod programs;
 mod read;
+mod schema;
 mod suggest;
 mod tree;
 pub mod units;
@@ -56,6 +57,7 @@ pub use draft::{
 };
 pub use parse::{Format, SyntaxError};
 pub use problem::{Problem, Problems};
+pub use schema::schema;
 
 use serde::Serialize;
 

@@ -144,6 +144,8 @@ pub(crate) enum Command {
     /// Measure this version on this machine
     #[command(subcommand)]
     Bench(BenchArgs),
+    /// Print the job manifest's JSON Schema, for editors
+    Schema,
     /// Print a shell's completions
     Completions {
         /// Which shell

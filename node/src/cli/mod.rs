@@ -71,6 +71,7 @@ fn dispatch(cli: Cli, ui: Ui) -> Result<u8, CliError> {
         Command::Guardian { tag } => Ok(crate::exec::guardian::guardian_main(&tag)),
         Command::Completions { shell } => pages::completions(ui, shell),
         Command::Man { out } => pages::man(ui, &out),
+        Command::Schema => pages::schema(ui),
         Command::Bench(args) => node::bench(ui, args),
         Command::Sim(args) => sim::sim(ui, &args),
         Command::Demo { nodes, input } => node::demo(ui, nodes, input),
@@ -133,6 +134,7 @@ async fn ask(app: &App, command: Command) -> Result<u8, CliError> {
         | Command::Sim(_)
         | Command::Bench(_)
         | Command::Completions { .. }
+        | Command::Schema
         | Command::Man { .. }
         | Command::Guardian { .. } => {}
     }

@@ -25,6 +25,13 @@ pub(crate) fn man(ui: Ui, out: &Path) -> Result<u8, CliError> {
     Ok(0)
 }
 
+/// The schema is JSON with `--json` and without.
+pub(crate) fn schema(ui: Ui) -> Result<u8, CliError> {
+    let schema = sinew_crdt_state::manifest::schema();
+    ui.print(&format!("{schema:#}\n"))?;
+    Ok(0)
+}
+
 /// The command without what only the daemon starts: completions know no hidden subcommands.
 fn shown() -> Command {
     let whole = Cli::command();
