@@ -1,4 +1,4 @@
-//! Daemons that fetch a job's inputs themselves, each once, and run its gather command.
+//! Daemons that fetch a job's inputs themselves, each once, and run its gather command; and the example of a process.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -101,5 +101,30 @@ async fn what_cannot_be_gathered_fails_the_job_and_says_why() {
     let Some(Outcome::Failed { failure, .. }) = view.outcome else { panic!("{:?}", view.outcome) };
     assert_eq!((failure.code, words.asked()), (ErrorCode::Deny, asked));
     assert!(failure.message.contains("localhost") && failure.message.contains("gather_hosts"), "{failure:?}");
+    mesh.stop();
+}
+
+/// The primes below `end`, from `start`.
+fn primes(start: u32, end: u32) -> String {
+    let prime = |n: &u32| *n > 1 && (2..*n).take_while(|d| d * d <= *n).all(|d| n % d != 0);
+    (start..end).filter(prime).map(|n| format!("{n}\n")).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_example_of_a_process_runs_on_three_nodes() {
+    let examples = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
+    let text = std::fs::read_to_string(examples.join("process.toml")).expect("example");
+    let mut draft = draft(&text);
+    draft.anchor_paths(&examples.to_string_lossy());
+    let mut mesh = mesh(3, "127.0.0.1").await;
+    let view = run(&mesh, draft).await;
+    assert!(matches!(view.outcome, Some(Outcome::Completed)), "{:?}", view.outcome);
+    for task in 0..10 {
+        let expected = Hash(*blake3::hash(primes(task * 300, (task + 1) * 300).as_bytes()).as_bytes());
+        let found = view.outputs.iter().filter(|out| out.task == task && out.output.name == "output/primes.txt");
+        let hashes: Vec<Hash> = found.map(|out| out.output.blob.hash).collect();
+        assert_eq!(hashes, [expected], "task {task}");
+    }
+    assert!(view.shares.iter().filter(|share| share.done[0] > 0).count() > 1, "{:?}", view.shares);
     mesh.stop();
 }
