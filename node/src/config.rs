@@ -42,6 +42,8 @@ pub struct Settings {
     pub log_json: bool,
     /// How long a sealed job's entry stays before only its receipt is kept, seconds.
     pub ledger_grace_s: u64,
+    /// How long outputs stay after that, seconds: longer than anybody takes to fetch them by their hashes.
+    pub outputs_kept_s: u64,
     /// Whether programs are isolated: `required`, `best-effort` or `off`.
     pub sandbox: SandboxMode,
     /// Files and directories of this machine, beyond the system's own, that programs may read and execute.
@@ -77,6 +79,7 @@ impl Default for Settings {
             dcutr: true,
             log_json: false,
             ledger_grace_s: 3_600,
+            outputs_kept_s: 86_400,
             sandbox: SandboxMode::Required,
             sandbox_readable: Vec::new(),
             sandbox_writable: Vec::new(),

@@ -1,7 +1,7 @@
 //! The daemon: opens what is on disk, joins the mesh, starts the core, and keeps them talking until it is told to end.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -45,6 +45,8 @@ use crate::tasks::{Means, TaskHost, TaskPool};
 const FRAME_LEN_MAX: usize = 16 << 20;
 /// Processes that outlived their task are looked for this often.
 const SWEEP_EVERY: std::time::Duration = std::time::Duration::from_secs(2);
+/// Outputs that nobody asks for any more are let go of this often.
+const RETENTION_EVERY: std::time::Duration = std::time::Duration::from_secs(600);
 /// Round-trip times and the mesh's size are handed to the core this often.
 const MEASURES_EVERY: std::time::Duration = std::time::Duration::from_secs(5);
 /// With this variable set a daemon ends when its stdin does.
@@ -187,6 +189,10 @@ pub struct Shared {
     pub sandbox: SandboxState,
     /// What executes programs.
     pub runners: Arc<RunnerSet>,
+    /// Where tasks run, from the moment that they can.
+    pub host: OnceLock<TaskPool>,
+    /// How long outputs of forgotten jobs stay, ms.
+    pub outputs_kept_ms: u64,
     pending: Mutex<Pending>,
 }
 
@@ -305,6 +311,8 @@ impl Daemon {
             shutdown: Notify::new(),
             sandbox,
             runners: Arc::clone(&runners),
+            host: OnceLock::new(),
+            outputs_kept_ms: settings.outputs_kept_s.saturating_mul(1_000),
             pending: Mutex::default(),
             membership,
         });
@@ -318,6 +326,7 @@ impl Daemon {
             runtime.clone(),
         );
         let pool = TaskPool::new(host);
+        let _ = shared.host.set(pool.clone());
         let setup = Setup {
             identity,
             mesh: shared.membership.mesh,
@@ -345,6 +354,7 @@ impl Daemon {
         let permits = Arc::new(tokio::sync::Semaphore::new(SERVES_MAX));
         let sweeper = Arc::new(Mutex::new(Sweeper::new(self.tag.clone())));
         let mut sweep = tokio::time::interval(SWEEP_EVERY);
+        let mut retention = tokio::time::interval(RETENTION_EVERY);
         let mut measures = tokio::time::interval(MEASURES_EVERY);
         let parent_gone = parent_gone();
         tokio::pin!(parent_gone);
@@ -366,6 +376,14 @@ impl Daemon {
                         tracing::warn!("the guardian ended; starting another");
                         self.guardian = start_guardian(&self.tag);
                     }
+                }
+                _ = retention.tick() => {
+                    let shared = Arc::clone(&self.shared);
+                    tokio::spawn(async move {
+                        if let Err(error) = crate::prune::outputs(&shared.store, shared.outputs_kept_ms, false).await {
+                            tracing::warn!(%error, "cannot let go of old outputs");
+                        }
+                    });
                 }
                 _ = measures.tick() => self.hand_on_measures().await,
                 _ = term.recv() => break,

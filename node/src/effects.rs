@@ -146,6 +146,14 @@ impl Driver for Effects {
                 let pool = self.pool.clone();
                 self.runtime.spawn(async move { pool.host().end_job(job, &keep).await });
             }
+            Effect::Forgot { job } => {
+                let shared = Arc::clone(&self.shared);
+                self.runtime.spawn(async move {
+                    if let Err(error) = crate::prune::forgot(&shared.store, job).await {
+                        tracing::warn!(job = %job.short(), %error, "cannot note when its outputs may go");
+                    }
+                });
+            }
             Effect::Load { job, to } => self.load(job, to),
             Effect::Answer { id, response } => self.shared.answer(id, response),
             Effect::Learned(credential) => {

@@ -17,6 +17,7 @@ pub mod local_mesh;
 pub mod logs;
 pub mod mesh_link;
 pub mod probe;
+pub mod prune;
 pub mod runners;
 pub mod sightings;
 pub mod storage;

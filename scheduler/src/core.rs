@@ -439,6 +439,7 @@ impl Core {
             if let Some((entry, mark)) = ctx.ledger.forget(&job) {
                 ctx.forgotten.insert(job, ctx.now.at);
                 ctx.record(Record::Forget { job, owner: entry.submitter, mark });
+                ctx.effect(Effect::Forgot { job });
             }
         }
     }

@@ -316,6 +316,11 @@ pub enum Effect {
         /// How it ended.
         outcome: Outcome,
     },
+    /// The ledger has forgotten a job for good.
+    Forgot {
+        /// The job.
+        job: JobId,
+    },
     /// Read an entry from disk for a peer and answer with [`Input::Loaded`].
     Load {
         /// The job.

@@ -348,6 +348,7 @@ impl World {
                 self.watch.sealed.entry(job).or_insert(self.now);
                 self.saw_outcome(job, outcome);
             }
+            Effect::Forgot { .. } => {}
             Effect::Load { job, to } => {
                 let facts = self.nodes[node].disk.facts(&job);
                 let life = self.roll.life(node);

@@ -17,6 +17,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
 
 use super::{ApiError, JobLine, PeerView, REQUEST_LEN_MAX, Reply, Request, StatusView};
+use crate::prune::Leftover;
 use crate::sightings::Seen;
 
 /// Longest reply line: a job with the outputs of thousands of tasks fits, a runaway daemon does not fill our memory.
@@ -238,6 +239,15 @@ impl Client {
             }
         }
         id.ok_or(ClientError::OtherReply)
+    }
+
+    /// Removes what the node no longer needs, or says what it would.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn prune(&self, dry_run: bool, all: bool) -> Result<Vec<Leftover>, ClientError> {
+        let pick = |reply| if let Reply::Pruned { items } = reply { Some(items) } else { None };
+        self.one(&Request::Prune { dry_run, all }, pick).await
     }
 
     /// An invitation.

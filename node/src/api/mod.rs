@@ -20,6 +20,7 @@ use sinew_crdt_state::manifest::JobDraft;
 use sinew_crdt_state::state::Event;
 use sinew_scheduler::view::JobView;
 
+use crate::prune::Leftover;
 use crate::sightings::Seen;
 
 /// Longest request line: a draft with inline files, well below any abuse.
@@ -116,6 +117,13 @@ pub enum Request {
     },
     /// When which advert was heard, job taken in or task started here lately. One [`Reply::Sightings`].
     Sightings,
+    /// Remove what this node no longer needs. One [`Reply::Pruned`].
+    Prune {
+        /// Only say what would be removed.
+        dry_run: bool,
+        /// Outputs of forgotten jobs too that are not old yet.
+        all: bool,
+    },
     /// End the daemon in good order.
     Shutdown,
 }
@@ -130,6 +138,11 @@ pub enum Reply {
     Peers {
         /// This one first.
         peers: Vec<PeerView>,
+    },
+    /// What was removed, or would be.
+    Pruned {
+        /// Each thing.
+        items: Vec<Leftover>,
     },
     /// Jobs in short.
     Jobs {

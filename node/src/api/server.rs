@@ -154,6 +154,14 @@ async fn answer(request: Request, shared: &Arc<Shared>, replies: &mut Replies) -
             replies.send(&Reply::Ticket { ticket }).await
         }
         Request::Sightings => replies.send(&Reply::Sightings { seen: shared.sightings.seen() }).await,
+        Request::Prune { dry_run, all } => {
+            let host =
+                shared.host.get().ok_or_else(|| ApiError::failed(ErrorCode::Lost, "the daemon is still starting"))?;
+            let kept_ms = if all { 0 } else { shared.outputs_kept_ms };
+            let items = crate::prune::prune(shared, host.host(), kept_ms, dry_run).await;
+            let items = items.map_err(|e| ApiError::failed(ErrorCode::Storage, e.to_string()))?;
+            replies.send(&Reply::Pruned { items }).await
+        }
         Request::Shutdown => {
             shared.shutdown.notify_one();
             Ok(())

@@ -68,6 +68,15 @@ pub(crate) enum Command {
     Peers,
     /// How this node's daemon is
     Status,
+    /// Remove what this node no longer needs: old outputs, leftover directories, blobs that nothing refers to
+    Prune {
+        /// Only say what would be removed
+        #[arg(long)]
+        dry_run: bool,
+        /// Outputs of forgotten jobs too that are not old yet (see --outputs-kept of `sinew up`)
+        #[arg(long)]
+        all: bool,
+    },
     /// List jobs, newest first
     Jobs {
         /// At most so many

@@ -114,6 +114,7 @@ async fn ask(app: &App, command: Command) -> Result<u8, CliError> {
         Command::Down => node::down(app).await?,
         Command::Peers => node::peers(app).await?,
         Command::Status => node::status(app).await?,
+        Command::Prune { dry_run, all } => node::prune(app, dry_run, all).await?,
         Command::Jobs { limit } => jobs::list(app, limit).await?,
         Command::Job { job } => jobs::show(app, &job).await?,
         Command::Logs { job, follow, task } => jobs::logs(app, &job, task, follow).await?,

@@ -84,6 +84,9 @@ pub struct UpArgs {
     /// How long a sealed job's entry stays before only its receipt is kept [default: 1h]
     #[arg(long, env = "SINEW_LEDGER_GRACE", value_name = "DURATION", value_parser = parse_duration)]
     pub ledger_grace: Option<u64>,
+    /// How long outputs stay after that; `sinew prune --all` does not wait [default: 1d]
+    #[arg(long, env = "SINEW_OUTPUTS_KEPT", value_name = "DURATION", value_parser = parse_duration)]
+    pub outputs_kept: Option<u64>,
     /// Whether programs are isolated from this machine [default: required]
     #[arg(long, env = "SINEW_SANDBOX", value_name = "MODE")]
     pub sandbox: Option<SandboxMode>,
@@ -139,6 +142,9 @@ impl UpArgs {
         switch(&mut settings.dcutr, self.dcutr, self.no_dcutr);
         if let Some(ms) = self.ledger_grace {
             settings.ledger_grace_s = ms / 1_000;
+        }
+        if let Some(ms) = self.outputs_kept {
+            settings.outputs_kept_s = ms / 1_000;
         }
         settings.sandbox = self.sandbox.unwrap_or(settings.sandbox);
         settings.sandbox_readable.extend(self.sandbox_readable.iter().cloned());

@@ -237,7 +237,7 @@ fn covers(kept: &str, name: &str) -> bool {
 ///
 /// # Errors
 /// `E_INVALID` when it is nested deeper than anybody looks.
-pub(super) fn size_under(dir: &Path, ours: usize) -> Result<u64, Failure> {
+pub(crate) fn size_under(dir: &Path, ours: usize) -> Result<u64, Failure> {
     let mut found = Found::default();
     if let Ok(fd) = open(dir, WALK, Mode::empty()) {
         size_in(&fd, DEPTH_MAX, &mut found)?;

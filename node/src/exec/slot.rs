@@ -121,6 +121,22 @@ impl WorkRoot {
         remove(&self.job(job))
     }
 
+    /// Directories of jobs that are not `known`: names, and where they are now. Moved out of the way unless `dry_run`.
+    pub fn set_aside(&self, known: impl Fn(&str) -> bool, dry_run: bool) -> Vec<(String, PathBuf)> {
+        let entries = std::fs::read_dir(&self.0).into_iter().flatten().filter_map(Result::ok);
+        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+        let unknown = names.filter(|name| !matches!(name.as_str(), "slots" | "stuck") && !known(name));
+        let moved = unknown.filter_map(|name| {
+            let path = self.0.join(&name);
+            if dry_run {
+                return Some((name, path));
+            }
+            let aside = self.stuck().join(next_run().to_string());
+            make(&self.stuck()).and_then(|()| std::fs::rename(&path, &aside)).ok().map(|()| (name, aside))
+        });
+        moved.collect()
+    }
+
     /// Deletes an attempt's directory, once what it left is stored elsewhere.
     ///
     /// # Errors
@@ -144,6 +160,14 @@ impl WorkRoot {
         let (root, last_job) = (self.clone(), None);
         Ok(Slot { number, root, path, job, work, output, linked, links, last_job, empty: false })
     }
+}
+
+/// Deletes what a task may have left, whatever that is.
+///
+/// # Errors
+/// Whatever the system says.
+pub fn delete(path: &Path) -> io::Result<()> {
+    remove(path)
 }
 
 pub(super) fn make(path: &Path) -> io::Result<()> {

@@ -27,6 +27,7 @@ use crate::exec::stop::{StopHandle, StopReason};
 use crate::gather::Gather;
 use crate::logs::LogHub;
 use crate::mesh_link::MeshLink;
+use crate::prune::Leftover;
 
 /// What task threads share.
 pub struct TaskHost {
@@ -114,6 +115,27 @@ impl TaskHost {
     fn job(&self, id: JobId) -> Arc<job::JobCache> {
         let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(jobs.entry(id).or_default())
+    }
+
+    /// Work directories that belong to no job, removed unless `dry_run` says otherwise.
+    pub async fn leftovers(&self, dry_run: bool) -> Vec<Leftover> {
+        let aside = {
+            // No job comes to be known, and so gets a directory, as long as this is held.
+            let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+            let known = |name: &str| jobs.keys().any(|job| job.to_string() == name);
+            self.means.work.set_aside(known, dry_run)
+        };
+        let measured = tokio::task::spawn_blocking(move || {
+            let one = |(name, path): (String, std::path::PathBuf)| {
+                let bytes = crate::exec::files::size_under(&path, 0).ok();
+                if !dry_run && let Err(error) = crate::exec::slot::delete(&path) {
+                    tracing::warn!(dir = %path.display(), %error, "cannot remove a leftover work directory");
+                }
+                Leftover { kind: "work".to_owned(), name, bytes }
+            };
+            aside.into_iter().map(one).collect()
+        });
+        measured.await.unwrap_or_default()
     }
 
     /// A job ended: drops its files and lets go of its blobs, but for `keep`.

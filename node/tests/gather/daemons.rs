@@ -26,7 +26,7 @@ async fn mesh(nodes: usize, host: &str) -> LocalMesh {
     LocalMesh::start(&options).await.expect("mesh")
 }
 
-fn draft(text: &str) -> JobDraft {
+pub(crate) fn draft(text: &str) -> JobDraft {
     parse(text.as_bytes(), Some(Format::Toml)).unwrap_or_else(|error| panic!("{error}\n{text}"))
 }
 
@@ -106,7 +106,7 @@ async fn what_cannot_be_gathered_fails_the_job_and_says_why() {
 
 /// The primes below `end`, from `start`.
 fn primes(start: u32, end: u32) -> String {
-    let prime = |n: &u32| *n > 1 && (2..*n).take_while(|d| d * d <= *n).all(|d| n % d != 0);
+    let prime = |n: &u32| *n > 1 && (2..*n).take_while(|d| d * d <= *n).all(|d| !n.is_multiple_of(d));
     (start..end).filter(prime).map(|n| format!("{n}\n")).collect()
 }
 

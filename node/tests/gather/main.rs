@@ -3,6 +3,7 @@
 mod daemons;
 mod git;
 mod http;
+mod prune;
 mod server;
 
 use std::path::Path;

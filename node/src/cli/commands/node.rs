@@ -94,3 +94,8 @@ fn show(work: impl Future<Output = anyhow::Result<u8>>) -> Result<u8, CliError> 
     runtime.shutdown_background();
     done
 }
+
+pub(crate) async fn prune(app: &App, dry_run: bool, all: bool) -> Result<(), CliError> {
+    let items = app.client.prune(dry_run, all).await?;
+    app.ui.show(&json!({ "dry_run": dry_run, "items": items }), || render::pruned(&items, dry_run))
+}

@@ -7,6 +7,7 @@ use sinew_crdt_state::ids::Hash;
 use super::super::human::{clean, cores, cut, micros, percent, plural, size, span};
 use super::super::table::{Column, Table, WIDTH};
 use crate::api::{JobLine, PeerView};
+use crate::prune::Leftover;
 
 /// The nodes of the mesh. With `verbose`, a second line each: what it is, and its labels.
 pub(crate) fn peers(peers: &[PeerView], verbose: bool) -> String {
@@ -122,6 +123,19 @@ pub(crate) fn blobs(blobs: &[(Hash, u64, Vec<String>)], verbose: bool) -> String
         out += &format!("{} without a name, {}: -v\n", others.len(), size(bytes));
     }
     if blobs.is_empty() { "no blobs\n".to_owned() } else { out }
+}
+
+/// What was removed, or would be.
+pub(crate) fn pruned(items: &[Leftover], dry_run: bool) -> String {
+    if items.is_empty() {
+        return "nothing to remove\n".to_owned();
+    }
+    let mut table = Table::new([Column::Left("KIND"), Column::Left("NAME"), Column::Right("SIZE")]);
+    for item in items {
+        table.row([clean(&item.kind), clean(&item.name), item.bytes.map_or_else(|| "-".to_owned(), size)]);
+    }
+    let end = if dry_run { "Nothing was removed: leave out --dry-run.\n" } else { "" };
+    table.render(WIDTH) + end
 }
 
 /// Files that were written, in one sentence.
