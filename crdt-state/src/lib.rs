@@ -11,6 +11,7 @@ pub mod fact;
 pub mod identity;
 pub mod ids;
 pub mod intervals;
+mod job_key;
 pub mod ledger;
 pub mod manifest;
 pub mod planted;

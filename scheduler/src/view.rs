@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use sinew_crdt_state::fact::{Failure, Outcome, Output};
-use sinew_crdt_state::ids::{JobId, NodeId};
+use sinew_crdt_state::ids::{Hash, JobId, NodeId};
 use sinew_crdt_state::spec::{JobSpec, Work};
 use sinew_crdt_state::state::{JobState, Status};
 
@@ -68,6 +68,8 @@ pub struct OutputView {
 pub struct JobView {
     /// Its id.
     pub id: JobId,
+    /// What it computes, as a hash: the same for jobs that do the same.
+    pub key: Hash,
     /// Its name.
     pub name: String,
     /// `batch` or `map_reduce`.
@@ -129,6 +131,7 @@ pub fn from_state(id: JobId, state: &JobState) -> JobView {
     }
     JobView {
         id,
+        key: spec.key(),
         name: spec.name.clone(),
         kind: kind(spec).to_owned(),
         status: state.status(),

@@ -66,6 +66,7 @@ fn header(view: &JobView, timeline: &[Event], now_ms: u64) -> String {
         field("submitted", &format!("{} UTC, {age} ago, by {}", utc(view.submitted_ms), view.submitter.short())),
         field("brain", &format!("{brain}, term {}, of {}", view.term, others.join(" "))),
         field("safety", &view.durability),
+        field("key", &view.key.to_string()),
     ]
     .concat()
 }
@@ -218,6 +219,7 @@ state     running
 submitted 2026-07-31 11:59:29 UTC, 32s ago, by aeaqcaibae
 brain     aeaqcaibae, term 1, of aeaqcaibae aibaeaqcai ambqgaydam
 safety    survives the loss of any one node
+key       bifaucqkbifaucqkbifaucqkbifaucqkbifaucqkbifaucqkbifa
 
 PHASE   TASKS  DONE    %  RUNNING    RATE  ETA
 map      1000   620  62%        8  20.0/s  19s

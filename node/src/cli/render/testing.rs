@@ -66,6 +66,7 @@ pub(crate) fn view() -> JobView {
     };
     JobView {
         id: JobId([9; 32]),
+        key: Hash([10; 32]),
         name: "wordcount".into(),
         kind: "map_reduce".into(),
         status: Status::Running,
