@@ -7,6 +7,7 @@ use std::path::{Component, Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::exec::cell::pool::SandboxMode;
+use crate::exec::docker::EngineSetting;
 
 /// The file's name in the data dir.
 pub const FILE_NAME: &str = "sinew.toml";
@@ -51,6 +52,8 @@ pub struct Settings {
     pub sandbox_tmp_bytes: u64,
     /// A file that lists the programs that may run here; any, when not set.
     pub allowlist: Option<PathBuf>,
+    /// Which Docker engine runs containers: `auto`, `off` or the path of its socket.
+    pub docker: EngineSetting,
 }
 
 /// What fits into `/tmp` where nothing else is set: plenty for a sort or a build, and a small machine survives two of them.
@@ -77,6 +80,7 @@ impl Default for Settings {
             sandbox_writable: Vec::new(),
             sandbox_tmp_bytes: TMP_BYTES,
             allowlist: None,
+            docker: EngineSetting::Auto,
         }
     }
 }

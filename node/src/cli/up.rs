@@ -8,6 +8,7 @@ use sinew_crdt_state::manifest::units::{parse_duration, parse_size};
 use super::values::{parse_label, parse_offered_cores};
 use crate::config::{ConfigError, Settings};
 use crate::exec::cell::pool::SandboxMode;
+use crate::exec::docker::EngineSetting;
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -96,6 +97,9 @@ pub struct UpArgs {
     /// Programs that may run here, in TOML or YAML [default: any]
     #[arg(long, env = "SINEW_ALLOWLIST", value_name = "FILE")]
     pub allowlist: Option<PathBuf>,
+    /// The Docker engine that runs containers: auto, off, or its socket [default: auto]
+    #[arg(long, env = "SINEW_DOCKER", value_name = "ENGINE")]
+    pub docker: Option<EngineSetting>,
     /// How log lines look [default: text]
     #[arg(long, env = "SINEW_LOG_FORMAT", value_name = "FORMAT")]
     pub log: Option<LogFormat>,
@@ -138,6 +142,9 @@ impl UpArgs {
         settings.sandbox_writable.extend(self.sandbox_writable.iter().cloned());
         if self.allowlist.is_some() {
             settings.allowlist.clone_from(&self.allowlist);
+        }
+        if let Some(docker) = &self.docker {
+            settings.docker.clone_from(docker);
         }
         if let Some(format) = self.log {
             settings.log_json = format == LogFormat::Json;
