@@ -24,7 +24,10 @@ start() {
 start
 while read -r word; do
   case $word in
-    kill) kill -9 "$daemon"; wait "$daemon"; rm -f "$DIR/pid" ;;
+    kill)
+      kill -9 "$daemon"; wait "$daemon"
+      # Its containerd dies with it; but where nobody reaps that, the next engine would take it for alive.
+      rm -f "$DIR/pid" "$DIR/exec/containerd/containerd.pid" ;;
     start) start ;;
   esac
 done

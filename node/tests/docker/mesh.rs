@@ -82,7 +82,8 @@ async fn an_image_travels_over_the_mesh_to_nodes_that_have_an_engine() {
     let why = status.runners.iter().find(|(runner, _)| runner == "docker").and_then(|(_, why)| why.clone());
     assert!(why.is_some_and(|why| why.contains("turned off")));
     let archive = mesh.dir().join("image.tar");
-    std::fs::write(&archive, make(&Recipe { tags: vec!["busybox:latest"], ..Recipe::default() }).archive).expect("write");
+    std::fs::write(&archive, make(&Recipe { tags: vec!["busybox:latest"], ..Recipe::default() }).archive)
+        .expect("write");
     let job = submitter.submit(example(&archive), |_, _, _| {}).await.expect("submit").to_string();
     let view = until("the job has ended", async || {
         let (view, _) = submitter.job(&job).await.ok()?;
@@ -113,7 +114,9 @@ async fn a_killed_daemons_containers_go_and_nobody_elses() {
     std::fs::write(&archive, make(&Recipe::default()).archive).expect("write");
     let mut draft = example(&archive);
     let DraftWork::Batch(batch) = &mut draft.work else { panic!("a batch") };
-    let sinew_crdt_state::manifest::DraftProgram::Container(container) = &mut batch.program else { panic!("container") };
+    let sinew_crdt_state::manifest::DraftProgram::Container(container) = &mut batch.program else {
+        panic!("container")
+    };
     (container.argv, batch.tasks, batch.outputs) = (["sleep", "987"].map(str::to_owned).to_vec(), 1, Vec::new());
     let job = mesh.nodes[0].client().submit(draft, |_, _, _| {}).await.expect("submit").to_string();
     let running = async |not: Option<&str>| {
@@ -136,7 +139,8 @@ async fn a_killed_daemons_containers_go_and_nobody_elses() {
     // Its processes end with the daemon: the guardian sees to that.
     until("the container has ended", async || running(None).await.is_none().then_some(())).await;
     mesh.nodes[0].start().await.expect("start again");
-    let again = async || (!containers(&client, &node).await.iter().any(|c| c.id.as_deref() == Some(&first))).then_some(());
+    let again =
+        async || (!containers(&client, &node).await.iter().any(|c| c.id.as_deref() == Some(&first))).then_some(());
     until("the container is gone", again).await;
     until("the task runs again", async || running(Some(&first)).await).await;
     mesh.nodes[0].client().act(&Request::Cancel { job, reason: "enough".to_owned() }).await.expect("cancel");

@@ -164,7 +164,8 @@ impl Rig {
         let program = Program::Container(program);
         self.with(started, |ctx, slot| {
             let done = run_batch(ctx, slot, &program, &[]);
-            let read = |path: &std::path::Path| std::fs::read_to_string(path).expect("text");
+            let read =
+                |path: &std::path::Path| String::from_utf8_lossy(&std::fs::read(path).expect("read")).into_owned();
             Ran {
                 result: done.outcome.result.map(|_| ()),
                 stdout: done.stdout.as_deref().map(read).unwrap_or_default(),
