@@ -189,6 +189,12 @@ mod tests {
             let error = bad.check().expect_err("refused").to_string();
             assert!(error.contains("sandbox_writable") && error.contains(path), "{error}");
         }
+        std::fs::write(dir.path().join(FILE_NAME), "docker = \"/run/x.sock\"\n").expect("write");
+        let docker = Settings::load(None, dir.path()).expect("settings").docker;
+        assert_eq!(docker, EngineSetting::At("/run/x.sock".into()));
+        std::fs::write(dir.path().join(FILE_NAME), "docker = \"tcp://192.0.2.1\"\n").expect("write");
+        let error = Settings::load(None, dir.path()).expect_err("no socket").to_string();
+        assert!(error.contains("tcp://192.0.2.1") && error.contains("/var/run/docker.sock"), "{error}");
         std::fs::write(dir.path().join(FILE_NAME), "sandbox = \"best-effort\"\n").expect("write");
         assert_eq!(Settings::load(None, dir.path()).expect("settings").sandbox, SandboxMode::BestEffort);
         std::fs::write(dir.path().join(FILE_NAME), "sandbox = \"none\"\n").expect("write");

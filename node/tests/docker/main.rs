@@ -11,4 +11,5 @@ mod engines;
 mod image;
 mod images;
 mod mesh;
+mod overhead;
 mod rig;

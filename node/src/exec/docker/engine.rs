@@ -191,8 +191,8 @@ fn unfit(info: &SystemInfo) -> Option<String> {
     }
     let options = info.security_options.as_deref().unwrap_or_default();
     let has = |name: &str| options.iter().any(|option| option.split(',').any(|part| part == format!("name={name}")));
-    if !has("seccomp") {
-        return Some("filters no system calls: it lacks seccomp".to_owned());
+    if !has("seccomp") || options.iter().any(|option| option.contains("profile=unconfined")) {
+        return Some("filters no system calls: it lacks seccomp, or has it turned off".to_owned());
     }
     ["rootless", "userns"].into_iter().find(|name| has(name)).map(|name| {
         format!("maps users ({name}), so that tasks could not write into their directories: use one that does not")
@@ -235,6 +235,8 @@ mod tests {
         says(SystemInfo { pids_limit: None, ..good.clone() }, "processes");
         says(SystemInfo { os_type: Some("windows".to_owned()), ..good.clone() }, "Linux");
         says(SystemInfo { security_options: None, ..good.clone() }, "seccomp");
+        let off = vec!["name=seccomp,profile=unconfined".to_owned()];
+        says(SystemInfo { security_options: Some(off), ..good.clone() }, "turned off");
         let rootless = vec!["name=seccomp,profile=default".to_owned(), "name=rootless".to_owned()];
         says(SystemInfo { security_options: Some(rootless), ..good }, "rootless");
     }

@@ -205,6 +205,8 @@ impl Images {
 
     /// The job is over on this node.
     pub(super) fn end_job(&self, job: &str) {
+        // Whoever wants one of these again looks at its archive again.
+        lock(&self.wanted).retain(|_, place| Arc::strong_count(place) > 1);
         for brought in lock(&self.brought).values_mut() {
             if brought.jobs.remove(job) {
                 brought.used = Instant::now();
