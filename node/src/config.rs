@@ -7,6 +7,7 @@ use std::path::{Component, Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::exec::cell::pool::SandboxMode;
+use crate::exec::docker::EngineSetting;
 use crate::gather::Hosts;
 
 /// The file's name in the data dir.
@@ -58,6 +59,8 @@ pub struct Settings {
     pub gather_hosts: Vec<String>,
     /// A PEM file of certificate authorities to trust for that besides the system's.
     pub gather_ca: Option<PathBuf>,
+    /// Which Docker engine runs containers: `auto`, `off` or the path of its socket.
+    pub docker: EngineSetting,
 }
 
 /// What fits into `/tmp` where nothing else is set: plenty for a sort or a build, and a small machine survives two of them.
@@ -87,6 +90,7 @@ impl Default for Settings {
             allowlist: None,
             gather_hosts: vec!["*".to_owned()],
             gather_ca: None,
+            docker: EngineSetting::Auto,
         }
     }
 }
@@ -202,6 +206,12 @@ mod tests {
             let error = bad.check().expect_err("refused").to_string();
             assert!(error.contains("sandbox_writable") && error.contains(path), "{error}");
         }
+        std::fs::write(dir.path().join(FILE_NAME), "docker = \"/run/x.sock\"\n").expect("write");
+        let docker = Settings::load(None, dir.path()).expect("settings").docker;
+        assert_eq!(docker, EngineSetting::At("/run/x.sock".into()));
+        std::fs::write(dir.path().join(FILE_NAME), "docker = \"tcp://192.0.2.1\"\n").expect("write");
+        let error = Settings::load(None, dir.path()).expect_err("no socket").to_string();
+        assert!(error.contains("tcp://192.0.2.1") && error.contains("/var/run/docker.sock"), "{error}");
         std::fs::write(dir.path().join(FILE_NAME), "sandbox = \"best-effort\"\n").expect("write");
         assert_eq!(Settings::load(None, dir.path()).expect("settings").sandbox, SandboxMode::BestEffort);
         std::fs::write(dir.path().join(FILE_NAME), "sandbox = \"none\"\n").expect("write");

@@ -7,8 +7,10 @@ use sinew_crdt_state::program::Runners;
 
 use crate::config::Settings;
 use crate::daemon::{DaemonError, io};
+use crate::datadir::DataDir;
 use crate::exec::allowlist::Allowlist;
 use crate::exec::cell::pool::{Sandbox, SandboxMode, SandboxOptions};
+use crate::exec::docker::{DockerOptions, DockerRunner, EngineSetting, IMAGE_KEEP};
 use crate::exec::guardian::NodeTag;
 use crate::exec::process::ProcessRunner;
 use crate::exec::runner::{Health, Runner};
@@ -46,7 +48,35 @@ pub fn open(
     data_dir: &Path,
 ) -> Result<(Arc<RunnerSet>, SandboxState), DaemonError> {
     let (process, state) = isolate(settings, shares, tag, data_dir)?;
-    Ok((Arc::new(RunnerSet::new(process)), state))
+    let docker = containers(settings, shares, tag, data_dir)?;
+    Ok((Arc::new(RunnerSet::new(process).with(Arc::new(docker))), state))
+}
+
+/// The name of the file in the data directory that says which images this node brought to its engine.
+const IMAGES_FILE: &str = "docker-images.json";
+
+fn containers(
+    settings: &Settings,
+    shares: Shares,
+    tag: &NodeTag,
+    data_dir: &Path,
+) -> Result<DockerRunner, DaemonError> {
+    let mut engine = settings.docker.clone();
+    if settings.allowlist.is_some() && engine == EngineSetting::Auto {
+        // Whoever lists the programs that may run does not mean any program of any image.
+        tracing::info!("no containers are run: `allowlist` is set, and `docker` names no engine");
+        engine = EngineSetting::Off;
+    }
+    let options = DockerOptions {
+        engine,
+        node: DataDir::at(data_dir).identity()?.id().to_string(),
+        images: data_dir.join(IMAGES_FILE),
+        image_keep: IMAGE_KEEP,
+        tmp_bytes: settings.sandbox_tmp_bytes,
+        memory_bytes: shares.memory_bytes,
+        slots: shares.cpu_milli.div_ceil(1_000),
+    };
+    Ok(DockerRunner::new(options, tag.clone(), tokio::runtime::Handle::current()))
 }
 
 /// Sets up the fetching of inputs.

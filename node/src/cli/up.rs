@@ -8,6 +8,7 @@ use sinew_crdt_state::manifest::units::{parse_duration, parse_size};
 use super::values::{parse_label, parse_offered_cores};
 use crate::config::{ConfigError, Settings};
 use crate::exec::cell::pool::SandboxMode;
+use crate::exec::docker::EngineSetting;
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -106,6 +107,9 @@ pub struct UpArgs {
     /// Certificate authorities to trust for that besides the system's, in PEM
     #[arg(long, env = "SINEW_GATHER_CA", value_name = "FILE")]
     pub gather_ca: Option<PathBuf>,
+    /// The Docker engine that runs containers: auto, off, or its socket [default: auto]
+    #[arg(long, env = "SINEW_DOCKER", value_name = "ENGINE")]
+    pub docker: Option<EngineSetting>,
     /// How log lines look [default: text]
     #[arg(long, env = "SINEW_LOG_FORMAT", value_name = "FORMAT")]
     pub log: Option<LogFormat>,
@@ -157,6 +161,9 @@ impl UpArgs {
         }
         if self.gather_ca.is_some() {
             settings.gather_ca.clone_from(&self.gather_ca);
+        }
+        if let Some(docker) = &self.docker {
+            settings.docker.clone_from(docker);
         }
         if let Some(format) = self.log {
             settings.log_json = format == LogFormat::Json;

@@ -10,6 +10,7 @@ pub mod bench;
 mod body;
 mod builtin;
 pub mod cell;
+pub mod docker;
 mod drive;
 pub mod files;
 pub mod guardian;

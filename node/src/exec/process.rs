@@ -4,6 +4,7 @@
 //! `posix_spawn`: no copy of the daemon's page tables, no code of ours in the child. Of the daemon's environment only
 //! [`INHERITED`] reaches the program. What a bare program may touch is not limited.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -220,13 +221,7 @@ impl ProcessRunner {
             return Err(Failure::new(ErrorCode::Deny, why.clone()));
         }
         let name = launch.argv().first().map_or("", String::as_str);
-        for (name, value) in launch.env {
-            let bad = name.is_empty() || name.contains(['=', '\0']) || value.contains('\0');
-            if bad || name.len() + value.len() > VARIABLE_LEN_MAX {
-                let shown: String = name.chars().take(64).collect();
-                return Err(Failure::new(ErrorCode::Invalid, format!("environment variable `{shown}` cannot be set")));
-            }
-        }
+        check_env(launch.env)?;
         let path = self.path(launch);
         if let Some(sandbox) = &self.sandbox
             && (launch.has_files || name.contains('/'))
@@ -293,6 +288,18 @@ impl ProcessRunner {
         run.start(program).map_err(no_sandbox)?;
         Ok((Body::Cell(Box::new(run)), stdin.map(|pipe| pipe.write)))
     }
+}
+
+/// Whether a program can be given these variables.
+pub(super) fn check_env(env: &BTreeMap<String, String>) -> Result<(), Failure> {
+    for (name, value) in env {
+        let bad = name.is_empty() || name.contains(['=', '\0']) || value.contains('\0');
+        if bad || name.len() + value.len() > VARIABLE_LEN_MAX {
+            let shown: String = name.chars().take(64).collect();
+            return Err(Failure::new(ErrorCode::Invalid, format!("environment variable `{shown}` cannot be set")));
+        }
+    }
+    Ok(())
 }
 
 /// The directories of `path` that programs of a cell see.

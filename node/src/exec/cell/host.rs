@@ -301,6 +301,14 @@ fn maps(map: &str, id: u32) -> bool {
     })
 }
 
+/// Gives the slot's directories to the user that its tasks are outside of whatever isolates them, and says who that is: one
+/// without a name, or the daemon's own user and group where the daemon may not make files anybody else's.
+pub(in crate::exec) fn hand_over_to_task(slot: u32, job: &Path) -> io::Result<(u32, u32)> {
+    let ids = OutsideId::choose(slot);
+    hand_over(job, ids)?;
+    Ok((ids.uid, ids.gid))
+}
+
 /// Gives the slot's directories to the cell's user.
 fn hand_over(job: &Path, ids: OutsideId) -> io::Result<()> {
     if !ids.by_root {
