@@ -51,10 +51,17 @@ pub struct Settings {
     pub sandbox_tmp_bytes: u64,
     /// A file that lists the programs that may run here; any, when not set.
     pub allowlist: Option<PathBuf>,
+    /// Whether WebAssembly modules may run here; when not set, they may unless there is an allowlist, which names none.
+    pub wasm: Option<bool>,
+    /// Bytes of the largest WebAssembly module that is compiled.
+    pub wasm_module_bytes_max: u64,
 }
 
 /// What fits into `/tmp` where nothing else is set: plenty for a sort or a build, and a small machine survives two of them.
 const TMP_BYTES: u64 = 256 << 20;
+
+/// Largest module: interpreters as modules have 30 MB, and compiling takes about a second of processor time a megabyte.
+const WASM_MODULE_BYTES_MAX: u64 = 64 << 20;
 
 impl Default for Settings {
     fn default() -> Self {
@@ -77,6 +84,8 @@ impl Default for Settings {
             sandbox_writable: Vec::new(),
             sandbox_tmp_bytes: TMP_BYTES,
             allowlist: None,
+            wasm: None,
+            wasm_module_bytes_max: WASM_MODULE_BYTES_MAX,
         }
     }
 }
@@ -142,6 +151,10 @@ impl Settings {
             let mend = "give at least one multiaddr, such as /ip4/0.0.0.0/tcp/9000";
             return Err(ConfigError::Value { key: "listen", value: "[]".to_owned(), mend });
         }
+        if self.wasm_module_bytes_max == 0 {
+            let mend = "give a number of bytes from 1, or set wasm = false";
+            return Err(ConfigError::Value { key: "wasm_module_bytes_max", value: "0".to_owned(), mend });
+        }
         for (key, paths) in [("sandbox_readable", &self.sandbox_readable), ("sandbox_writable", &self.sandbox_writable)]
         {
             if let Some(bad) = paths.iter().find(|path| !is_plain(path)) {
@@ -180,6 +193,9 @@ mod tests {
         assert!(error.contains("lisen") && error.contains("listen"), "{error}");
         let bad = Settings { cpus: Some(-1.0), ..Settings::default() };
         assert!(bad.check().expect_err("range").to_string().contains("cpus"));
+        let bad = Settings { wasm_module_bytes_max: 0, ..Settings::default() };
+        let error = bad.check().expect_err("refused").to_string();
+        assert!(error.contains("wasm_module_bytes_max") && error.contains("wasm = false"), "{error}");
         for path in ["/", "data", "/srv/../etc"] {
             let bad = Settings { sandbox_writable: vec![path.into()], ..Settings::default() };
             let error = bad.check().expect_err("refused").to_string();

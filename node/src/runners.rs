@@ -13,6 +13,7 @@ use crate::exec::guardian::NodeTag;
 use crate::exec::process::ProcessRunner;
 use crate::exec::runner::{Health, Runner};
 use crate::exec::set::RunnerSet;
+use crate::exec::wasm::{WasmOptions, WasmRunner};
 
 /// What this node can do to isolate programs.
 #[derive(Debug, Clone)]
@@ -45,7 +46,23 @@ pub fn open(
     data_dir: &Path,
 ) -> Result<(Arc<RunnerSet>, SandboxState), DaemonError> {
     let (process, state) = isolate(settings, shares, tag, data_dir)?;
-    Ok((Arc::new(RunnerSet::new(process)), state))
+    let set = RunnerSet::new(process).with(Arc::new(wasm(settings, shares)));
+    Ok((Arc::new(set), state))
+}
+
+/// The runner for modules, unless they are not wanted.
+fn wasm(settings: &Settings, shares: Shares) -> WasmRunner {
+    let options = WasmOptions {
+        memory_bytes: shares.memory_bytes,
+        slots: shares.cpu_milli.div_ceil(1_000),
+        module_bytes_max: settings.wasm_module_bytes_max,
+    };
+    let why = match (settings.wasm, &settings.allowlist) {
+        (Some(true), _) | (None, None) => return WasmRunner::new(options),
+        (Some(false), _) => "turned off: wasm = false",
+        (None, Some(_)) => "there is an allowlist, which names no modules; set wasm = true to let any run",
+    };
+    WasmRunner::refusing(options, why.to_owned())
 }
 
 /// Each runner and why it cannot run anything now, if so.
