@@ -7,6 +7,7 @@ mod suite;
 mod process;
 mod wasm;
 
+mod cost;
 mod mesh;
 mod modules;
 mod wasm_escape;

@@ -12,7 +12,7 @@ use sinew_node::exec::runner::Runner;
 use crate::subject::{Does, Subject};
 use crate::suite::contract;
 
-struct Process {
+pub(crate) struct Process {
     runner: Arc<ProcessRunner>,
     in_cells: bool,
     /// Names it: what carries the same name is taken for an earlier run's, and removed.
@@ -20,7 +20,7 @@ struct Process {
 }
 
 impl Process {
-    fn in_cells() -> Self {
+    pub(crate) fn in_cells() -> Self {
         let options = SandboxOptions {
             mode: SandboxMode::Required,
             exe: PathBuf::from(env!("CARGO_BIN_EXE_sinew")),
@@ -38,7 +38,7 @@ impl Process {
         Self { runner: Arc::new(runner), in_cells: true, _dir: dir }
     }
 
-    fn bare() -> Self {
+    pub(crate) fn bare() -> Self {
         let dir = tempfile::tempdir().expect("dir");
         let runner = ProcessRunner::new(NodeTag::new(dir.path().to_str().expect("utf-8")));
         Self { runner: Arc::new(runner), in_cells: false, _dir: dir }

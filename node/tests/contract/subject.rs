@@ -129,7 +129,8 @@ impl Ran {
 
 /// One slot of one node.
 pub(crate) struct Bench {
-    pub(crate) slot: Slot,
+    /// There, except while a task runs in it.
+    slot: Option<Slot>,
     pub(crate) runner: Arc<dyn Runner>,
     pub(crate) content: Content,
     pub(crate) files: JobFiles,
@@ -147,7 +148,7 @@ impl Bench {
         let dir = tempfile::tempdir().expect("dir");
         let root = WorkRoot::open(&dir.path().join("work")).expect("root");
         Self {
-            slot: root.slot(0).expect("slot"),
+            slot: Some(root.slot(0).expect("slot")),
             runner,
             content,
             files: JobFiles::none(),
@@ -166,7 +167,7 @@ impl Bench {
 
     /// Gives the job files.
     pub(crate) fn place(&mut self, files: &[(&str, &[u8])]) {
-        let mut placing = JobFiles::place_in(&self.slot.root().input("job")).expect("place");
+        let mut placing = JobFiles::place_in(&self.slot().root().input("job")).expect("place");
         for (path, bytes) in files {
             placing.add(path, false, &mut &bytes[..]).expect("add");
         }
@@ -208,9 +209,9 @@ impl Bench {
         started: Option<&(dyn Fn(Arc<dyn Control>) + Sync)>,
     ) -> Ran {
         self.task = self.task.wrapping_add(1);
-        let mut slot = self.take_slot();
+        let mut slot = self.slot.take().expect("no task runs");
         let done = run_batch(&self.context(stop, started), &mut slot, program, &[]);
-        self.slot = slot;
+        self.slot = Some(slot);
         let read = |path: &PathBuf| std::fs::read(path).expect("what it left");
         Ran {
             result: done.outcome.result.map(|_| ()),
@@ -221,20 +222,19 @@ impl Bench {
         }
     }
 
-    /// The slot, in exchange for another that is not used meanwhile.
-    fn take_slot(&mut self) -> Slot {
-        let spare = self.slot.root().slot(1).expect("slot");
-        std::mem::replace(&mut self.slot, spare)
+    /// The slot's directories.
+    pub(crate) fn slot(&self) -> &Slot {
+        self.slot.as_ref().expect("no task runs")
     }
 
     /// Runs it as a mapper over `input`; gives the lines that it printed, sorted.
     pub(crate) fn map(&mut self, program: &Program, mut input: &[u8]) -> Vec<Vec<u8>> {
         self.task = self.task.wrapping_add(1);
         let stop = StopHandle::new().expect("handle");
-        let mut slot = self.take_slot();
+        let mut slot = self.slot.take().expect("no task runs");
         let work = MapWork { map: program, combine: None, partitions: 1, sort_budget: 64 << 20 };
         let done = run_map(&self.context(&stop, None), &mut slot, &work, &mut input);
-        self.slot = slot;
+        self.slot = Some(slot);
         done.outcome.result.expect("mapped");
         let (path, index) = done.output.expect("an output");
         let range = index.range_of(0).expect("a partition");

@@ -31,7 +31,7 @@ const ALL: [(Does, Make); 11] = [
     (Does::FillFile, modules::fill_file),
 ];
 
-struct Wasm {
+pub(crate) struct Wasm {
     runner: Arc<WasmRunner>,
     store: Store,
     deterministic: bool,
@@ -39,7 +39,7 @@ struct Wasm {
 }
 
 impl Wasm {
-    fn new(deterministic: bool) -> Self {
+    pub(crate) fn new(deterministic: bool) -> Self {
         let mut store = Store::new();
         let modules = ALL.map(|(does, make)| (does, store.add(&make()))).into();
         Self { runner: Arc::new(WasmRunner::new(OPTIONS)), store, deterministic, modules }

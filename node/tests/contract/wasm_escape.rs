@@ -26,7 +26,7 @@ fn no_path_leads_out_of_the_directories() {
     rig.bench.place(&[("in.txt", b"in")]);
     // From `work` and `output`, and from the job's files.
     let (up, up_input) = ("../../../../../secret", "../../../secret");
-    assert_eq!(std::fs::read_to_string(rig.bench.slot.work().join(up)).expect("it is there"), "the secret");
+    assert_eq!(std::fs::read_to_string(rig.bench.slot().work().join(up)).expect("it is there"), "the secret");
     let input = rig.bench.files.dir().expect("files").to_owned();
     assert_eq!(std::fs::read_to_string(input.join(up_input)).expect("it is there"), "the secret");
     let through = format!("sub/../{up}");
