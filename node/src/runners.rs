@@ -116,3 +116,26 @@ fn isolate(
     };
     Ok((runner.only(list), state))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modules_run_unless_an_operator_limits_programs() {
+        let shares = Shares { memory_bytes: 1 << 30, cpu_milli: 2_000 };
+        let health = |wasm, allowlist: Option<&str>| {
+            let settings = Settings { wasm, allowlist: allowlist.map(Into::into), ..Settings::default() };
+            super::wasm(&settings, shares).health()
+        };
+        for ready in [health(None, None), health(Some(true), None), health(Some(true), Some("list.toml"))] {
+            assert_eq!(ready, Health::Ready);
+        }
+        let why = |health| match health {
+            Health::Unavailable(why) => why,
+            Health::Ready => panic!("ready"),
+        };
+        assert!(why(health(Some(false), None)).contains("wasm = false"));
+        assert!(why(health(None, Some("list.toml"))).contains("allowlist"));
+    }
+}
