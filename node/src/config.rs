@@ -61,10 +61,17 @@ pub struct Settings {
     pub gather_ca: Option<PathBuf>,
     /// Which Docker engine runs containers: `auto`, `off` or the path of its socket.
     pub docker: EngineSetting,
+    /// Whether WebAssembly modules may run here; when not set, they may unless there is an allowlist, which names none.
+    pub wasm: Option<bool>,
+    /// Bytes of the largest WebAssembly module that is compiled.
+    pub wasm_module_bytes_max: u64,
 }
 
 /// What fits into `/tmp` where nothing else is set: plenty for a sort or a build, and a small machine survives two of them.
 const TMP_BYTES: u64 = 256 << 20;
+
+/// Largest module: interpreters as modules have 30 MB, and compiling takes about a second of processor time a megabyte.
+const WASM_MODULE_BYTES_MAX: u64 = 64 << 20;
 
 impl Default for Settings {
     fn default() -> Self {
@@ -91,6 +98,8 @@ impl Default for Settings {
             gather_hosts: vec!["*".to_owned()],
             gather_ca: None,
             docker: EngineSetting::Auto,
+            wasm: None,
+            wasm_module_bytes_max: WASM_MODULE_BYTES_MAX,
         }
     }
 }
@@ -160,6 +169,10 @@ impl Settings {
             let mend = "give names such as data.example.org, *.example.org for all below it, addresses, or * for all public hosts";
             return Err(ConfigError::Value { key: "gather_hosts", value: bad.0, mend });
         }
+        if self.wasm_module_bytes_max == 0 {
+            let mend = "give a number of bytes from 1, or set wasm = false";
+            return Err(ConfigError::Value { key: "wasm_module_bytes_max", value: "0".to_owned(), mend });
+        }
         for (key, paths) in [("sandbox_readable", &self.sandbox_readable), ("sandbox_writable", &self.sandbox_writable)]
         {
             if let Some(bad) = paths.iter().find(|path| !is_plain(path)) {
@@ -201,6 +214,9 @@ mod tests {
         let bad = Settings { gather_hosts: vec!["http://x".to_owned()], ..Settings::default() };
         let error = bad.check().expect_err("refused").to_string();
         assert!(error.contains("gather_hosts") && error.contains("http://x"), "{error}");
+        let bad = Settings { wasm_module_bytes_max: 0, ..Settings::default() };
+        let error = bad.check().expect_err("refused").to_string();
+        assert!(error.contains("wasm_module_bytes_max") && error.contains("wasm = false"), "{error}");
         for path in ["/", "data", "/srv/../etc"] {
             let bad = Settings { sandbox_writable: vec![path.into()], ..Settings::default() };
             let error = bad.check().expect_err("refused").to_string();

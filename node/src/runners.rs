@@ -15,6 +15,7 @@ use crate::exec::guardian::NodeTag;
 use crate::exec::process::ProcessRunner;
 use crate::exec::runner::{Health, Runner};
 use crate::exec::set::RunnerSet;
+use crate::exec::wasm::{WasmOptions, WasmRunner};
 use crate::gather::{Gather, GatherError, GatherOptions, Hosts};
 
 /// What this node can do to isolate programs.
@@ -49,7 +50,8 @@ pub fn open(
 ) -> Result<(Arc<RunnerSet>, SandboxState), DaemonError> {
     let (process, state) = isolate(settings, shares, tag, data_dir)?;
     let docker = containers(settings, shares, tag, data_dir)?;
-    Ok((Arc::new(RunnerSet::new(process).with(Arc::new(docker))), state))
+    let set = RunnerSet::new(process).with(Arc::new(docker)).with(Arc::new(wasm(settings, shares)));
+    Ok((Arc::new(set), state))
 }
 
 /// The name of the file in the data directory that says which images this node brought to its engine.
@@ -88,6 +90,21 @@ pub fn gather(settings: &Settings, tag: &NodeTag) -> Result<Gather, DaemonError>
         Hosts::parse(&settings.gather_hosts).map_err(|e| DaemonError::Gather(GatherError::Client(e.to_string())))?;
     let options = GatherOptions { hosts, ca: settings.gather_ca.clone() };
     Gather::new(options, tag.clone()).map_err(DaemonError::Gather)
+}
+
+/// The runner for modules, unless they are not wanted.
+fn wasm(settings: &Settings, shares: Shares) -> WasmRunner {
+    let options = WasmOptions {
+        memory_bytes: shares.memory_bytes,
+        slots: shares.cpu_milli.div_ceil(1_000),
+        module_bytes_max: settings.wasm_module_bytes_max,
+    };
+    let why = match (settings.wasm, &settings.allowlist) {
+        (Some(true), _) | (None, None) => return WasmRunner::new(options),
+        (Some(false), _) => "turned off: wasm = false",
+        (None, Some(_)) => "there is an allowlist, which names no modules; set wasm = true to let any run",
+    };
+    WasmRunner::refusing(options, why.to_owned())
 }
 
 /// Each runner and why it cannot run anything now, if so.
@@ -140,4 +157,27 @@ fn isolate(
         }
     };
     Ok((runner.only(list), state))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modules_run_unless_an_operator_limits_programs() {
+        let shares = Shares { memory_bytes: 1 << 30, cpu_milli: 2_000 };
+        let health = |wasm, allowlist: Option<&str>| {
+            let settings = Settings { wasm, allowlist: allowlist.map(Into::into), ..Settings::default() };
+            super::wasm(&settings, shares).health()
+        };
+        for ready in [health(None, None), health(Some(true), None), health(Some(true), Some("list.toml"))] {
+            assert_eq!(ready, Health::Ready);
+        }
+        let why = |health| match health {
+            Health::Unavailable(why) => why,
+            Health::Ready => panic!("ready"),
+        };
+        assert!(why(health(Some(false), None)).contains("wasm = false"));
+        assert!(why(health(None, Some("list.toml"))).contains("allowlist"));
+    }
 }

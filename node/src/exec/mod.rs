@@ -33,3 +33,4 @@ pub mod stop;
 pub mod sweep;
 pub mod task;
 pub mod walk;
+pub mod wasm;

@@ -77,7 +77,16 @@ pub(super) fn children(pid: i32) -> Vec<i32> {
 /// Bytes that a process and the children it waited for have written: to disks, or by system calls to anything, whichever is
 /// more. The first misses file systems in memory, the second what is written through mapped memory.
 pub(super) fn written(pid: i32) -> Option<u64> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/io")).ok()?;
+    written_in(&format!("/proc/{pid}/io"))
+}
+
+/// Bytes that the calling thread has written.
+pub(super) fn thread_written() -> Option<u64> {
+    written_in("/proc/thread-self/io")
+}
+
+fn written_in(path: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(path).ok()?;
     let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
     field("write_bytes:").max(field("wchar:"))
 }

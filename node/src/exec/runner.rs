@@ -94,6 +94,8 @@ pub struct Launch<'a> {
     pub run: u64,
     /// Whether stdin is fed; it is empty otherwise.
     pub feeds_stdin: bool,
+    /// What it may use: a preparation that takes long ends with its time.
+    pub limits: RunLimits,
     /// Ends it.
     pub stop: &'a StopHandle,
 }

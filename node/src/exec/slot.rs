@@ -306,8 +306,8 @@ pub struct Slot {
     job: PathBuf,
     work: ReusableDir,
     output: ReusableDir,
-    /// Whose files are linked into `work`.
-    linked: Option<PathBuf>,
+    /// Whose files are linked into `work`, and as whom they are seen.
+    linked: Option<(PathBuf, View)>,
     links: Vec<String>,
     /// Whose task ran last.
     last_job: Option<String>,
@@ -388,7 +388,8 @@ impl Slot {
 
     /// Makes the working directory show `files`, as programs see them.
     pub(super) fn prepare(&mut self, files: &JobFiles, view: View) -> io::Result<()> {
-        if self.linked.as_deref() == files.dir() && self.links.len() == files.top().len() {
+        let linked = self.linked.as_ref().map(|(dir, view)| (dir.as_path(), *view));
+        if linked == files.dir().map(|dir| (dir, view)) && self.links.len() == files.top().len() {
             return Ok(());
         }
         if !self.links.is_empty() {
@@ -401,7 +402,7 @@ impl Slot {
                 symlink(shown.join(name), self.work.path.join(name))?;
                 self.links.push(name.clone());
             }
-            self.linked = Some(dir.to_owned());
+            self.linked = Some((dir.to_owned(), view));
         }
         Ok(())
     }

@@ -255,6 +255,7 @@ impl<'a> Attempt<'a> {
             fixed_env: &fixed_env,
             run: next_run(),
             feeds_stdin: input.is_some(),
+            limits: *limits,
             stop: ctx.stop,
         };
         let prepared = ctx.runner.prepare(&launch)?;

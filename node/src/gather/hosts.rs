@@ -35,6 +35,9 @@ impl Hosts {
         for rule in rules {
             let bad = || BadHostRule(rule.clone());
             let plain = |name: &str| {
+                if name.contains('*') {
+                    return None;
+                }
                 let parsed = Host::parse(name).ok().or_else(|| name.parse().ok().map(Host::Ipv6));
                 parsed.map(|host| host.to_string().trim_matches(['[', ']']).to_owned())
             };

@@ -1,0 +1,80 @@
+//! What other threads see of a running module.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use crate::exec::outcome::STDERR_TAIL_MAX;
+use crate::exec::runner::{Control, Stats, Status};
+use crate::exec::stop::{StopHandle, StopReason};
+
+/// What the driving thread shares with [`Control`].
+#[derive(Debug)]
+pub(super) struct Watch {
+    pub(super) stop: StopHandle,
+    ended: AtomicBool,
+    cpu_us: AtomicU64,
+    memory_bytes: AtomicU64,
+    peak_bytes: AtomicU64,
+    tail: Mutex<Vec<u8>>,
+}
+
+impl Watch {
+    pub(super) const fn new(stop: StopHandle) -> Self {
+        Self {
+            stop,
+            ended: AtomicBool::new(false),
+            cpu_us: AtomicU64::new(0),
+            memory_bytes: AtomicU64::new(0),
+            peak_bytes: AtomicU64::new(0),
+            tail: Mutex::new(Vec::new()),
+        }
+    }
+
+    pub(super) fn set_cpu_us(&self, us: u64) {
+        self.cpu_us.store(us, Ordering::Relaxed);
+    }
+
+    pub(super) fn set_memory(&self, bytes: u64) {
+        self.memory_bytes.store(bytes, Ordering::Relaxed);
+        self.peak_bytes.fetch_max(bytes, Ordering::Relaxed);
+    }
+
+    /// Most bytes of memory that it had.
+    pub(super) fn peak_bytes(&self) -> u64 {
+        self.peak_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Keeps the end of stderr.
+    pub(super) fn add_stderr(&self, bytes: &[u8]) {
+        let mut tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
+        tail.extend_from_slice(bytes);
+        let over = tail.len().saturating_sub(STDERR_TAIL_MAX);
+        tail.drain(..over);
+    }
+
+    pub(super) fn end(&self) {
+        self.ended.store(true, Ordering::Release);
+    }
+}
+
+impl Control for Watch {
+    fn stop(&self, reason: StopReason) {
+        self.stop.stop(reason);
+    }
+
+    fn status(&self) -> Status {
+        if self.ended.load(Ordering::Acquire) { Status::Ended } else { Status::Running(None) }
+    }
+
+    fn stats(&self) -> Stats {
+        if self.ended.load(Ordering::Acquire) {
+            return Stats::default();
+        }
+        let cpu_ms = self.cpu_us.load(Ordering::Relaxed) / 1_000;
+        Stats { cpu_ms, rss_bytes: self.memory_bytes.load(Ordering::Relaxed) }
+    }
+
+    fn logs(&self) -> Vec<u8> {
+        self.tail.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
