@@ -33,7 +33,9 @@ while read -r word; do
 done
 kill "$daemon" 2>/dev/null && wait "$daemon"
 for round in 1 2 3 4 5; do
-  left=$(pgrep -f "$DIR/") || break
+  # The engine's own, and what runs in containers of an engine that was killed.
+  left="$(pgrep -f "$DIR/") $(find /sys/fs/cgroup -path "*/$NAME/*" -name cgroup.procs -exec cat {} +)"
+  [ -n "${left# }" ] || break
   kill -9 $left 2>/dev/null
   sleep 0.2
 done

@@ -8,7 +8,7 @@ use bollard::Docker;
 use bollard::models::{ContainerCreateBody, ContainerSummary, HostConfig};
 use bollard::query_parameters::{CreateContainerOptions, ListContainersOptionsBuilder, StartContainerOptions};
 use sinew_crdt_state::fact::Outcome;
-use sinew_crdt_state::manifest::{DraftContent, DraftWork, JobDraft, parse};
+use sinew_crdt_state::manifest::{DraftContent, DraftProgram, DraftWork, JobDraft, parse};
 use sinew_crdt_state::state::Status;
 use sinew_node::api::Request;
 use sinew_node::local_mesh::{LocalMesh, LocalMeshOptions, Place};
@@ -56,6 +56,24 @@ fn files(dir: &Path) -> Vec<String> {
         .collect();
     texts.sort();
     texts
+}
+
+/// The job of the example as one task that stays.
+fn sleeper(archive: &Path, seconds: &str) -> JobDraft {
+    std::fs::write(archive, make(&Recipe::default()).archive).expect("write");
+    let mut draft = example(archive);
+    let DraftWork::Batch(batch) = &mut draft.work else { panic!("a batch") };
+    let DraftProgram::Container(container) = &mut batch.program else { panic!("a container") };
+    container.argv = vec!["sleep".to_owned(), seconds.to_owned()];
+    (batch.tasks, batch.outputs) = (1, Vec::new());
+    draft
+}
+
+/// Whether a process with exactly these arguments lives.
+fn lives(argv: &[&str]) -> bool {
+    let wanted: Vec<u8> = argv.iter().flat_map(|arg| arg.bytes().chain([0])).collect();
+    let processes = std::fs::read_dir("/proc").expect("proc").flatten();
+    processes.map(|entry| entry.path().join("cmdline")).any(|path| std::fs::read(path).is_ok_and(|text| text == wanted))
 }
 
 /// The containers of a node's tasks.
@@ -111,14 +129,7 @@ async fn a_killed_daemons_containers_go_and_nobody_elses() {
     let mut mesh = mesh(&[engine.socket().to_str().expect("UTF-8")]).await;
     let node = mesh.nodes[0].id.to_string();
     let archive = mesh.dir().join("image.tar");
-    std::fs::write(&archive, make(&Recipe::default()).archive).expect("write");
-    let mut draft = example(&archive);
-    let DraftWork::Batch(batch) = &mut draft.work else { panic!("a batch") };
-    let sinew_crdt_state::manifest::DraftProgram::Container(container) = &mut batch.program else {
-        panic!("container")
-    };
-    (container.argv, batch.tasks, batch.outputs) = (["sleep", "987"].map(str::to_owned).to_vec(), 1, Vec::new());
-    let job = mesh.nodes[0].client().submit(draft, |_, _, _| {}).await.expect("submit").to_string();
+    let job = mesh.nodes[0].client().submit(sleeper(&archive, "987"), |_, _, _| {}).await.expect("submit").to_string();
     let running = async |not: Option<&str>| {
         let all = containers(&client, &node).await;
         let is = |c: &ContainerSummary| format!("{:?}", c.state).contains("RUNNING") && c.id.as_deref() != not;
@@ -150,5 +161,47 @@ async fn a_killed_daemons_containers_go_and_nobody_elses() {
     drop(mesh);
     let options = bollard::query_parameters::RemoveContainerOptionsBuilder::default().force(true).build();
     client.remove_container(&foreign, Some(options)).await.expect("remove");
+    tokio::task::spawn_blocking(|| drop(engine)).await.expect("end");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_engine_that_goes_and_comes_shows_in_what_its_node_offers() {
+    const SECONDS: &str = "98765";
+    let Some(mut engine) = tokio::task::spawn_blocking(TestEngine::own).await.expect("engine") else { return };
+    let mesh = mesh(&["off", engine.socket().to_str().expect("UTF-8")]).await;
+    let (submitter, worker) = (mesh.nodes[0].client(), mesh.nodes[1].id);
+    let offers = async |offered: bool| {
+        until(if offered { "containers are offered" } else { "containers are offered no more" }, async || {
+            let peers = submitter.peers().await.expect("peers");
+            peers.iter().any(|p| p.node == worker && p.runners.contains("docker") == offered).then_some(())
+        })
+        .await;
+    };
+    offers(true).await;
+    let mut draft = sleeper(&mesh.dir().join("image.tar"), SECONDS);
+    // Some attempts may fail before everybody knows that the engine is gone.
+    (draft.retry.attempts, draft.retry.delay_ms) = (20, 500);
+    let job = submitter.submit(draft, |_, _, _| {}).await.expect("submit").to_string();
+    until("the task runs", async || lives(&["sleep", SECONDS]).then_some(())).await;
+    engine = tokio::task::spawn_blocking(|| {
+        engine.kill();
+        engine
+    })
+    .await
+    .expect("kill");
+    offers(false).await;
+    // No engine holds it any more; the daemon finds it all the same.
+    until("its process is gone", async || (!lives(&["sleep", SECONDS])).then_some(())).await;
+    engine = tokio::task::spawn_blocking(|| {
+        engine.start_again();
+        engine
+    })
+    .await
+    .expect("start");
+    offers(true).await;
+    until("the task runs again", async || lives(&["sleep", SECONDS]).then_some(())).await;
+    submitter.act(&Request::Cancel { job, reason: "enough".to_owned() }).await.expect("cancel");
+    until("its process is gone", async || (!lives(&["sleep", SECONDS])).then_some(())).await;
+    drop(mesh);
     tokio::task::spawn_blocking(|| drop(engine)).await.expect("end");
 }

@@ -165,6 +165,14 @@ impl Inner {
         state.engine = looked.map(|(engine, _)| engine);
     }
 
+    /// Takes note if an engine that was lost does not answer any more.
+    async fn doubt(&self, engine: &Engine) {
+        if !engine.answers().await {
+            let why = format!("no Docker engine answers at {} any more", engine.socket.display());
+            lock(&self.state).engine = Err(why);
+        }
+    }
+
     /// Removes this node's containers that belong to no attempt under way, all or those of one job, and says how many.
     async fn sweep(&self, engine: &Engine, job: Option<&str>) -> Result<usize, Error> {
         self.litter.store(false, Ordering::Relaxed);

@@ -82,6 +82,10 @@ impl Execution for Run {
         let driver = Driver::new(&self, streams, *limits);
         let ended = runtime.block_on(driver.run(attached));
         self.shared.end();
+        if ended.result.as_ref().is_err_and(|why| why.code == ErrorCode::Lost) {
+            // Not only at the next look: until then tasks would come here to fail.
+            runtime.block_on(self.inner.doubt(&self.engine));
+        }
         self.remove();
         ended
     }
