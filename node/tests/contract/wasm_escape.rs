@@ -160,7 +160,7 @@ fn of_the_daemon_it_sees_neither_variables_nor_arguments() {
 #[test]
 fn a_module_cannot_hold_the_daemon_in_a_host_function() {
     let mut rig = Modules::new();
-    rig.bench.limits.timeout_ms = Some(1_000);
+    rig.bench.limits.timeout_ms = Some(60_000);
     // Buffers that reach over the end of memory, huge random numbers, waits with nonsense in them: each ends, one way or
     // another, before its task does.
     let body = "
