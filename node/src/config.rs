@@ -7,6 +7,7 @@ use std::path::{Component, Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::exec::cell::pool::SandboxMode;
+use crate::exec::python::{PythonOptions, is_name};
 
 /// The file's name in the data dir.
 pub const FILE_NAME: &str = "sinew.toml";
@@ -51,6 +52,8 @@ pub struct Settings {
     pub sandbox_tmp_bytes: u64,
     /// A file that lists the programs that may run here; any, when not set.
     pub allowlist: Option<PathBuf>,
+    /// How Python functions are called.
+    pub python: PythonOptions,
 }
 
 /// What fits into `/tmp` where nothing else is set: plenty for a sort or a build, and a small machine survives two of them.
@@ -77,6 +80,7 @@ impl Default for Settings {
             sandbox_writable: Vec::new(),
             sandbox_tmp_bytes: TMP_BYTES,
             allowlist: None,
+            python: PythonOptions::default(),
         }
     }
 }
@@ -142,12 +146,19 @@ impl Settings {
             let mend = "give at least one multiaddr, such as /ip4/0.0.0.0/tcp/9000";
             return Err(ConfigError::Value { key: "listen", value: "[]".to_owned(), mend });
         }
-        for (key, paths) in [("sandbox_readable", &self.sandbox_readable), ("sandbox_writable", &self.sandbox_writable)]
-        {
+        for (key, paths) in [
+            ("sandbox_readable", &self.sandbox_readable),
+            ("sandbox_writable", &self.sandbox_writable),
+            ("python.paths", &self.python.paths),
+        ] {
             if let Some(bad) = paths.iter().find(|path| !is_plain(path)) {
                 let mend = "give absolute paths without `..`, none of them `/` itself";
                 return Err(ConfigError::Value { key, value: bad.display().to_string(), mend });
             }
+        }
+        if let Some(bad) = self.python.interpreter.as_ref().filter(|given| !is_name(given) && !is_plain(given)) {
+            let mend = "give a name such as python3, or the absolute path of an interpreter or a virtual environment";
+            return Err(ConfigError::Value { key: "python.interpreter", value: bad.display().to_string(), mend });
         }
         Ok(())
     }
@@ -185,6 +196,16 @@ mod tests {
             let error = bad.check().expect_err("refused").to_string();
             assert!(error.contains("sandbox_writable") && error.contains(path), "{error}");
         }
+        for interpreter in ["", "/", "venv/bin/python", "/srv/../venv"] {
+            let python = PythonOptions { interpreter: Some(interpreter.into()), paths: Vec::new() };
+            let error = Settings { python, ..Settings::default() }.check().expect_err("refused").to_string();
+            assert!(error.contains("python.interpreter"), "{error}");
+        }
+        let python = "[python]\ninterpreter = \"/srv/venv\"\npaths = [\"tasks\"]\n";
+        std::fs::write(dir.path().join(FILE_NAME), python).expect("write");
+        let settings = Settings::load(None, dir.path()).expect("settings");
+        assert_eq!(settings.python.interpreter.as_deref(), Some(Path::new("/srv/venv")));
+        assert!(settings.check().expect_err("relative").to_string().contains("python.paths"));
         std::fs::write(dir.path().join(FILE_NAME), "sandbox = \"best-effort\"\n").expect("write");
         assert_eq!(Settings::load(None, dir.path()).expect("settings").sandbox, SandboxMode::BestEffort);
         std::fs::write(dir.path().join(FILE_NAME), "sandbox = \"none\"\n").expect("write");

@@ -21,6 +21,7 @@ pub mod merge;
 pub mod outcome;
 pub mod process;
 mod procfs;
+pub mod python;
 mod removal;
 pub mod runner;
 pub mod set;

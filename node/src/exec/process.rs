@@ -4,6 +4,7 @@
 //! `posix_spawn`: no copy of the daemon's page tables, no code of ours in the child. Of the daemon's environment only
 //! [`INHERITED`] reaches the program. What a bare program may touch is not limited.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -129,6 +130,16 @@ impl ProcessRunner {
         &self.tag
     }
 
+    /// The variables of the daemon that programs see.
+    pub(super) fn base_env(&self) -> &[(&'static str, String)] {
+        &self.base
+    }
+
+    /// What may run at all, if that is limited.
+    pub(super) const fn allowlist(&self) -> Option<&Allowlist> {
+        self.allowlist.as_ref()
+    }
+
     fn path<'a>(&'a self, launch: &'a Launch<'_>) -> &'a str {
         let own =
             || self.base.iter().find(|(name, _)| *name == "PATH").map_or(PATH_FALLBACK, |(_, value)| value.as_str());
@@ -181,7 +192,7 @@ impl Runner for ProcessRunner {
     fn start(&self, launch: &Launch<'_>, prepared: Prepared) -> Result<Box<dyn Execution>, Failure> {
         // Entered before the process exists, so that a sweep cannot take it for a stray.
         let live = sweep::enter(launch.run);
-        let pipes = Pipe::new().and_then(|stdout| Ok([stdout, Pipe::new()?])).map_err(|e| lacking("pipes", &e))?;
+        let pipes = Pipe::pair().map_err(|e| lacking("pipes", &e))?;
         let started = match &self.sandbox {
             Some(sandbox) => self.start_in_cell(sandbox, launch, prepared, &pipes, live)?,
             None => self.start_bare(launch, &prepared, &pipes, live)?,
@@ -190,9 +201,10 @@ impl Runner for ProcessRunner {
         let who = match &body {
             Body::Child(group, _) => Who::Process(group.pid),
             Body::Cell(run) => run.init().map_or(Who::Nobody, Who::ChildOf),
+            Body::Call(_) => Who::Nobody,
         };
         let shared = Arc::new(Shared::new(who, launch.stop.clone()));
-        let (tag, run) = (self.tag.clone(), launch.run);
+        let (tag, run, pipes) = (self.tag.clone(), launch.run, Arc::new(pipes));
         Ok(Box::new(Process { body, stdin, pipes, shared, tag, run }))
     }
 
@@ -220,13 +232,7 @@ impl ProcessRunner {
             return Err(Failure::new(ErrorCode::Deny, why.clone()));
         }
         let name = launch.argv().first().map_or("", String::as_str);
-        for (name, value) in launch.env {
-            let bad = name.is_empty() || name.contains(['=', '\0']) || value.contains('\0');
-            if bad || name.len() + value.len() > VARIABLE_LEN_MAX {
-                let shown: String = name.chars().take(64).collect();
-                return Err(Failure::new(ErrorCode::Invalid, format!("environment variable `{shown}` cannot be set")));
-            }
-        }
+        check_env(launch.env)?;
         let path = self.path(launch);
         if let Some(sandbox) = &self.sandbox
             && (launch.has_files || name.contains('/'))
@@ -295,8 +301,20 @@ impl ProcessRunner {
     }
 }
 
+/// Refuses variables that no program can be given.
+pub(super) fn check_env(env: &BTreeMap<String, String>) -> Result<(), Failure> {
+    for (name, value) in env {
+        let bad = name.is_empty() || name.contains(['=', '\0']) || value.contains('\0');
+        if bad || name.len() + value.len() > VARIABLE_LEN_MAX {
+            let shown: String = name.chars().take(64).collect();
+            return Err(Failure::new(ErrorCode::Invalid, format!("environment variable `{shown}` cannot be set")));
+        }
+    }
+    Ok(())
+}
+
 /// The directories of `path` that programs of a cell see.
-fn shown_path(sandbox: &Sandbox, path: &str) -> String {
+pub(super) fn shown_path(sandbox: &Sandbox, path: &str) -> String {
     let shown = path.split(':').filter(|dir| sandbox.shows(Path::new(dir)));
     let shown: Vec<&str> = shown.collect();
     if shown.is_empty() { PATH_FALLBACK.to_owned() } else { shown.join(":") }
@@ -322,7 +340,7 @@ fn in_cell(sandbox: &Sandbox, launch: &Launch<'_>, name: &str, path: &str) -> Re
     Ok(if is_own { Path::new(cell::WORK).join(given) } else { found })
 }
 
-fn lacking(what: &str, error: &std::io::Error) -> Failure {
+pub(super) fn lacking(what: &str, error: &std::io::Error) -> Failure {
     Failure::new(ErrorCode::Oom, format!("this node could not give the task {what}: {error}"))
 }
 
@@ -358,9 +376,14 @@ pub(super) struct Pipe {
 }
 
 impl Pipe {
-    fn new() -> std::io::Result<Self> {
+    pub(super) fn new() -> std::io::Result<Self> {
         let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
         Ok(Self { read, write })
+    }
+
+    /// For stdout and stderr.
+    pub(super) fn pair() -> std::io::Result<[Self; 2]> {
+        Ok([Self::new()?, Self::new()?])
     }
 }
 
@@ -372,7 +395,7 @@ pub(super) struct Group {
 }
 
 impl Group {
-    fn new(mut child: Child, mut live: sweep::Live) -> Result<Self, Failure> {
+    pub(super) fn new(mut child: Child, mut live: sweep::Live) -> Result<Self, Failure> {
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
         let Some(pid) = pid else {
             let _ = child.kill();
@@ -415,7 +438,7 @@ impl fmt::Debug for Group {
 
 /// Where an execution's first process is found.
 #[derive(Debug, Clone, Copy)]
-enum Who {
+pub(super) enum Who {
     /// It is this one.
     Process(Pid),
     /// It is the first child of this one, or about to be.
@@ -425,6 +448,11 @@ enum Who {
 }
 
 impl Who {
+    /// The process with this number.
+    pub(super) fn raw(pid: i32) -> Self {
+        Pid::from_raw(pid).map_or(Self::Nobody, Self::Process)
+    }
+
     fn pid(self) -> Option<i32> {
         match self {
             Self::Process(pid) => Some(pid.as_raw_nonzero().get()),
@@ -447,7 +475,7 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    const fn new(who: Who, stop: StopHandle) -> Self {
+    pub(super) const fn new(who: Who, stop: StopHandle) -> Self {
         Self { who, stop, ended: AtomicBool::new(false), tail: Mutex::new(Vec::new()) }
     }
 
@@ -501,7 +529,7 @@ impl Control for Shared {
 struct Process {
     body: Body,
     stdin: Option<OwnedFd>,
-    pipes: [Pipe; 2],
+    pipes: Arc<[Pipe; 2]>,
     shared: Arc<Shared>,
     tag: NodeTag,
     run: u64,
