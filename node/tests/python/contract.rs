@@ -75,11 +75,10 @@ fn it_has_the_jobs_variables_and_its_own() {
         rig.env = [("COLOUR".to_owned(), "blue".to_owned())].into();
         let first = rig.call("m:who").value();
         let second = rig.call("m:who").value();
-        assert_eq!((&first["COLOUR"], &first["SINEW_JOB"], &first["SINEW_PHASE"]), (
-            &"blue".into(),
-            &"job".into(),
-            &"batch".into()
-        ));
+        assert_eq!(
+            (&first["COLOUR"], &first["SINEW_JOB"], &first["SINEW_PHASE"]),
+            (&"blue".into(), &"job".into(), &"batch".into())
+        );
         assert_ne!(first["SINEW_TASK"], second["SINEW_TASK"]);
         let input = if rig.sandboxed { "/input" } else { rig.files.dir().and_then(|d| d.to_str()).expect("utf-8") };
         assert_eq!(second["SINEW_INPUT"], input);

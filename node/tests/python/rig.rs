@@ -16,7 +16,7 @@ use sinew_node::exec::guardian::NodeTag;
 use sinew_node::exec::outcome::{Failure, Usage};
 use sinew_node::exec::process::ProcessRunner;
 use sinew_node::exec::python::{PythonOptions, PythonRunner};
-use sinew_node::exec::runner::{Control, Health, Runner};
+use sinew_node::exec::runner::{Health, Runner};
 use sinew_node::exec::set::{NO_CONTENT, RunnerSet};
 use sinew_node::exec::slot::{Slot, WorkRoot};
 use sinew_node::exec::stop::{StopHandle, StopReason};
@@ -110,9 +110,11 @@ impl Rig {
 
     /// Functions are called as this test's user and can do what it can.
     pub(crate) fn bare() -> Self {
-        Self::made(&PythonOptions { interpreter: Some("/usr/bin/python3".into()), ..PythonOptions::default() }, false, {
-            ProcessRunner::new
-        })
+        Self::made(
+            &PythonOptions { interpreter: Some("/usr/bin/python3".into()), ..PythonOptions::default() },
+            false,
+            ProcessRunner::new,
+        )
     }
 
     /// What marks the processes of this node.

@@ -28,8 +28,8 @@ pub(super) fn keep_from_programs(first: u32) -> io::Result<()> {
 
 /// CPU time of a process so far, user and system, without its children.
 pub(in crate::exec) fn process_cpu(pid: i32) -> Option<Duration> {
-    // The clock's number as the kernel has it: the id's complement, and the kind, the scheduler's own count.
-    let clock = !pid.checked_shl(3)? | 2;
+    // The clock's number as the kernel has it: the id's complement above three bits for the kind, here the scheduler's count.
+    let clock = (!pid << 3) | 2;
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: it writes to `time` alone, and refuses a number that is none.
     check(unsafe { libc::clock_gettime(clock, &raw mut time) }.into()).ok()?;

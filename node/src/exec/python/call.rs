@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -132,8 +133,10 @@ impl Call {
             return Err(why);
         }
         let cpu = worker.spent(self.began.elapsed() >= LONG);
+        let cpu_ms = u64::try_from(cpu.as_millis()).unwrap_or(u64::MAX);
+        let max_rss_bytes = worker.peak_rss(reply);
         self.workers.keep(self.slot, worker);
-        Ok(reaped(reply, cpu))
+        Ok(Reaped { status: ExitStatus::default(), cpu_ms, max_rss_bytes, failure: None })
     }
 
     fn bury(&self, worker: &mut Worker, reply: Option<&Reply>) -> Result<Reaped, Failure> {
@@ -141,7 +144,9 @@ impl Call {
         let mut dead = worker.body.reap()?;
         dead.cpu_ms = dead.cpu_ms.saturating_sub(before);
         if let Some(reply) = reply {
-            dead = Reaped { cpu_ms: dead.cpu_ms, failure: failure(&self.name, reply), ..reaped(reply, Duration::ZERO) };
+            dead.status = ExitStatus::default();
+            dead.max_rss_bytes = worker.peak_rss(reply);
+            dead.failure = failure(&self.name, reply);
         } else if dead.status.success() {
             let message = format!("the function `{}` ended its process without returning", self.name);
             dead.failure = Some(Failure { exit: Some(0), ..Failure::new(ErrorCode::Exit, message) });
@@ -152,15 +157,6 @@ impl Call {
 
 fn is_good(reply: &Reply) -> bool {
     matches!((reply.end, reply.code), (End::Done, _) | (End::Exited, 0))
-}
-
-fn reaped(reply: &Reply, cpu: Duration) -> Reaped {
-    Reaped {
-        status: std::process::ExitStatus::default(),
-        cpu_ms: u64::try_from(cpu.as_millis()).unwrap_or(u64::MAX),
-        max_rss_bytes: reply.peak_rss_kib.saturating_mul(1_024),
-        failure: None,
-    }
 }
 
 /// What a reply says of a call that did not end well.

@@ -6,6 +6,7 @@
 //! Entry points: [`PythonRunner`] (which worker a call gets), `call` (one call), `worker` (one worker and what is said to it),
 //! `worker.py` (its other side), `interpreter` (what is started).
 
+pub mod bench;
 mod call;
 mod interpreter;
 mod start;

@@ -105,25 +105,26 @@ impl Starter {
         let run = next_run();
         // Entered before the process exists, so that a sweep cannot take it for a stray.
         let live = sweep::enter(run);
-        let body = match &self.sandbox {
+        let (body, memory_bytes) = match &self.sandbox {
             Some(sandbox) => {
                 let no_sandbox = |e| lacking("a sandbox", &std::io::Error::other(e));
                 let lease = sandbox.take(place).map_err(|e: cell::host::CellError| no_sandbox(e))?;
-                let config = self.config(&program, place, dir, env, run, lease.memory_bytes());
+                let memory = lease.memory_bytes();
+                let config = self.config(&program, place, dir, env, run, memory);
                 let mut cell = CellRun::new(lease, program.display().to_string(), live);
                 let stdio = [theirs.as_fd(), pipes[0].write.as_fd(), pipes[1].write.as_fd()];
                 let started = CellProgram { program, argv: &config.argv, env: config.env, stdio };
                 cell.start(started).map_err(|e: cell::host::CellError| no_sandbox(e))?;
-                Body::Cell(Box::new(cell))
+                (Body::Cell(Box::new(cell)), memory)
             }
             None => {
                 let memory = place.resources.memory_bytes;
                 let memory = if memory == 0 { u64::MAX } else { memory };
                 let config = self.config(&program, place, dir, env, run, memory);
-                bare(&program, &config, dir, theirs, &pipes, live)?
+                (bare(&program, &config, dir, theirs, &pipes, live)?, memory)
             }
         };
-        let identity = Identity { fit: Fit::of(place), env: env.clone(), tag: self.tag.clone(), run };
+        let identity = Identity { fit: Fit::of(place), env: env.clone(), memory_bytes, tag: self.tag.clone(), run };
         Ok(Worker::new(body, ours, Arc::new(pipes), identity))
     }
 

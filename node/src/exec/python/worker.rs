@@ -89,6 +89,8 @@ pub(super) struct Worker {
     pid: Option<i32>,
     /// CPU time up to the end of its last call: its own, and that of children it waited for.
     cpu: [Duration; 2],
+    /// Bytes of memory that it may use.
+    memory_bytes: u64,
     tag: NodeTag,
     run: u64,
 }
@@ -105,14 +107,27 @@ pub(super) fn connection() -> std::io::Result<(OwnedFd, OwnedFd)> {
 pub(super) struct Identity {
     pub(super) fit: Fit,
     pub(super) env: BTreeMap<String, String>,
+    pub(super) memory_bytes: u64,
     pub(super) tag: NodeTag,
     pub(super) run: u64,
 }
 
 impl Worker {
     pub(super) fn new(body: Body, socket: OwnedFd, pipes: Arc<[Pipe; 2]>, identity: Identity) -> Self {
-        let Identity { fit, env, tag, run } = identity;
-        Self { body, socket, received: Vec::new(), pipes, fit, env, pid: None, cpu: [Duration::ZERO; 2], tag, run }
+        let Identity { fit, env, memory_bytes, tag, run } = identity;
+        Self {
+            body,
+            socket,
+            received: Vec::new(),
+            pipes,
+            fit,
+            env,
+            pid: None,
+            cpu: [Duration::ZERO; 2],
+            memory_bytes,
+            tag,
+            run,
+        }
     }
 
     /// For `poll(2)`: readable when it has said something.
@@ -202,6 +217,11 @@ impl Worker {
     /// CPU time up to the end of its last call.
     pub(super) fn spent_before(&self) -> Duration {
         self.cpu[0] + self.cpu[1]
+    }
+
+    /// The most memory that its process has used, bytes, as it says itself: no more than it may.
+    pub(super) fn peak_rss(&self, reply: &Reply) -> u64 {
+        reply.peak_rss_kib.saturating_mul(1_024).min(self.memory_bytes)
     }
 
     /// Whether processes are left in its cell besides it.
