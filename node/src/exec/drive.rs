@@ -21,8 +21,9 @@ use rustix::process::Signal;
 use sinew_crdt_state::error_code::ErrorCode;
 
 use super::body::Body;
+use super::control::Shared;
 use super::outcome::{Failure, Usage};
-use super::process::{Pipe, Shared};
+use super::process::Pipe;
 use super::procfs;
 use super::runner::{Ended, RunLimits, Streams};
 

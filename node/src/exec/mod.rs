@@ -10,6 +10,7 @@ pub mod bench;
 mod body;
 mod builtin;
 pub mod cell;
+mod control;
 mod drive;
 pub mod files;
 pub mod guardian;

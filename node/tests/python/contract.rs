@@ -1,7 +1,11 @@
 //! What every runner promises, for functions: how a call succeeds, fails, is limited and is ended.
 
 use sinew_crdt_state::error_code::ErrorCode;
-use sinew_node::exec::python::PythonOptions;
+use sinew_node::exec::allowlist::Allowlist;
+use sinew_node::exec::guardian::NodeTag;
+use sinew_node::exec::process::ProcessRunner;
+use sinew_node::exec::python::{PythonOptions, PythonRunner};
+use sinew_node::exec::runner::{Health, Runner};
 
 use crate::rig::Rig;
 
@@ -229,9 +233,45 @@ def wrong(): return 3
 }
 
 #[test]
+fn a_virtual_environment_brings_its_packages() {
+    let dir = tempfile::tempdir().expect("dir");
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(dir.path(), open).expect("chmod");
+    let venv = dir.path().join("venv");
+    let made = std::process::Command::new("/usr/bin/python3").args(["-m", "venv", "--without-pip"]).arg(&venv).status();
+    assert!(made.expect("python3").success());
+    let lib = std::fs::read_dir(venv.join("lib")).expect("lib").next().expect("a version").expect("entry").path();
+    std::fs::write(lib.join("site-packages/ours.py"), "import sys\ndef run(): return sys.prefix\n").expect("write");
+    let python = PythonOptions { interpreter: Some(venv.clone()), paths: Vec::new() };
+    assert_eq!(Rig::with(&python, None).call("ours:run").value(), venv.to_str().expect("utf-8"));
+}
+
+#[test]
+fn what_is_no_interpreter_is_said_and_nothing_is_called() {
+    let process = ProcessRunner::new(NodeTag::new("no python"));
+    let dir = tempfile::tempdir().expect("dir");
+    for (interpreter, path, part) in [
+        ("/no/such/python3", None, "is missing"),
+        ("no-such-python", None, "is missing"),
+        ("/bin/false", None, "ended at once"),
+        ("/bin/echo", None, "ended at once"),
+        ("/usr/bin/python3", Some(dir.path().join("gone")), "no directory"),
+    ] {
+        let options = PythonOptions { interpreter: Some(interpreter.into()), paths: path.into_iter().collect() };
+        let runner = PythonRunner::new(options, &process);
+        runner.try_out();
+        let Health::Unavailable(why) = runner.health() else { panic!("{interpreter} is no interpreter") };
+        assert!(why.contains(part), "{interpreter}: {why}");
+    }
+    let refused = ProcessRunner::refusing(NodeTag::new("no sandbox"), "nothing is isolated here".to_owned());
+    let runner = PythonRunner::new(PythonOptions::default(), &refused);
+    runner.try_out();
+    assert_eq!(runner.health(), Health::Unavailable("nothing is isolated here".to_owned()));
+}
+
+#[test]
 fn modules_come_from_configured_paths_first_and_a_list_keeps_others_out() {
     let dir = tempfile::tempdir().expect("dir");
-    std::os::unix::fs::PermissionsExt::set_mode(&mut dir.path().metadata().expect("meta").permissions(), 0o755);
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     std::fs::set_permissions(dir.path(), open).expect("chmod");
     std::fs::create_dir(dir.path().join("tasks")).expect("mkdir");
@@ -245,7 +285,7 @@ fn modules_come_from_configured_paths_first_and_a_list_keeps_others_out() {
     let list = dir.path().join("allow.toml");
     let entry = "[[program]]\npath = '/usr/bin/python3'\nargs = ['(tasks\\.[a-z]+|own):run']\n";
     std::fs::write(&list, entry).expect("write");
-    let mut rig = Rig::with(&python, Some(sinew_node::exec::allowlist::Allowlist::load(&list).expect("list")));
+    let mut rig = Rig::with(&python, Some(Allowlist::load(&list).expect("list")));
     rig.place(&shadow);
     assert_eq!(rig.call("tasks.known:run").value(), serde_json::json!(["configured", 0]));
     rig.call("os:system").fails(ErrorCode::Deny, "argument 1");

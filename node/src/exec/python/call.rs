@@ -13,9 +13,9 @@ use sinew_crdt_state::error_code::ErrorCode;
 use super::Workers;
 use super::worker::{End, Reply, Said, Worker};
 use crate::exec::body::{Body, Reaped};
+use crate::exec::control::Shared;
 use crate::exec::drive::Driver;
 use crate::exec::outcome::Failure;
-use crate::exec::process::Shared;
 use crate::exec::runner::{Control, Ended, Execution, RunLimits, Streams};
 
 /// A call that takes this long is worth a look at what its children used.

@@ -22,8 +22,9 @@ use sinew_crdt_state::error_code::ErrorCode;
 use sinew_crdt_state::program::{Program, PythonCall, Runners};
 
 use super::allowlist::{Allowlist, Caps};
+use super::control::Shared;
 use super::outcome::Failure;
-use super::process::{Pipe, ProcessRunner, Shared, Who, check_env, lacking};
+use super::process::{Pipe, ProcessRunner, check_env, lacking};
 use super::runner::{Execution, Health, Launch, Prepared, Runner, View};
 pub(in crate::exec) use call::Call;
 use call::StartedCall;
@@ -158,9 +159,8 @@ impl Runner for PythonRunner {
         let call = call_of(launch)?;
         let request = request(call, launch.fixed_env)?;
         let stdin = launch.feeds_stdin.then(Pipe::new).transpose().map_err(|e| lacking("pipes", &e))?;
-        let mut worker = self.ask(launch, &request, stdin.as_ref())?;
-        let who = worker.pid().map_or(Who::Nobody, Who::raw);
-        let shared = Arc::new(Shared::new(who, launch.stop.clone()));
+        let worker = self.ask(launch, &request, stdin.as_ref())?;
+        let shared = Arc::new(Shared::new(worker.who(), launch.stop.clone()));
         let call = Box::new(Call::new(worker, Arc::clone(&self.workers), launch.place.slot, &call.call));
         Ok(Box::new(StartedCall { call, stdin: stdin.map(|pipe| pipe.write), shared }))
     }

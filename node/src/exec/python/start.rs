@@ -179,7 +179,8 @@ impl Starter {
         };
         let work = dir.path().join("work");
         let worker = self.start_at(&place, &work, &BTreeMap::new()).map_err(|why| why.message)?;
-        worker.send("{}", None).map_err(|e| format!("the interpreter does not listen: {e}"))?;
+        // What cannot be sent was not awaited either: it has ended, and shows why.
+        let _ = worker.send("{}", None);
         hello(worker).map_err(|why| format!("{}: {why}", self.shown()))
     }
 }

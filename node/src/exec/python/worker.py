@@ -46,9 +46,9 @@ streams = {
     "stderr": open(2, "w", 1, "utf-8", "backslashreplace", "\n", False),
 }
 sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr = streams.values()
-# What 1 and 2 are, kept where nothing else is opened or closed by chance.
-KEPT = {fd: os.dup(fd) for fd in (1, 2)}
-KEPT_STAT = {fd: os.fstat(fd)[:3] for fd in (1, 2)}
+# What 0, 1 and 2 are between calls.
+KEPT = {0: NULL, 1: os.dup(1), 2: os.dup(2)}
+KEPT_STAT = {fd: os.fstat(fd)[:3] for fd in KEPT}
 c_library = None
 modules_seen = len(sys.modules)
 
@@ -100,9 +100,9 @@ def restore_streams():
     return all(good)
 
 
-def open_stdin(fd):
-    os.dup2(fd, 0)
-    if fd != NULL:
+def open_stdin(fd=None):
+    if fd is not None:
+        os.dup2(fd, 0)
         os.close(fd)
     streams["stdin"] = sys.stdin = sys.__stdin__ = text_stream(0, "r")
 
@@ -274,7 +274,7 @@ def serve(request, stdin):
     os.umask(0o022)
     usable = restore_streams()
     if stdin is not None:
-        open_stdin(NULL)
+        open_stdin()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
         usable = usable and is_alone() and restore_scratch()
@@ -319,7 +319,7 @@ def main():
         try:
             answer(reply)
         except OSError:
-            os.write(KEPT[2], b"the function closed the worker's connection\n")
+            os.write(2, b"the function closed the worker's connection\n")
             os._exit(1)
 
 

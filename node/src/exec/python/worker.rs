@@ -20,6 +20,7 @@ use serde::Deserialize;
 use crate::exec::body::Body;
 use crate::exec::cell::pool::Fit;
 use crate::exec::cell::process_cpu;
+use crate::exec::control::Who;
 use crate::exec::guardian::NodeTag;
 use crate::exec::process::Pipe;
 use crate::exec::procfs;
@@ -141,6 +142,15 @@ impl Worker {
             self.pid = self.body.pid();
         }
         self.pid
+    }
+
+    /// Where its process is found.
+    pub(super) fn who(&self) -> Who {
+        match &self.body {
+            Body::Child(group, _) => Who::Process(group.pid),
+            Body::Cell(run) => run.init().map_or(Who::Nobody, Who::ChildOf),
+            Body::Call(_) => Who::Nobody,
+        }
     }
 
     /// Whether it lives and has said and written nothing since its last call ended.
