@@ -88,14 +88,12 @@ fn a_forged_reply_gains_nothing() {
     for mut rig in Rig::each().map(|rig| rig.module(LIES)) {
         // It has said that it is done: so it is, with what it had written by then.
         rig.call("m:forges").good();
-        // Its worker speaks out of turn later, which is its own job's loss.
-        let after = rig.call("m:fine");
-        assert!(after.result.is_ok() || after.failure().message.contains("no reply"), "{after:?}");
-        let numbers = rig.call("m:forges_numbers");
-        let most = if rig.sandboxed { 1 << 30 } else { u64::MAX };
-        assert!(numbers.result.is_ok() && numbers.usage.max_rss_bytes <= most, "{numbers:?}");
+        // Its worker is still at it and speaks out of turn later, which is its own job's loss, and no other's.
         rig.job = "another";
         let other = rig.call("m:fine");
         assert_eq!((other.value(), other.stdout.as_str()), ("fine".into(), ""));
+        let numbers = rig.call("m:forges_numbers");
+        let most = if rig.sandboxed { 1 << 30 } else { u64::MAX };
+        assert!(numbers.result.is_ok() && numbers.usage.max_rss_bytes <= most, "{numbers:?}");
     }
 }
