@@ -173,6 +173,8 @@ def is_alone():
 
 
 def load(name):
+    # The job's files may have come after an earlier look.
+    importlib.invalidate_caches()
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
