@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::exec::cell::pool::SandboxMode;
 use crate::exec::docker::EngineSetting;
+use crate::exec::python::{PythonOptions, is_name};
 use crate::gather::Hosts;
 
 /// The file's name in the data dir.
@@ -65,6 +66,8 @@ pub struct Settings {
     pub wasm: Option<bool>,
     /// Bytes of the largest WebAssembly module that is compiled.
     pub wasm_module_bytes_max: u64,
+    /// How Python functions are called.
+    pub python: PythonOptions,
 }
 
 /// What fits into `/tmp` where nothing else is set: plenty for a sort or a build, and a small machine survives two of them.
@@ -100,6 +103,7 @@ impl Default for Settings {
             docker: EngineSetting::Auto,
             wasm: None,
             wasm_module_bytes_max: WASM_MODULE_BYTES_MAX,
+            python: PythonOptions::default(),
         }
     }
 }
@@ -173,12 +177,19 @@ impl Settings {
             let mend = "give a number of bytes from 1, or set wasm = false";
             return Err(ConfigError::Value { key: "wasm_module_bytes_max", value: "0".to_owned(), mend });
         }
-        for (key, paths) in [("sandbox_readable", &self.sandbox_readable), ("sandbox_writable", &self.sandbox_writable)]
-        {
+        for (key, paths) in [
+            ("sandbox_readable", &self.sandbox_readable),
+            ("sandbox_writable", &self.sandbox_writable),
+            ("python.paths", &self.python.paths),
+        ] {
             if let Some(bad) = paths.iter().find(|path| !is_plain(path)) {
                 let mend = "give absolute paths without `..`, none of them `/` itself";
                 return Err(ConfigError::Value { key, value: bad.display().to_string(), mend });
             }
+        }
+        if let Some(bad) = self.python.interpreter.as_ref().filter(|given| !is_name(given) && !is_plain(given)) {
+            let mend = "give a name such as python3, or the absolute path of an interpreter or a virtual environment";
+            return Err(ConfigError::Value { key: "python.interpreter", value: bad.display().to_string(), mend });
         }
         Ok(())
     }
@@ -228,6 +239,16 @@ mod tests {
         std::fs::write(dir.path().join(FILE_NAME), "docker = \"tcp://192.0.2.1\"\n").expect("write");
         let error = Settings::load(None, dir.path()).expect_err("no socket").to_string();
         assert!(error.contains("tcp://192.0.2.1") && error.contains("/var/run/docker.sock"), "{error}");
+        for interpreter in ["", "/", "venv/bin/python", "/srv/../venv"] {
+            let python = PythonOptions { interpreter: Some(interpreter.into()), paths: Vec::new() };
+            let error = Settings { python, ..Settings::default() }.check().expect_err("refused").to_string();
+            assert!(error.contains("python.interpreter"), "{error}");
+        }
+        let python = "[python]\ninterpreter = \"/srv/venv\"\npaths = [\"tasks\"]\n";
+        std::fs::write(dir.path().join(FILE_NAME), python).expect("write");
+        let settings = Settings::load(None, dir.path()).expect("settings");
+        assert_eq!(settings.python.interpreter.as_deref(), Some(Path::new("/srv/venv")));
+        assert!(settings.check().expect_err("relative").to_string().contains("python.paths"));
         std::fs::write(dir.path().join(FILE_NAME), "sandbox = \"best-effort\"\n").expect("write");
         assert_eq!(Settings::load(None, dir.path()).expect("settings").sandbox, SandboxMode::BestEffort);
         std::fs::write(dir.path().join(FILE_NAME), "sandbox = \"none\"\n").expect("write");

@@ -13,6 +13,7 @@ use crate::exec::cell::pool::{Sandbox, SandboxMode, SandboxOptions};
 use crate::exec::docker::{DockerOptions, DockerRunner, EngineSetting, IMAGE_KEEP};
 use crate::exec::guardian::NodeTag;
 use crate::exec::process::ProcessRunner;
+use crate::exec::python::PythonRunner;
 use crate::exec::runner::{Health, Runner};
 use crate::exec::set::RunnerSet;
 use crate::exec::wasm::{WasmOptions, WasmRunner};
@@ -50,7 +51,8 @@ pub fn open(
 ) -> Result<(Arc<RunnerSet>, SandboxState), DaemonError> {
     let (process, state) = isolate(settings, shares, tag, data_dir)?;
     let docker = containers(settings, shares, tag, data_dir)?;
-    let set = RunnerSet::new(process).with(Arc::new(docker)).with(Arc::new(wasm(settings, shares)));
+    let (python, wasm) = (python(settings, &process), Arc::new(wasm(settings, shares)));
+    let set = RunnerSet::new(process).with(Arc::new(docker)).with(python).with(wasm);
     Ok((Arc::new(set), state))
 }
 
@@ -117,6 +119,17 @@ pub fn health(set: &RunnerSet) -> Vec<(Runners, Option<String>)> {
     set.iter().map(|runner| (runner.kind(), why(runner))).collect()
 }
 
+/// The runner of Python functions. Whether it works is found out while the daemon goes on starting.
+fn python(settings: &Settings, process: &ProcessRunner) -> Arc<PythonRunner> {
+    let runner = Arc::new(PythonRunner::new(settings.python.clone(), process));
+    let tried = Arc::clone(&runner);
+    let spawned = std::thread::Builder::new().name("sinew-python".to_owned()).spawn(move || tried.try_out());
+    if let Err(error) = spawned {
+        tracing::warn!(%error, "Python was not tried out, and is not used");
+    }
+    runner
+}
+
 fn isolate(
     settings: &Settings,
     shares: Shares,
@@ -126,7 +139,7 @@ fn isolate(
     let options = SandboxOptions {
         mode: settings.sandbox,
         exe: std::env::current_exe().map_err(io("find this program's file"))?,
-        readable: settings.sandbox_readable.clone(),
+        readable: [settings.sandbox_readable.clone(), settings.python.readable()].concat(),
         writable: settings.sandbox_writable.clone(),
         tmp_bytes: settings.sandbox_tmp_bytes,
         memory_bytes: shares.memory_bytes,

@@ -5,6 +5,7 @@ mod compare;
 mod gossip;
 mod ledger;
 mod meter;
+mod python;
 mod submit;
 mod tasks;
 
@@ -27,6 +28,8 @@ pub async fn run(args: BenchArgs, json: bool) -> anyhow::Result<u8> {
             let process = runner == Some(BenchRunner::Process) || !command.is_empty();
             if process {
                 tasks::processes(tasks, command).await?
+            } else if runner == Some(BenchRunner::Python) {
+                python::run(tasks).await?
             } else {
                 tasks::noop(usize::from(nodes), tasks).await?
             }

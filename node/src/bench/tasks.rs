@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use serde_json::{Value, json};
-use sinew_crdt_state::manifest::{DraftProgram, DraftWork, JobDraft, program_from_argv};
+use sinew_crdt_state::manifest::{DraftBatch, DraftProgram, DraftWork, JobDraft, program_from_argv};
 use sinew_crdt_state::spec::Builtin;
 
 use super::meter::mesh_cpu_s;
@@ -19,6 +19,12 @@ async fn batch(client: &Client, program: DraftProgram, tasks: u32, cpu_milli: u3
     if let DraftWork::Batch(batch) = &mut draft.work {
         batch.tasks = tasks;
     }
+    finish(client, draft).await
+}
+
+/// Submits a batch and waits until all of it is done; seconds from submit to end.
+pub(super) async fn finish(client: &Client, draft: JobDraft) -> anyhow::Result<f64> {
+    let DraftWork::Batch(DraftBatch { tasks, .. }) = draft.work else { anyhow::bail!("the job is no batch") };
     let began = Instant::now();
     let job = client.submit(draft, |_, _, _| {}).await?;
     let mut watched = client.ask(&Request::Watch { job: job.to_string() }).await?;

@@ -10,6 +10,8 @@ pub enum BenchRunner {
     Noop,
     /// A process per task.
     Process,
+    /// A Python function per task, in warm workers.
+    Python,
 }
 
 /// A benchmark.

@@ -1,4 +1,4 @@
-//! What a driver drives: a program that is a child of this process, or one in a cell.
+//! What a driver drives: a program that is a child of this process, one in a cell, or a call in a worker.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
@@ -13,6 +13,7 @@ use super::cell::pool::{CellProgram, Lease};
 use super::outcome::Failure;
 use super::process::{Group, not_started};
 use super::procfs;
+use super::python::Call;
 use super::sweep;
 
 /// Bytes written that are not worth ending a task for.
@@ -25,6 +26,8 @@ pub(super) struct Reaped {
     pub(super) cpu_ms: u64,
     /// Peak resident bytes of its biggest process; see [`super::drive`] for what a child's figure is worth.
     pub(super) max_rss_bytes: u64,
+    /// Why it failed, where that is known better than its status tells.
+    pub(super) failure: Option<Failure>,
 }
 
 /// A started program.
@@ -34,6 +37,8 @@ pub(super) enum Body {
     Child(Group, OwnedFd),
     /// In a cell.
     Cell(Box<CellRun>),
+    /// A call in a worker, which is one of the two above.
+    Call(Box<Call>),
 }
 
 impl Body {
@@ -42,6 +47,31 @@ impl Body {
         match self {
             Self::Child(_, pidfd) => pidfd.as_fd(),
             Self::Cell(run) => run.fd(),
+            Self::Call(call) => call.end_fd(),
+        }
+    }
+
+    /// Becomes readable when a program that is not a process of its own may have ended.
+    pub(super) fn reply_fd(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Call(call) => call.reply_fd(),
+            Self::Child(..) | Self::Cell(_) => None,
+        }
+    }
+
+    /// Whether it has ended, once one of these is readable.
+    pub(super) fn is_over(&mut self) -> bool {
+        match self {
+            Self::Call(call) => call.is_over(),
+            Self::Child(..) | Self::Cell(_) => true,
+        }
+    }
+
+    /// How many processes of a cell have no parent in it but the first.
+    pub(super) fn cell_children(&self) -> usize {
+        match self {
+            Self::Cell(run) => run.init().map_or(0, |pid| procfs::children(pid.as_raw_nonzero().get()).len()),
+            Self::Child(..) | Self::Call(_) => 0,
         }
     }
 
@@ -50,6 +80,7 @@ impl Body {
         match self {
             Self::Child(group, _) => group.signal(signal),
             Self::Cell(run) => run.signal(signal),
+            Self::Call(call) => call.signal(signal),
         }
     }
 
@@ -58,6 +89,7 @@ impl Body {
         match self {
             Self::Child(..) => None,
             Self::Cell(run) => run.out_of_memory(),
+            Self::Call(call) => call.out_of_memory(),
         }
     }
 
@@ -67,6 +99,7 @@ impl Body {
             Self::Child(group, _) => vec![group.pid.as_raw_nonzero().get()],
             Self::Cell(run) if run.orphans_wrote() => return true,
             Self::Cell(run) => run.lease.as_ref().map(|lease| lease.cell.processes()).unwrap_or_default(),
+            Self::Call(call) => return call.writes(),
         };
         pids.into_iter().any(|pid| procfs::written(pid).is_none_or(|bytes| bytes > WRITTEN_MIN))
     }
@@ -76,6 +109,7 @@ impl Body {
         match self {
             Self::Child(group, _) => Some(group.pid.as_raw_nonzero().get()),
             Self::Cell(run) => run.leader(),
+            Self::Call(call) => call.pid(),
         }
     }
 
@@ -85,6 +119,7 @@ impl Body {
         match self {
             Self::Child(group, _) => group.signal(Signal::KILL),
             Self::Cell(run) => run.end(),
+            Self::Call(call) => call.end(),
         }
     }
 
@@ -99,15 +134,20 @@ impl Body {
                 let ended = group.reap().map_err(lost)?;
                 let cpu = ended.rusage.utime + ended.rusage.stime;
                 let cpu_ms = u64::try_from(cpu.as_millis()).unwrap_or(u64::MAX);
-                Ok(Reaped { status: ended.status, cpu_ms, max_rss_bytes: ended.rusage.maxrss })
+                Ok(Reaped { status: ended.status, cpu_ms, max_rss_bytes: ended.rusage.maxrss, failure: None })
             }
             Self::Cell(run) => run.reap(),
+            Self::Call(call) => call.reap(),
         }
     }
 
     /// Whether what [`Self::reap`] says about memory is the program's own.
-    pub(super) const fn knows_memory(&self) -> bool {
-        matches!(self, Self::Cell(_))
+    pub(super) fn knows_memory(&self) -> bool {
+        match self {
+            Self::Child(..) => false,
+            Self::Cell(_) => true,
+            Self::Call(call) => call.knows_memory(),
+        }
     }
 }
 
@@ -214,6 +254,7 @@ impl CellRun {
                 status: ExitStatus::from_raw(exit.status),
                 cpu_ms: u64::try_from(Duration::from_micros(exit.cpu_us).as_millis()).unwrap_or(u64::MAX),
                 max_rss_bytes: exit.max_rss_bytes,
+                failure: None,
             }),
             Some(Ok(Told::NotStarted(errno))) => {
                 Err(not_started(&self.program, &std::io::Error::from_raw_os_error(errno), true))

@@ -21,8 +21,9 @@ use rustix::process::Signal;
 use sinew_crdt_state::error_code::ErrorCode;
 
 use super::body::Body;
+use super::control::Shared;
 use super::outcome::{Failure, Usage};
-use super::process::{Pipe, Shared};
+use super::process::Pipe;
 use super::procfs;
 use super::runner::{Ended, RunLimits, Streams};
 
@@ -66,7 +67,7 @@ pub(super) struct Driver<'a> {
     body: Body,
     stdin: Option<OwnedFd>,
     /// stdout and stderr.
-    pipes: [Pipe; 2],
+    pipes: Arc<[Pipe; 2]>,
     shared: Arc<Shared>,
     streams: Streams<'a>,
     limits: RunLimits,
@@ -88,7 +89,7 @@ impl<'a> Driver<'a> {
     pub(super) fn new(
         body: Body,
         stdin: Option<OwnedFd>,
-        pipes: [Pipe; 2],
+        pipes: Arc<[Pipe; 2]>,
         shared: Arc<Shared>,
         streams: Streams<'a>,
         limits: RunLimits,
@@ -136,7 +137,7 @@ impl<'a> Driver<'a> {
             if ready.stderr {
                 self.take(Stream::Stderr);
             }
-            if ready.exit {
+            if ready.exit && self.body.is_over() {
                 break;
             }
             if ready.stdin {
@@ -147,7 +148,7 @@ impl<'a> Driver<'a> {
     }
 
     fn prepare_pipes(&mut self) -> std::io::Result<()> {
-        for pipe in &self.pipes {
+        for pipe in self.pipes.iter() {
             // A program may open its own pipe and read what poll has just promised us.
             rustix::io::ioctl_fionbio(&pipe.read, true)?;
         }
@@ -225,7 +226,7 @@ impl<'a> Driver<'a> {
     }
 
     fn wait(&self) -> Result<Ready, Errno> {
-        let mut fds = [const { None }; 5];
+        let mut fds = [const { None }; 6];
         // With a verdict the stop handle has nothing more to say, and a readable descriptor would make the loop spin.
         let stop = self.shared.stop.wake_fd();
         fds[0] = self.verdict.is_none().then(|| PollFd::new(&stop, PollFlags::IN));
@@ -236,7 +237,9 @@ impl<'a> Driver<'a> {
         let listens = self.give_up_at.is_none();
         fds[3] = listens.then(|| PollFd::new(&self.pipes[0].read, PollFlags::IN));
         fds[4] = listens.then(|| PollFd::new(&self.pipes[1].read, PollFlags::IN));
-        let present: [bool; 5] = std::array::from_fn(|i| fds[i].is_some());
+        let reply = self.body.reply_fd();
+        fds[5] = reply.as_ref().map(|fd| PollFd::new(fd, PollFlags::IN));
+        let present: [bool; 6] = std::array::from_fn(|i| fds[i].is_some());
         let mut set: Vec<PollFd<'_>> = fds.into_iter().flatten().collect();
         match poll(&mut set, self.timeout().as_ref()) {
             Ok(_) => {}
@@ -245,8 +248,8 @@ impl<'a> Driver<'a> {
         }
         let mut events = set.iter().map(|fd| !fd.revents().is_empty());
         // In the order of `fds`. The stop handle only wakes the loop: `enforce` reads it.
-        let [_, exit, stdin, stdout, stderr] = present.map(|is| is && events.next().unwrap_or(false));
-        Ok(Ready { exit, stdin, stdout, stderr })
+        let [_, exit, stdin, stdout, stderr, reply] = present.map(|is| is && events.next().unwrap_or(false));
+        Ok(Ready { exit: exit || reply, stdin, stdout, stderr })
     }
 
     fn timeout(&self) -> Option<Timespec> {
@@ -370,7 +373,7 @@ impl<'a> Driver<'a> {
                 } else {
                     peak(self.peak_sampled, ended.max_rss_bytes)
                 };
-                exit_failure(ended.status)
+                ended.failure.or_else(|| exit_failure(ended.status))
             }
             Err(why) => Some(why),
         };

@@ -11,7 +11,6 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -24,15 +23,12 @@ use super::body::{Body, CellRun};
 use super::cell;
 use super::cell::host::CellError;
 use super::cell::pool::{CellProgram, Sandbox};
+use super::control::{Shared, Who};
 use super::drive::Driver;
 use super::guardian::{NodeTag, RUN_VAR, TAG_VAR};
 use super::lookup;
-use super::outcome::{Failure, STDERR_TAIL_MAX};
-use super::procfs;
-use super::runner::{
-    Control, Ended, Execution, Health, Launch, Prepared, RunLimits, Runner, Stats, Status, Streams, View,
-};
-use super::stop::{StopHandle, StopReason};
+use super::outcome::Failure;
+use super::runner::{Control, Ended, Execution, Health, Launch, Prepared, RunLimits, Runner, Streams, View};
 use super::sweep::{self, Target};
 
 /// Variables of the daemon that programs see. Everything else, tokens above all, stays with the daemon.
@@ -130,6 +126,16 @@ impl ProcessRunner {
         &self.tag
     }
 
+    /// The variables of the daemon that programs see.
+    pub(super) fn base_env(&self) -> &[(&'static str, String)] {
+        &self.base
+    }
+
+    /// What may run at all, if that is limited.
+    pub(super) const fn allowlist(&self) -> Option<&Allowlist> {
+        self.allowlist.as_ref()
+    }
+
     fn path<'a>(&'a self, launch: &'a Launch<'_>) -> &'a str {
         let own =
             || self.base.iter().find(|(name, _)| *name == "PATH").map_or(PATH_FALLBACK, |(_, value)| value.as_str());
@@ -182,7 +188,7 @@ impl Runner for ProcessRunner {
     fn start(&self, launch: &Launch<'_>, prepared: Prepared) -> Result<Box<dyn Execution>, Failure> {
         // Entered before the process exists, so that a sweep cannot take it for a stray.
         let live = sweep::enter(launch.run);
-        let pipes = Pipe::new().and_then(|stdout| Ok([stdout, Pipe::new()?])).map_err(|e| lacking("pipes", &e))?;
+        let pipes = Pipe::pair().map_err(|e| lacking("pipes", &e))?;
         let started = match &self.sandbox {
             Some(sandbox) => self.start_in_cell(sandbox, launch, prepared, &pipes, live)?,
             None => self.start_bare(launch, &prepared, &pipes, live)?,
@@ -191,9 +197,10 @@ impl Runner for ProcessRunner {
         let who = match &body {
             Body::Child(group, _) => Who::Process(group.pid),
             Body::Cell(run) => run.init().map_or(Who::Nobody, Who::ChildOf),
+            Body::Call(_) => Who::Nobody,
         };
         let shared = Arc::new(Shared::new(who, launch.stop.clone()));
-        let (tag, run) = (self.tag.clone(), launch.run);
+        let (tag, run, pipes) = (self.tag.clone(), launch.run, Arc::new(pipes));
         Ok(Box::new(Process { body, stdin, pipes, shared, tag, run }))
     }
 
@@ -290,7 +297,7 @@ impl ProcessRunner {
     }
 }
 
-/// Whether a program can be given these variables.
+/// Refuses variables that no program can be given.
 pub(super) fn check_env(env: &BTreeMap<String, String>) -> Result<(), Failure> {
     for (name, value) in env {
         let bad = name.is_empty() || name.contains(['=', '\0']) || value.contains('\0');
@@ -303,7 +310,7 @@ pub(super) fn check_env(env: &BTreeMap<String, String>) -> Result<(), Failure> {
 }
 
 /// The directories of `path` that programs of a cell see.
-fn shown_path(sandbox: &Sandbox, path: &str) -> String {
+pub(super) fn shown_path(sandbox: &Sandbox, path: &str) -> String {
     let shown = path.split(':').filter(|dir| sandbox.shows(Path::new(dir)));
     let shown: Vec<&str> = shown.collect();
     if shown.is_empty() { PATH_FALLBACK.to_owned() } else { shown.join(":") }
@@ -329,7 +336,7 @@ fn in_cell(sandbox: &Sandbox, launch: &Launch<'_>, name: &str, path: &str) -> Re
     Ok(if is_own { Path::new(cell::WORK).join(given) } else { found })
 }
 
-fn lacking(what: &str, error: &std::io::Error) -> Failure {
+pub(super) fn lacking(what: &str, error: &std::io::Error) -> Failure {
     Failure::new(ErrorCode::Oom, format!("this node could not give the task {what}: {error}"))
 }
 
@@ -365,9 +372,14 @@ pub(super) struct Pipe {
 }
 
 impl Pipe {
-    fn new() -> std::io::Result<Self> {
+    pub(super) fn new() -> std::io::Result<Self> {
         let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
         Ok(Self { read, write })
+    }
+
+    /// For stdout and stderr.
+    pub(super) fn pair() -> std::io::Result<[Self; 2]> {
+        Ok([Self::new()?, Self::new()?])
     }
 }
 
@@ -379,7 +391,7 @@ pub(super) struct Group {
 }
 
 impl Group {
-    fn new(mut child: Child, mut live: sweep::Live) -> Result<Self, Failure> {
+    pub(super) fn new(mut child: Child, mut live: sweep::Live) -> Result<Self, Failure> {
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
         let Some(pid) = pid else {
             let _ = child.kill();
@@ -420,95 +432,12 @@ impl fmt::Debug for Group {
     }
 }
 
-/// Where an execution's first process is found.
-#[derive(Debug, Clone, Copy)]
-enum Who {
-    /// It is this one.
-    Process(Pid),
-    /// It is the first child of this one, or about to be.
-    ChildOf(Pid),
-    /// Nowhere.
-    Nobody,
-}
-
-impl Who {
-    fn pid(self) -> Option<i32> {
-        match self {
-            Self::Process(pid) => Some(pid.as_raw_nonzero().get()),
-            Self::ChildOf(pid) => {
-                let pid = pid.as_raw_nonzero().get();
-                Some(procfs::children(pid).first().copied().unwrap_or(pid))
-            }
-            Self::Nobody => None,
-        }
-    }
-}
-
-/// What the driving thread shares with [`Control`].
-#[derive(Debug)]
-pub(super) struct Shared {
-    who: Who,
-    pub(super) stop: StopHandle,
-    ended: AtomicBool,
-    tail: Mutex<Vec<u8>>,
-}
-
-impl Shared {
-    const fn new(who: Who, stop: StopHandle) -> Self {
-        Self { who, stop, ended: AtomicBool::new(false), tail: Mutex::new(Vec::new()) }
-    }
-
-    /// Keeps the end of stderr.
-    pub(super) fn add_stderr(&self, bytes: &[u8]) {
-        let mut tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
-        let new = &bytes[bytes.len().saturating_sub(STDERR_TAIL_MAX)..];
-        let keep = STDERR_TAIL_MAX - new.len();
-        let drop = tail.len().saturating_sub(keep);
-        tail.drain(..drop);
-        tail.extend_from_slice(new);
-    }
-
-    pub(super) fn tail(&self) -> Vec<u8> {
-        self.tail.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    pub(super) fn end(&self) {
-        self.ended.store(true, Ordering::Release);
-    }
-}
-
-impl Control for Shared {
-    fn stop(&self, reason: StopReason) {
-        self.stop.stop(reason);
-    }
-
-    fn status(&self) -> Status {
-        if self.ended.load(Ordering::Acquire) {
-            Status::Ended
-        } else {
-            Status::Running(self.who.pid().and_then(|pid| u32::try_from(pid).ok()))
-        }
-    }
-
-    fn stats(&self) -> Stats {
-        if self.ended.load(Ordering::Acquire) {
-            return Stats::default();
-        }
-        let Some(pid) = self.who.pid() else { return Stats::default() };
-        Stats { cpu_ms: procfs::stat(pid).map_or(0, |s| s.cpu_ms), rss_bytes: procfs::rss(pid).unwrap_or(0) }
-    }
-
-    fn logs(&self) -> Vec<u8> {
-        self.tail()
-    }
-}
-
 /// A started process.
 #[derive(Debug)]
 struct Process {
     body: Body,
     stdin: Option<OwnedFd>,
-    pipes: [Pipe; 2],
+    pipes: Arc<[Pipe; 2]>,
     shared: Arc<Shared>,
     tag: NodeTag,
     run: u64,

@@ -46,6 +46,10 @@ pub trait Runner: Send + Sync + fmt::Debug {
     /// `E_INVALID` when the system refuses the program for good, `E_OOM` when this node lacks a resource now.
     fn start(&self, launch: &Launch<'_>, prepared: Prepared) -> Result<Box<dyn Execution>, Failure>;
 
+    /// A program of `job` is about to use this slot and its directories: what is kept alive there goes, unless it is for that
+    /// program. May block.
+    fn make_way(&self, _slot: u32, _job: &str, _program: &Program) {}
+
     /// The job is over on this node: whatever is kept for it goes. May block.
     fn end_job(&self, _job: &str) {}
 

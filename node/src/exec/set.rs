@@ -82,6 +82,10 @@ impl Runner for RunnerSet {
         self.of(launch.program).ok_or_else(gone)?.start(launch, prepared)
     }
 
+    fn make_way(&self, slot: u32, job: &str, program: &Program) {
+        self.iter().for_each(|runner| runner.make_way(slot, job, program));
+    }
+
     fn end_job(&self, job: &str) {
         self.iter().for_each(|runner| runner.end_job(job));
     }

@@ -334,6 +334,11 @@ impl Slot {
         &self.output.path
     }
 
+    /// Which slot it is.
+    pub(super) const fn number(&self) -> u32 {
+        self.number
+    }
+
     /// How many links to the job's files are in the working directory.
     pub(super) const fn links(&self) -> usize {
         self.links.len()

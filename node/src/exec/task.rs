@@ -239,6 +239,8 @@ impl<'a> Attempt<'a> {
             return Err(reason.failure());
         }
         let view = ctx.runner.view(program);
+        // Before the directories are this job's: nothing of another is to see them.
+        ctx.runner.make_way(slot.number(), ctx.job, program);
         let changed = slot.change_job(ctx.job);
         changed
             .and_then(|()| slot.prepare(ctx.files, view))

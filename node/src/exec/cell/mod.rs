@@ -21,6 +21,7 @@ mod syscalls;
 mod wire;
 
 pub use init::{CELL_COMMAND, cell_main};
+pub(super) use sys::process_cpu;
 pub use wire::Missing;
 
 /// Where a program finds its working directory.

@@ -100,8 +100,9 @@ pub struct Place<'a> {
     pub resources: Resources,
 }
 
+/// What must be the same for a task to find what an earlier one had.
 #[derive(Debug, PartialEq, Eq)]
-struct Fit {
+pub(in crate::exec) struct Fit {
     dir: PathBuf,
     generation: u64,
     job: String,
@@ -111,13 +112,18 @@ struct Fit {
 }
 
 impl Fit {
-    fn of(place: &Place<'_>) -> Self {
+    pub(in crate::exec) fn of(place: &Place<'_>) -> Self {
         let (dir, input) = (place.dir.to_owned(), place.input.map(Path::to_owned));
         let (generation, output_max, resources) = (place.generation, place.output_max, place.resources);
         Self { dir, generation, job: place.job.to_owned(), input, output_max, resources }
     }
 
-    fn fits(&self, place: &Place<'_>) -> bool {
+    /// The job.
+    pub(in crate::exec) fn job(&self) -> &str {
+        &self.job
+    }
+
+    pub(in crate::exec) fn fits(&self, place: &Place<'_>) -> bool {
         self.generation == place.generation
             && self.output_max == place.output_max
             && self.resources == place.resources
@@ -225,6 +231,12 @@ impl Sandbox {
     #[must_use]
     pub fn missing(&self) -> &[Missing] {
         &self.missing
+    }
+
+    /// Whether `dir`, which programs write to, holds directories of the host.
+    #[must_use]
+    pub(in crate::exec) fn shows_below(&self, dir: &Path) -> bool {
+        self.options.readable.iter().chain(&self.options.writable).any(|path| path.starts_with(dir))
     }
 
     /// Whether programs of a cell see `path` of the host under the same name. Not if it has `..` in it, which may lead

@@ -1,0 +1,94 @@
+//! What other threads see of an execution that is driven: how to end it, what it uses, what it wrote last.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use rustix::process::Pid;
+
+use super::outcome::STDERR_TAIL_MAX;
+use super::procfs;
+use super::runner::{Control, Stats, Status};
+use super::stop::{StopHandle, StopReason};
+
+/// Where an execution's first process is found.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Who {
+    /// It is this one.
+    Process(Pid),
+    /// It is the first child of this one, or about to be.
+    ChildOf(Pid),
+    /// Nowhere.
+    Nobody,
+}
+
+impl Who {
+    fn pid(self) -> Option<i32> {
+        match self {
+            Self::Process(pid) => Some(pid.as_raw_nonzero().get()),
+            Self::ChildOf(pid) => {
+                let pid = pid.as_raw_nonzero().get();
+                Some(procfs::children(pid).first().copied().unwrap_or(pid))
+            }
+            Self::Nobody => None,
+        }
+    }
+}
+
+/// What the driving thread shares with [`Control`].
+#[derive(Debug)]
+pub(super) struct Shared {
+    who: Who,
+    pub(super) stop: StopHandle,
+    ended: AtomicBool,
+    tail: Mutex<Vec<u8>>,
+}
+
+impl Shared {
+    pub(super) const fn new(who: Who, stop: StopHandle) -> Self {
+        Self { who, stop, ended: AtomicBool::new(false), tail: Mutex::new(Vec::new()) }
+    }
+
+    /// Keeps the end of stderr.
+    pub(super) fn add_stderr(&self, bytes: &[u8]) {
+        let mut tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = &bytes[bytes.len().saturating_sub(STDERR_TAIL_MAX)..];
+        let keep = STDERR_TAIL_MAX - new.len();
+        let drop = tail.len().saturating_sub(keep);
+        tail.drain(..drop);
+        tail.extend_from_slice(new);
+    }
+
+    pub(super) fn tail(&self) -> Vec<u8> {
+        self.tail.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn end(&self) {
+        self.ended.store(true, Ordering::Release);
+    }
+}
+
+impl Control for Shared {
+    fn stop(&self, reason: StopReason) {
+        self.stop.stop(reason);
+    }
+
+    fn status(&self) -> Status {
+        if self.ended.load(Ordering::Acquire) {
+            Status::Ended
+        } else {
+            Status::Running(self.who.pid().and_then(|pid| u32::try_from(pid).ok()))
+        }
+    }
+
+    fn stats(&self) -> Stats {
+        if self.ended.load(Ordering::Acquire) {
+            return Stats::default();
+        }
+        let Some(pid) = self.who.pid() else { return Stats::default() };
+        Stats { cpu_ms: procfs::stat(pid).map_or(0, |s| s.cpu_ms), rss_bytes: procfs::rss(pid).unwrap_or(0) }
+    }
+
+    fn logs(&self) -> Vec<u8> {
+        self.tail()
+    }
+}

@@ -1,0 +1,211 @@
+//! The `python` runner: functions of Python modules, called in warm workers. A worker is an interpreter in a sandbox of its own,
+//! the same that programs of the `process` runner have. It takes the calls of one job on one slot, one after another, and ends
+//! with the job, with a call that does not end well or leaves something running, or when it has had nothing to do for a while.
+//! No worker ever sees two jobs.
+//!
+//! Entry points: [`PythonRunner`] (which worker a call gets), `call` (one call), `worker` (one worker and what is said to it),
+//! `worker.py` (its other side), `interpreter` (what is started).
+
+pub mod bench;
+mod call;
+mod interpreter;
+mod start;
+mod worker;
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use sinew_crdt_state::error_code::ErrorCode;
+use sinew_crdt_state::program::{Program, PythonCall, Runners};
+
+use super::allowlist::{Allowlist, Caps};
+use super::control::Shared;
+use super::outcome::Failure;
+use super::process::{Pipe, ProcessRunner, check_env, lacking};
+use super::runner::{Execution, Health, Launch, Prepared, Runner, View};
+pub(in crate::exec) use call::Call;
+use call::StartedCall;
+pub use interpreter::PythonOptions;
+pub(crate) use interpreter::is_name;
+use start::Starter;
+use worker::Worker;
+
+/// A worker without a call ends after this. Longer than a job's next call takes to come, if there is one.
+const IDLE_MAX: Duration = Duration::from_secs(10);
+
+/// Calls Python functions.
+#[derive(Debug)]
+pub struct PythonRunner {
+    starter: Starter,
+    allowlist: Option<Allowlist>,
+    health: Mutex<Health>,
+    workers: Arc<Workers>,
+}
+
+/// A worker that waits for its job's next call.
+#[derive(Debug)]
+struct Idle {
+    worker: Worker,
+    since: Instant,
+}
+
+/// The workers that have nothing to do, by slot.
+#[derive(Debug, Default)]
+struct Workers(Mutex<HashMap<u32, Idle>>);
+
+impl Workers {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u32, Idle>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn keep(&self, slot: u32, worker: Worker) {
+        let before = self.lock().insert(slot, Idle { worker, since: Instant::now() });
+        // Outside the lock: the end of a worker takes a moment.
+        drop(before);
+    }
+
+    /// The slot's worker, if it can take this call. Any other that is there ends.
+    fn take(&self, launch: &Launch<'_>) -> Option<Worker> {
+        let worker = self.lock().remove(&launch.place.slot)?.worker;
+        let fits = worker.fit.fits(&launch.place) && worker.env == *launch.env;
+        (fits && worker.is_quiet()).then_some(worker)
+    }
+
+    fn end(&self, which: impl Fn(u32, &Idle) -> bool) {
+        let ended: Vec<_> = self.lock().extract_if(|slot, idle| which(*slot, idle)).collect();
+        drop(ended);
+    }
+}
+
+impl PythonRunner {
+    /// A runner whose workers run as `process` runs programs: in the same sandbox, or bare, or not at all. It is not ready
+    /// before it has been [tried out](Self::try_out).
+    #[must_use]
+    pub fn new(options: PythonOptions, process: &ProcessRunner) -> Self {
+        let health = match process.health() {
+            Health::Ready => Health::Unavailable("it is being tried out".to_owned()),
+            unavailable @ Health::Unavailable(_) => unavailable,
+        };
+        let allowlist = process.allowlist().cloned();
+        let starter = Starter::new(options, process, allowlist.is_none());
+        Self { starter, allowlist, health: Mutex::new(health), workers: Arc::default() }
+    }
+
+    /// Starts an interpreter as calls will have it and sees whether it answers. Takes as long as that: a fraction of a second
+    /// where it works, some seconds where it does not.
+    pub fn try_out(&self) {
+        if self.starter.runs_nothing() {
+            return;
+        }
+        let health = match self.starter.try_out() {
+            Ok(version) => {
+                tracing::debug!(%version, interpreter = %self.starter.shown(), "Python functions can be called");
+                Health::Ready
+            }
+            Err(why) => {
+                tracing::info!(%why, "no Python functions are called here");
+                Health::Unavailable(why)
+            }
+        };
+        *self.health.lock().unwrap_or_else(PoisonError::into_inner) = health;
+    }
+
+    /// A worker that has taken the request.
+    fn ask(&self, launch: &Launch<'_>, request: &str, stdin: Option<&Pipe>) -> Result<Worker, Failure> {
+        let fd = stdin.map(|pipe| pipe.read.as_fd());
+        if let Some(worker) = self.workers.take(launch)
+            && worker.send(request, fd).is_ok()
+        {
+            return Ok(worker);
+        }
+        let worker = self.starter.start(launch)?;
+        worker.send(request, fd).map_err(|e| lacking("a Python worker that listens", &e.into()))?;
+        Ok(worker)
+    }
+}
+
+impl Runner for PythonRunner {
+    fn kind(&self) -> Runners {
+        Runners::PYTHON
+    }
+
+    fn health(&self) -> Health {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn view(&self, _program: &Program) -> View {
+        self.starter.view()
+    }
+
+    fn prepare(&self, launch: &Launch<'_>) -> Result<Prepared, Failure> {
+        let call = call_of(launch)?;
+        if let Health::Unavailable(why) = self.health() {
+            return Err(Failure::new(ErrorCode::Oom, format!("no Python function can be called here: {why}")));
+        }
+        check_env(launch.env)?;
+        let program = self.starter.program()?;
+        let caps = match &self.allowlist {
+            // The interpreter must be listed, with the calls that are allowed as its one argument.
+            Some(list) => list.check(&program, &[program.display().to_string(), call.call.clone()], launch.env)?,
+            None => Caps::default(),
+        };
+        Ok(Prepared { program, caps })
+    }
+
+    fn start(&self, launch: &Launch<'_>, _prepared: Prepared) -> Result<Box<dyn Execution>, Failure> {
+        let call = call_of(launch)?;
+        let request = request(call, launch.fixed_env)?;
+        let stdin = launch.feeds_stdin.then(Pipe::new).transpose().map_err(|e| lacking("pipes", &e))?;
+        let worker = self.ask(launch, &request, stdin.as_ref())?;
+        let shared = Arc::new(Shared::new(worker.who(), launch.stop.clone()));
+        let call = Box::new(Call::new(worker, Arc::clone(&self.workers), launch.place.slot, &call.call));
+        Ok(Box::new(StartedCall { call, stdin: stdin.map(|pipe| pipe.write), shared }))
+    }
+
+    fn make_way(&self, slot: u32, job: &str, program: &Program) {
+        let stays = |idle: &Idle| program.runner() == Runners::PYTHON && idle.worker.fit.job() == job;
+        self.workers.end(|of, idle| of == slot && !stays(idle));
+    }
+
+    fn end_job(&self, job: &str) {
+        self.workers.end(|_, idle| idle.worker.fit.job() == job);
+    }
+
+    fn end_idle(&self) {
+        self.workers.end(|_, idle| idle.since.elapsed() >= IDLE_MAX);
+    }
+}
+
+fn call_of<'a>(launch: &Launch<'a>) -> Result<&'a PythonCall, Failure> {
+    match launch.program {
+        Program::Python(call) => Ok(call),
+        _ => Err(Failure::new(ErrorCode::Invalid, "the program is no Python function").for_good()),
+    }
+}
+
+/// What a worker is told of a call. The parameters are JSON already and go as they are, once they are known to be.
+fn request(call: &PythonCall, variables: &[(&'static str, String)]) -> Result<String, Failure> {
+    call_is_json(call)?;
+    let text = |text: &str| serde_json::Value::from(text).to_string();
+    let mut request = String::with_capacity(256 + call.params.len());
+    // Writing to a string does not fail.
+    let _ = write!(request, r#"{{"call":{},"params":{},"env":{{"#, text(&call.call), call.params);
+    for (i, (name, value)) in variables.iter().enumerate() {
+        let comma = if i > 0 { "," } else { "" };
+        let _ = write!(request, "{comma}{}:{}", text(name), text(value));
+    }
+    request.push_str("}}");
+    Ok(request)
+}
+
+/// A request is no frame of ours unless the parameters are one value: a peer's spec may hold anything.
+fn call_is_json(call: &PythonCall) -> Result<(), Failure> {
+    let parsed = serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(&call.params);
+    let wrong = |e: serde_json::Error| {
+        Failure::new(ErrorCode::Invalid, format!("the parameters of `{}` are no JSON object: {e}", call.call))
+    };
+    parsed.map(|_| ()).map_err(|e| wrong(e).for_good())
+}

@@ -1,0 +1,99 @@
+//! Functions that try to get out, or to fool the daemon.
+
+use std::net::TcpListener;
+
+use sinew_crdt_state::error_code::ErrorCode;
+
+use crate::rig::Rig;
+
+#[test]
+fn a_worker_is_as_confined_as_any_program() {
+    let module = r#"
+import os, socket, ctypes
+def attempts(paths, port):
+    seen = {}
+    def attempt(what, f):
+        try: f(); seen[what] = True
+        except OSError: seen[what] = False
+    for path in paths: attempt(path, lambda: open(path, "rb").read())
+    attempt("connect", lambda: socket.create_connection(("127.0.0.1", port), 1))
+    attempt("write", lambda: open(paths[0] + ".new", "w"))
+    attempt("signal", lambda: os.kill(os.getppid(), 0) if os.getppid() != 1 else os.kill(12345678, 0))
+    return seen
+"#;
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let port = listener.local_addr().expect("address").port();
+    for mut rig in Rig::each().map(|rig| rig.module(module)) {
+        let key = rig.dir.path().join("identity.key");
+        std::fs::write(&key, "secret").expect("write");
+        let exe = std::env::current_exe().expect("exe");
+        let params = serde_json::json!({ "paths": [key, exe, "/etc/shadow"], "port": port });
+        let seen = rig.call_with("m:attempts", &params.to_string()).value();
+        let works = !rig.sandboxed;
+        assert!(seen.as_object().expect("object").len() == 6, "{seen}");
+        for (what, worked) in seen.as_object().expect("object") {
+            assert_eq!(worked.as_bool(), Some(works), "{what} in {seen}");
+        }
+    }
+}
+
+/// What each of these does to the worker's side of the connection, found as a task would find it.
+const LIES: &str = r#"
+import os, socket, stat, struct, time, json
+def connection():
+    for fd in range(3, 256):
+        try:
+            if stat.S_ISSOCK(os.fstat(fd).st_mode): return fd
+        except OSError: pass
+def frame(value): return struct.pack("<I", len(value)) + value
+def garbage(): os.write(connection(), b"\xff" * 100); time.sleep(1000)
+def huge(): os.write(connection(), struct.pack("<I", 1 << 31)); time.sleep(1000)
+def nested(): os.write(connection(), frame(b"[" * 16000)); time.sleep(1000)
+def flood():
+    while True: os.write(connection(), b"\x00\x01\x00\x00" * 10000)
+def twice(): os.write(connection(), frame(b'{"end":"done","usable":true}') * 2); time.sleep(1000)
+def half(): os.write(connection(), b"\x10"); time.sleep(1000)
+def closes(): os.close(connection()); time.sleep(0.1)
+def forges():
+    os.write(connection(), frame(b'{"end":"done","usable":true,"peak_rss_kib":1}'))
+    print("late", flush=True)
+    time.sleep(0.2)
+def forges_numbers():
+    os.write(connection(), frame(b'{"end":"done","usable":true,"peak_rss_kib":18446744073709551615}')); time.sleep(1000)
+def message(): raise ValueError("\x1b[2J\udc80" + "x" * 100000)
+def fine(): return "fine"
+"#;
+
+#[test]
+fn what_is_no_reply_ends_the_call_and_the_worker() {
+    for mut rig in Rig::each().map(|rig| rig.module(LIES)) {
+        for call in ["m:garbage", "m:huge", "m:nested", "m:flood", "m:twice"] {
+            rig.call(call).fails(ErrorCode::Exit, "no reply");
+            assert_eq!(rig.call("m:fine").value(), "fine", "after {call}");
+        }
+        rig.limits.timeout_ms = Some(500);
+        rig.call("m:half").fails(ErrorCode::Timeout, "500 ms");
+        rig.limits.timeout_ms = Some(60_000);
+        let closed = rig.call("m:closes");
+        assert!(closed.fails(ErrorCode::Exit, "status 1").stderr_tail.contains("closed the worker's connection"));
+        assert_eq!(rig.call("m:fine").value(), "fine");
+        let long = rig.call("m:message");
+        let message = &long.fails(ErrorCode::Exit, "ValueError").message;
+        assert!(message.len() < 5_000 && !message.contains('\u{1b}'), "{message}");
+    }
+}
+
+#[test]
+fn a_forged_reply_gains_nothing() {
+    for mut rig in Rig::each().map(|rig| rig.module(LIES)) {
+        // It has said that it is done: so it is, with what it had written by then.
+        rig.call("m:forges").good();
+        // Its worker is still at it and speaks out of turn later, which is its own job's loss, and no other's.
+        rig.job = "another";
+        let other = rig.call("m:fine");
+        assert_eq!((other.value(), other.stdout.as_str()), ("fine".into(), ""));
+        let numbers = rig.call("m:forges_numbers");
+        let most = if rig.sandboxed { 1 << 30 } else { u64::MAX };
+        assert!(numbers.result.is_ok() && numbers.usage.max_rss_bytes <= most, "{numbers:?}");
+    }
+}

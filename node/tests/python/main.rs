@@ -1,0 +1,8 @@
+//! The `python` runner: its contract, what its workers keep and what they must not, what hostile functions get to, and a mesh
+//! of daemons that calls functions.
+
+mod contract;
+mod hostile;
+mod mesh;
+mod rig;
+mod workers;
