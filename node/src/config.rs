@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::exec::cell::pool::SandboxMode;
 use crate::exec::docker::EngineSetting;
 use crate::exec::python::{PythonOptions, is_name};
-use crate::gather::Hosts;
+use crate::gather::{BadHostRule, Hosts};
 
 /// The file's name in the data dir.
 pub const FILE_NAME: &str = "sinew.toml";
@@ -154,6 +154,17 @@ impl Settings {
         toml::from_str(&text).map_err(|source| ConfigError::Syntax { path, source: Box::new(source) })
     }
 
+    /// The hosts that inputs may be fetched from.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`] for the first rule that is none.
+    pub fn hosts(&self) -> Result<Hosts, ConfigError> {
+        let mend =
+            "give names such as data.example.org, *.example.org for all below it, addresses, or * for all public hosts";
+        let bad = |rule: BadHostRule| ConfigError::Value { key: "gather_hosts", value: rule.0, mend };
+        Hosts::parse(&self.gather_hosts).map_err(bad)
+    }
+
     /// Checks ranges.
     ///
     /// # Errors
@@ -169,10 +180,7 @@ impl Settings {
             let mend = "give at least one multiaddr, such as /ip4/0.0.0.0/tcp/9000";
             return Err(ConfigError::Value { key: "listen", value: "[]".to_owned(), mend });
         }
-        if let Err(bad) = Hosts::parse(&self.gather_hosts) {
-            let mend = "give names such as data.example.org, *.example.org for all below it, addresses, or * for all public hosts";
-            return Err(ConfigError::Value { key: "gather_hosts", value: bad.0, mend });
-        }
+        self.hosts()?;
         if self.wasm_module_bytes_max == 0 {
             let mend = "give a number of bytes from 1, or set wasm = false";
             return Err(ConfigError::Value { key: "wasm_module_bytes_max", value: "0".to_owned(), mend });

@@ -33,6 +33,7 @@ use crate::exec::set::RunnerSet;
 use crate::exec::slot::WorkRoot;
 use crate::exec::sweep::Sweeper;
 use crate::frames::{self, Frame};
+use crate::gather::GatherError;
 use crate::logs::LogHub;
 use crate::mesh_link::MeshLink;
 use crate::probe;
@@ -65,7 +66,7 @@ pub enum DaemonError {
     Config(#[from] ConfigError),
     /// Inputs cannot be fetched from outside.
     #[error(transparent)]
-    Gather(crate::gather::GatherError),
+    Gather(GatherError),
     /// A multiaddr in the settings.
     #[error("`{value}` in `{key}` is no multiaddr: write it like /ip4/192.0.2.1/tcp/9000 ({problem})")]
     Multiaddr {
@@ -115,7 +116,11 @@ impl DaemonError {
     pub const fn exit_code(&self) -> u8 {
         match self {
             Self::DataDir(e) => e.exit_code(),
-            Self::Config(_) | Self::Allowlist(_) | Self::DataDirShown { .. } | Self::Multiaddr { .. } => 2,
+            Self::Gather(GatherError::Ca { .. })
+            | Self::Config(_)
+            | Self::Allowlist(_)
+            | Self::DataDirShown { .. }
+            | Self::Multiaddr { .. } => 2,
             _ => 1,
         }
     }

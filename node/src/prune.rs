@@ -61,7 +61,7 @@ pub async fn outputs(store: &BlobStore, kept_ms: u64, dry_run: bool) -> Result<V
     Ok(found)
 }
 
-/// Removes everything that is not needed, or says what would be; with `all`, outputs of forgotten jobs however new they are.
+/// Removes everything that is not needed, or says what would be. Outputs of forgotten jobs count once that is `kept_ms` ago.
 ///
 /// # Errors
 /// [`StoreError`].

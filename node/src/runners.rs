@@ -17,7 +17,7 @@ use crate::exec::python::PythonRunner;
 use crate::exec::runner::{Health, Runner};
 use crate::exec::set::RunnerSet;
 use crate::exec::wasm::{WasmOptions, WasmRunner};
-use crate::gather::{Gather, GatherError, GatherOptions, Hosts};
+use crate::gather::{Gather, GatherOptions};
 
 /// What this node can do to isolate programs.
 #[derive(Debug, Clone)]
@@ -88,9 +88,7 @@ fn containers(
 /// # Errors
 /// What in the settings cannot be.
 pub fn gather(settings: &Settings, tag: &NodeTag) -> Result<Gather, DaemonError> {
-    let hosts =
-        Hosts::parse(&settings.gather_hosts).map_err(|e| DaemonError::Gather(GatherError::Client(e.to_string())))?;
-    let options = GatherOptions { hosts, ca: settings.gather_ca.clone() };
+    let options = GatherOptions { hosts: settings.hosts()?, ca: settings.gather_ca.clone() };
     Gather::new(options, tag.clone()).map_err(DaemonError::Gather)
 }
 

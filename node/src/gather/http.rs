@@ -36,7 +36,7 @@ pub(super) fn client(hosts: &Arc<Hosts>, ca: Option<&Path>) -> Result<reqwest::C
         match of_redirect.check(attempt.url()) {
             _ if downgrade => attempt.error("a redirect from https to http"),
             Ok(()) => attempt.follow(),
-            Err(failure) => attempt.error(failure.message),
+            Err(failure) => attempt.error(failure),
         }
     });
     let mut builder = reqwest::Client::builder()
@@ -70,7 +70,7 @@ impl Resolve for AllowedOnly {
     fn resolve(&self, name: Name) -> Resolving {
         let hosts = Arc::clone(&self.0);
         Box::pin(async move {
-            let found = hosts.resolve(name.as_str(), 0).await.map_err(|failure| failure.message)?;
+            let found = hosts.resolve(name.as_str(), 0).await?;
             Ok(Box::new(found.into_iter()) as Addrs)
         })
     }
@@ -117,7 +117,7 @@ impl Gather {
         let url: Url = file.url.parse().map_err(|e| wrong(format!("`{shown}` is no address: {e}")))?;
         self.hosts.check(&url)?;
         let too_long = || wrong(format!("`{shown}` has more than {} bytes: raise size_max", file.size_max));
-        let mut response = self.client.get(url).send().await.map_err(|e| self.failed(shown, &e))?;
+        let mut response = self.client.get(url).send().await.map_err(|e| failed(shown, &e))?;
         let status = response.status();
         if !status.is_success() {
             let failure = Failure::new(ErrorCode::Fetch, format!("`{shown}` cannot be had: the server says {status}"));
@@ -132,7 +132,7 @@ impl Gather {
         std::fs::create_dir_all(dir).map_err(storage)?;
         let mut target = tempfile::tempfile_in(dir).map_err(storage)?;
         let (mut hasher, mut len) = (Hasher::new(file.hash), 0_u64);
-        while let Some(bytes) = response.chunk().await.map_err(|e| self.failed(shown, &e))? {
+        while let Some(bytes) = response.chunk().await.map_err(|e| failed(shown, &e))? {
             len = len.saturating_add(bytes.len() as u64);
             if len > file.size_max {
                 return Err(too_long());
@@ -147,15 +147,19 @@ impl Gather {
         target.rewind().map_err(storage)?;
         Ok(target)
     }
+}
 
-    fn failed(&self, shown: &str, error: &reqwest::Error) -> Failure {
-        let mut why = error.to_string();
-        let mut cause = std::error::Error::source(error);
-        while let Some(inner) = cause {
-            why = inner.to_string();
-            cause = inner.source();
+/// What became of a request: our own refusal where there was one, however deep the client has wrapped it.
+fn failed(shown: &str, error: &reqwest::Error) -> Failure {
+    let (mut why, mut code) = (error.to_string(), ErrorCode::Fetch);
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        if let Some(refusal) = inner.downcast_ref::<Failure>() {
+            (why, code) = (refusal.message.clone(), refusal.code);
+            break;
         }
-        let code = if why.starts_with("this node does not fetch from") { ErrorCode::Deny } else { ErrorCode::Fetch };
-        Failure::new(code, format!("`{shown}` cannot be had: {why}"))
+        why = inner.to_string();
+        cause = inner.source();
     }
+    Failure::new(code, format!("`{shown}` cannot be had: {why}"))
 }
