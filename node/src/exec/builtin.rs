@@ -87,7 +87,7 @@ impl Guarded<'_> {
     fn flush(&mut self) -> Result<(), Failure> {
         self.check()?;
         self.written += self.buffer.len() as u64;
-        if self.limits.output_before.saturating_add(self.written) > self.limits.output_max {
+        if self.limits.is_over_output(self.written) {
             return Err(Failure::over_output_cap(self.limits.output_max));
         }
         self.out.take(&self.buffer)?;

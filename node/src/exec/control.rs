@@ -34,23 +34,17 @@ impl Who {
     }
 }
 
-/// What the driving thread shares with [`Control`].
-#[derive(Debug)]
-pub(super) struct Shared {
-    who: Who,
-    pub(super) stop: StopHandle,
-    ended: AtomicBool,
-    tail: Mutex<Vec<u8>>,
-}
+/// The end of what a program wrote to stderr.
+#[derive(Debug, Default)]
+pub(super) struct Tail(Mutex<Vec<u8>>);
 
-impl Shared {
-    pub(super) const fn new(who: Who, stop: StopHandle) -> Self {
-        Self { who, stop, ended: AtomicBool::new(false), tail: Mutex::new(Vec::new()) }
+impl Tail {
+    pub(super) const fn new() -> Self {
+        Self(Mutex::new(Vec::new()))
     }
 
-    /// Keeps the end of stderr.
-    pub(super) fn add_stderr(&self, bytes: &[u8]) {
-        let mut tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(super) fn add(&self, bytes: &[u8]) {
+        let mut tail = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let new = &bytes[bytes.len().saturating_sub(STDERR_TAIL_MAX)..];
         let keep = STDERR_TAIL_MAX - new.len();
         let drop = tail.len().saturating_sub(keep);
@@ -58,8 +52,32 @@ impl Shared {
         tail.extend_from_slice(new);
     }
 
+    pub(super) fn get(&self) -> Vec<u8> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// What the driving thread shares with [`Control`].
+#[derive(Debug)]
+pub(super) struct Shared {
+    who: Who,
+    pub(super) stop: StopHandle,
+    ended: AtomicBool,
+    tail: Tail,
+}
+
+impl Shared {
+    pub(super) const fn new(who: Who, stop: StopHandle) -> Self {
+        Self { who, stop, ended: AtomicBool::new(false), tail: Tail::new() }
+    }
+
+    /// Keeps the end of stderr.
+    pub(super) fn add_stderr(&self, bytes: &[u8]) {
+        self.tail.add(bytes);
+    }
+
     pub(super) fn tail(&self) -> Vec<u8> {
-        self.tail.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.tail.get()
     }
 
     pub(super) fn end(&self) {

@@ -297,8 +297,7 @@ impl<'a> Driver<'a> {
     }
 
     fn is_over_cap(&self) -> bool {
-        let all = self.limits.output_before.saturating_add(self.output_bytes).saturating_add(self.elsewhere_bytes);
-        all > self.limits.output_max
+        self.limits.is_over_output(self.output_bytes.saturating_add(self.elsewhere_bytes))
     }
 
     fn check_cap(&mut self) {

@@ -175,6 +175,11 @@ impl RunLimits {
         self.output_max = self.output_max.min(caps.output_max.unwrap_or(u64::MAX));
     }
 
+    /// Whether `bytes` of this program are more than the task may write in all.
+    pub(super) const fn is_over_output(&self, bytes: u64) -> bool {
+        self.output_before.saturating_add(bytes) > self.output_max
+    }
+
     /// The failure to report once the deadline has passed.
     #[must_use]
     pub fn timeout_failure(&self) -> Failure {

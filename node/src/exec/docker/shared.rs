@@ -1,7 +1,7 @@
 //! What is known of a running container beside the thread that drives it: what it uses, and the end of what it wrote to stderr.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bollard::query_parameters::StatsOptionsBuilder;
@@ -9,7 +9,7 @@ use futures::StreamExt;
 use tokio::io::unix::AsyncFd;
 
 use super::engine::Engine;
-use crate::exec::outcome::STDERR_TAIL_MAX;
+use crate::exec::control::Tail;
 use crate::exec::runner::{Control, Stats, Status};
 use crate::exec::stop::{StopHandle, StopReason};
 
@@ -27,21 +27,18 @@ pub(super) struct Shared {
     cpu_ms: AtomicU64,
     rss_bytes: AtomicU64,
     rss_peak: AtomicU64,
-    tail: Mutex<Vec<u8>>,
+    tail: Tail,
 }
 
 impl Shared {
     pub(super) fn new(stop: StopHandle) -> Self {
         let zero = || AtomicU64::new(0);
         let (cpu_ms, rss_bytes, rss_peak) = (zero(), zero(), zero());
-        Self { stop, ended: AtomicBool::new(false), cpu_ms, rss_bytes, rss_peak, tail: Mutex::default() }
+        Self { stop, ended: AtomicBool::new(false), cpu_ms, rss_bytes, rss_peak, tail: Tail::new() }
     }
 
     pub(super) fn add_stderr(&self, bytes: &[u8]) {
-        let mut tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
-        tail.extend_from_slice(bytes);
-        let over = tail.len().saturating_sub(STDERR_TAIL_MAX);
-        tail.drain(..over);
+        self.tail.add(bytes);
     }
 
     pub(super) fn end(&self) {
@@ -72,7 +69,7 @@ impl Control for Shared {
     }
 
     fn logs(&self) -> Vec<u8> {
-        self.tail.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.tail.get()
     }
 }
 

@@ -1,9 +1,8 @@
 //! What other threads see of a running module.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 
-use crate::exec::outcome::STDERR_TAIL_MAX;
+use crate::exec::control::Tail;
 use crate::exec::runner::{Control, Stats, Status};
 use crate::exec::stop::{StopHandle, StopReason};
 
@@ -15,7 +14,7 @@ pub(super) struct Watch {
     cpu_us: AtomicU64,
     memory_bytes: AtomicU64,
     peak_bytes: AtomicU64,
-    tail: Mutex<Vec<u8>>,
+    tail: Tail,
 }
 
 impl Watch {
@@ -26,7 +25,7 @@ impl Watch {
             cpu_us: AtomicU64::new(0),
             memory_bytes: AtomicU64::new(0),
             peak_bytes: AtomicU64::new(0),
-            tail: Mutex::new(Vec::new()),
+            tail: Tail::new(),
         }
     }
 
@@ -46,10 +45,7 @@ impl Watch {
 
     /// Keeps the end of stderr.
     pub(super) fn add_stderr(&self, bytes: &[u8]) {
-        let mut tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
-        tail.extend_from_slice(bytes);
-        let over = tail.len().saturating_sub(STDERR_TAIL_MAX);
-        tail.drain(..over);
+        self.tail.add(bytes);
     }
 
     pub(super) fn end(&self) {
@@ -75,6 +71,6 @@ impl Control for Watch {
     }
 
     fn logs(&self) -> Vec<u8> {
-        self.tail.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.tail.get()
     }
 }
