@@ -96,19 +96,34 @@ impl Target<'_> {
     }
 }
 
-/// Kills every process that matches, once, and says how many there were.
+/// Most looks at the system in one call: what forks faster than this is left to the next call.
+const PASSES_MAX: usize = 16;
+
+/// Kills every process that matches and says how many there were. It looks until it finds no new one, for a process may
+/// have forked between the look and its end, and the child would outlive the only one that names it.
 pub(super) fn kill_matching(target: Target<'_>) -> usize {
     let own = i32::try_from(std::process::id()).unwrap_or(0);
-    let hit = |pid: i32| -> Option<()> {
-        if pid == own || !target.matches(&procfs::environ(pid)?) {
-            return None;
+    let mut killed = HashSet::new();
+    for _ in 0..PASSES_MAX {
+        let before = killed.len();
+        let others = procfs::pids().into_iter().filter(|pid| *pid != own);
+        killed.extend(others.filter_map(|pid| kill_one(pid, target)));
+        if killed.len() == before {
+            break;
         }
-        // The number may have been given away since: the descriptor cannot, so look again through it.
-        let pidfd = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
-        target.matches(&procfs::environ(pid)?).then_some(())?;
-        pidfd_send_signal(&pidfd, Signal::KILL).ok()
-    };
-    procfs::pids().into_iter().filter_map(hit).count()
+    }
+    killed.len()
+}
+
+/// Kills the process if it matches, and names it for good: by its number and the time of its start.
+fn kill_one(pid: i32, target: Target<'_>) -> Option<(i32, u64)> {
+    target.matches(&procfs::environ(pid)?).then_some(())?;
+    // The number may have been given away since: the descriptor cannot, so look again through it.
+    let pidfd = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
+    target.matches(&procfs::environ(pid)?).then_some(())?;
+    let started = procfs::stat(pid)?.started;
+    pidfd_send_signal(&pidfd, Signal::KILL).ok()?;
+    Some((pid, started))
 }
 
 /// Ends strays and buries dead children that re-parented to the daemon. One per daemon; call it every second or so.
@@ -134,7 +149,7 @@ impl Sweeper {
         Self { tag, unclaimed: HashMap::new() }
     }
 
-    /// Looks once at every process of the system: a few ms, so not for each task.
+    /// Looks at every process of the system, again if it found one: a few ms, so not for each task.
     pub fn sweep(&mut self) -> Swept {
         Swept { killed: kill_matching(Target::Strays(&self.tag)), reaped: self.reap() }
     }
