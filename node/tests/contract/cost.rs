@@ -1,8 +1,8 @@
 //! What starting a task costs, each runner in turn. A measurement, not a test: `cargo test --release --test contract cost -- --ignored
 //! --nocapture`.
 
+use crate::behaviours::subject::{Bench, Does, Subject};
 use crate::process::Process;
-use crate::subject::{Bench, Does, Subject};
 use crate::wasm::Wasm;
 
 const TASKS: u32 = 2_000;

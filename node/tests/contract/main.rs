@@ -1,8 +1,10 @@
-//! What every runner does, whatever it runs: one suite of behaviours ([`suite`]), passed by each [`subject::Subject`]. Beside it what
-//! only one kind of runner has: the module runner's limits, its determinism, and attempts to get out of it.
+//! The suite of all runners, passed by those that need nothing: processes and modules. Beside it what only one kind of runner has: the
+//! module runner's limits, its determinism, and attempts to get out of it.
 
-mod subject;
-mod suite;
+#[path = "../behaviours/mod.rs"]
+mod behaviours;
+#[path = "../behaviours/store.rs"]
+mod store;
 
 mod process;
 mod wasm;

@@ -10,7 +10,7 @@ use sinew_crdt_state::state::Status;
 use sinew_node::api::Request;
 use sinew_node::local_mesh::{LocalMesh, LocalMeshOptions};
 
-use crate::subject::PATIENCE;
+use crate::behaviours::subject::PATIENCE;
 use crate::wasm::Modules;
 
 fn examples() -> PathBuf {

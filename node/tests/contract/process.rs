@@ -9,8 +9,8 @@ use sinew_node::exec::guardian::NodeTag;
 use sinew_node::exec::process::ProcessRunner;
 use sinew_node::exec::runner::Runner;
 
-use crate::subject::{Does, Subject};
-use crate::suite::contract;
+use crate::behaviours::subject::{Does, Subject};
+use crate::behaviours::suite::contract;
 
 pub(crate) struct Process {
     runner: Arc<ProcessRunner>,
@@ -74,5 +74,5 @@ impl Subject for Process {
     }
 }
 
-contract!(in_cells, Process::in_cells());
-contract!(bare, Process::bare());
+contract!(in_cells, Some(Process::in_cells()));
+contract!(bare, Some(Process::bare()));

@@ -9,9 +9,10 @@ use sinew_node::exec::runner::Runner;
 use sinew_node::exec::set::Content;
 use sinew_node::exec::wasm::{WasmOptions, WasmRunner};
 
+use crate::behaviours::subject::{Bench, Does, Subject};
+use crate::behaviours::suite::contract;
 use crate::modules;
-use crate::subject::{Bench, Does, Store, Subject};
-use crate::suite::contract;
+use crate::store::Store;
 
 pub(crate) const OPTIONS: WasmOptions = WasmOptions { memory_bytes: 1 << 30, slots: 1, module_bytes_max: 1 << 20 };
 
@@ -62,12 +63,12 @@ impl Subject for Wasm {
     }
 }
 
-contract!(plain, Wasm::new(false));
+contract!(plain, Some(Wasm::new(false)));
 
 /// Where deterministic time stands still for whoever waits, waiting for ever ends at once: so that one is not in its suite.
 mod deterministic {
     use super::*;
-    use crate::suite;
+    use crate::behaviours::suite;
 
     #[test]
     fn it_behaves_like_any_other() {
@@ -106,12 +107,12 @@ impl Modules {
         Module { module, argv: Vec::new(), fuel: None, deterministic: false }
     }
 
-    pub(crate) fn run(&mut self, module: &Module) -> crate::subject::Ran {
+    pub(crate) fn run(&mut self, module: &Module) -> crate::behaviours::subject::Ran {
         self.bench.run(&Program::Wasm(module.clone()))
     }
 
     /// Adds it and runs it.
-    pub(crate) fn run_new(&mut self, module: &[u8]) -> crate::subject::Ran {
+    pub(crate) fn run_new(&mut self, module: &[u8]) -> crate::behaviours::subject::Ran {
         let module = self.add(module);
         self.run(&module)
     }

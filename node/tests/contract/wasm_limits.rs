@@ -223,7 +223,7 @@ fn compiling_ends_with_the_tasks_time_or_wish() {
         let stop = &stop;
         let bench = &mut rig.bench;
         let running = scope.spawn(move || bench.watched(&program, stop, Some(&started)));
-        crate::subject::eventually("a compiler at work", compiles);
+        crate::behaviours::subject::eventually("a compiler at work", compiles);
         stop.stop(sinew_node::exec::stop::StopReason::Cancelled);
         running.join().expect("ran")
     });

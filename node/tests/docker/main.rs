@@ -4,6 +4,11 @@
 //! They need root on Linux, `dockerd` and a static `busybox`. Where these are missing they say so and pass, unless `CI` is
 //! set: then they fail.
 
+#[path = "../behaviours/mod.rs"]
+mod behaviours;
+#[path = "../behaviours/store.rs"]
+mod store;
+
 mod closed;
 mod contract;
 mod engine;
@@ -13,3 +18,4 @@ mod images;
 mod mesh;
 mod overhead;
 mod rig;
+mod subject;

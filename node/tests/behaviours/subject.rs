@@ -7,8 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sinew_crdt_state::error_code::ErrorCode;
-use sinew_crdt_state::ids::Hash;
-use sinew_crdt_state::spec::{BlobRef, Limits, Program, Resources};
+use sinew_crdt_state::spec::{Limits, Program, Resources};
 use sinew_node::exec::files::JobFiles;
 use sinew_node::exec::outcome::{Failure, Usage};
 use sinew_node::exec::runner::{Control, Runner};
@@ -69,35 +68,14 @@ pub(crate) trait Subject {
         true
     }
 
+    /// Whether it is known before a program starts that it is not there.
+    fn knows_absence(&self) -> bool {
+        true
+    }
+
     /// Whether what a running program uses is known at once, not only in the end.
     fn knows_stats(&self) -> bool {
         true
-    }
-}
-
-/// A directory for content, each file of it under its hash.
-#[derive(Debug)]
-pub(crate) struct Store {
-    dir: tempfile::TempDir,
-    content: Content,
-}
-
-impl Store {
-    pub(crate) fn new() -> Self {
-        Self { dir: tempfile::tempdir().expect("dir"), content: Content::new() }
-    }
-
-    /// Puts content into it.
-    pub(crate) fn add(&mut self, bytes: &[u8]) -> BlobRef {
-        let hash = Hash::of(bytes);
-        let path = self.dir.path().join(hash.to_string());
-        std::fs::write(&path, bytes).expect("write");
-        self.content.insert(hash, path);
-        BlobRef { hash, size: bytes.len() as u64 }
-    }
-
-    pub(crate) fn content(&self) -> &Content {
-        &self.content
     }
 }
 
