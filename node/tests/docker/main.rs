@@ -15,6 +15,7 @@ mod engine;
 mod engines;
 mod image;
 mod images;
+mod killed;
 mod mesh;
 mod overhead;
 mod rig;

@@ -17,7 +17,7 @@ use crate::engine::TestEngine;
 use crate::image::{Recipe, make};
 use crate::rig::PATIENCE;
 
-async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+pub(crate) async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
         if let Some(found) = look().await {
@@ -77,7 +77,7 @@ fn lives(argv: &[&str]) -> bool {
 }
 
 /// The containers of a node's tasks.
-async fn containers(client: &Docker, node: &str) -> Vec<ContainerSummary> {
+pub(crate) async fn containers(client: &Docker, node: &str) -> Vec<ContainerSummary> {
     let filters: HashMap<String, Vec<String>> = [("label".to_owned(), vec![format!("sinew.node={node}")])].into();
     let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
     client.list_containers(Some(options)).await.expect("list")
