@@ -43,6 +43,57 @@ pub struct ContainerOf<B> {
     pub argv: Vec<String>,
     /// GPUs that it gets to itself.
     pub gpus: u32,
+    /// How it is told whether it still does its work.
+    pub health: Option<Box<HealthCheck>>,
+}
+
+/// A command that is run beside a task now and then, and fails when the task no longer does its work.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HealthCheck {
+    /// An argument vector; status 0 is healthy.
+    pub command: Vec<String>,
+    /// Milliseconds from the end of one check to the next.
+    pub interval_ms: u64,
+    /// Milliseconds that one check may take.
+    pub timeout_ms: u64,
+    /// This many failures in a row end the task.
+    pub retries: u32,
+    /// Failures in the first so many milliseconds do not count.
+    pub start_ms: u64,
+}
+
+impl HealthCheck {
+    /// Longest of its times: a day.
+    pub const TIME_MAX_MS: u64 = 24 * 3_600_000;
+    /// Shortest interval and timeout: each check starts a process.
+    pub const TIME_MIN_MS: u64 = 100;
+    /// Most failures in a row that can be asked for.
+    pub const RETRIES_MAX: u32 = 1_000;
+
+    /// As often as is usual for this command.
+    #[must_use]
+    pub const fn new(command: Vec<String>) -> Self {
+        Self { command, interval_ms: 10_000, timeout_ms: 2_000, retries: 3, start_ms: 0 }
+    }
+
+    fn check(&self) -> Result<(), Wrong> {
+        let times = Self::TIME_MIN_MS..=Self::TIME_MAX_MS;
+        if self.command.first().is_none_or(String::is_empty) {
+            return Err(("the health check has no command", "write the program and its arguments"));
+        }
+        if self.command.iter().any(|word| word.contains('\0')) {
+            return Err(NUL);
+        }
+        if !times.contains(&self.interval_ms) || !times.contains(&self.timeout_ms) || self.start_ms > Self::TIME_MAX_MS
+        {
+            return Err(("a time of the health check is out of bounds", "write from 100ms to 24h"));
+        }
+        if !(1..=Self::RETRIES_MAX).contains(&self.retries) {
+            return Err(("the retries of the health check are out of bounds", "write a number from 1 to 1000"));
+        }
+        Ok(())
+    }
 }
 
 /// Where a container's image is.
@@ -117,12 +168,12 @@ impl<B> ProgramOf<B> {
             Self::Exec(argv) => ProgramOf::Exec(argv),
             Self::Builtin(builtin) => ProgramOf::Builtin(builtin),
             Self::Python(call) => ProgramOf::Python(call),
-            Self::Container(ContainerOf { image, entrypoint, argv, gpus }) => {
+            Self::Container(ContainerOf { image, entrypoint, argv, gpus, health }) => {
                 let image = match image {
                     ImageOf::Archive(content) => ImageOf::Archive(name(content)?),
                     ImageOf::Digest(digest) => ImageOf::Digest(digest),
                 };
-                ProgramOf::Container(ContainerOf { image, entrypoint, argv, gpus })
+                ProgramOf::Container(ContainerOf { image, entrypoint, argv, gpus, health })
             }
             Self::Wasm(WasmOf { module, argv, fuel, deterministic }) => {
                 ProgramOf::Wasm(WasmOf { module: name(module)?, argv, fuel, deterministic })
@@ -178,7 +229,7 @@ impl<B> ContainerOf<B> {
                 ));
             }
         }
-        Ok(())
+        self.health.as_ref().map_or(Ok(()), |health| health.check())
     }
 }
 
@@ -263,7 +314,7 @@ mod tests {
 
     fn image(reference: &str) -> Program {
         let image = ImageOf::Digest(reference.to_owned());
-        ProgramOf::Container(Container { image, entrypoint: None, argv: Vec::new(), gpus: 0 })
+        ProgramOf::Container(Container { image, entrypoint: None, argv: Vec::new(), gpus: 0, health: None })
     }
 
     fn python(call: &str, params: &str) -> Program {

@@ -48,6 +48,7 @@ pub struct JobDraft {
 
 /// The kinds of work, unresolved.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(clippy::large_enum_variant, reason = "one for each submit")]
 pub enum DraftWork {
     /// Independent runs of one program.
     Batch(DraftBatch),

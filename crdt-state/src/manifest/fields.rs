@@ -10,7 +10,7 @@ use super::tree::Node;
 use super::units::{UnitError, parse_cpus, parse_duration, parse_size};
 
 /// Every table of the manifest with its keys: the one place that says which keys exist. `""` is the top, `[]` an input file.
-pub(super) const TABLES: [(&str, &[&str]); 10] = [
+pub(super) const TABLES: [(&str, &[&str]); 11] = [
     (
         "",
         &[
@@ -33,7 +33,8 @@ pub(super) const TABLES: [(&str, &[&str]); 10] = [
     ("batch", &["command", "docker", "python", "wasm", "tasks", "inputs", "gather", "outputs"]),
     ("map_reduce", &["inputs", "split", "map", "combine", "reduce", "partitions", "files"]),
     ("program", &["docker", "python", "wasm"]),
-    ("docker", &["image", "archive", "entrypoint", "args", "gpus"]),
+    ("docker", &["image", "archive", "entrypoint", "args", "gpus", "health"]),
+    ("health", &["command", "interval", "timeout", "retries", "start"]),
     ("python", &["call", "params"]),
     ("wasm", &["module", "args", "fuel", "deterministic"]),
     (

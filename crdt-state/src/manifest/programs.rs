@@ -5,7 +5,7 @@ use super::draft::{DraftContent, DraftProgram, ProgramError, program_from_argv, 
 use super::fields::{Fields, Item};
 use super::problem::{Problem, quoted};
 use super::tree::Node;
-use crate::program::{ContainerOf, ImageOf, ProgramOf, PythonCall, WasmOf};
+use crate::program::{ContainerOf, HealthCheck, ImageOf, ProgramOf, PythonCall, WasmOf};
 
 const MEND_COMMAND: &str = "write the program and its arguments, such as [\"python3\", \"x.py\"]";
 const MEND_ONE: &str = "write exactly one of command, docker, python and wasm";
@@ -91,11 +91,29 @@ fn read_container(item: &Item<'_>, fields: &Fields<'_>, out: &mut Vec<Problem>) 
     let entrypoint = fields.get("entrypoint").map(|item| item.texts(out));
     let argv = fields.get("args").map(|item| item.texts(out)).unwrap_or_default();
     let gpus = fields.get("gpus").and_then(|item| item.count(&(0..=1_024), out)).unwrap_or(0);
+    let health = fields.get("health").and_then(|item| read_health(&item, out)).map(Box::new);
     let image = match (image, archive) {
         (Some(image), _) => ImageOf::Digest(image.text(out)?.to_owned()),
         (None, archive) => ImageOf::Archive(DraftContent::Path(archive?.text(out)?.to_owned())),
     };
-    Some(ProgramOf::Container(ContainerOf { image, entrypoint, argv, gpus }))
+    Some(ProgramOf::Container(ContainerOf { image, entrypoint, argv, gpus, health }))
+}
+
+fn read_health(item: &Item<'_>, out: &mut Vec<Problem>) -> Option<HealthCheck> {
+    let fields = Fields::open(item, "health", out)?;
+    let command = fields.require("command", "write the program and its arguments", out);
+    let usual = HealthCheck::new(command?.texts(out));
+    let mut time = |key, usual| fields.get(key).and_then(|item| item.duration(out)).unwrap_or(usual);
+    Some(HealthCheck {
+        interval_ms: time("interval", usual.interval_ms),
+        timeout_ms: time("timeout", usual.timeout_ms),
+        start_ms: time("start", usual.start_ms),
+        retries: fields
+            .get("retries")
+            .and_then(|item| item.count(&(1..=HealthCheck::RETRIES_MAX), out))
+            .unwrap_or(usual.retries),
+        ..usual
+    })
 }
 
 fn read_python(fields: &Fields<'_>, out: &mut Vec<Problem>) -> Option<DraftProgram> {

@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::check::{COPIES, NAME_LEN_MAX, PARTITIONS, TASKS};
 use super::fields::TABLES;
+use crate::program::HealthCheck;
 
 const PAGE: &str = include_str!("../../../docs/manifest.md");
 
@@ -63,8 +64,14 @@ pub fn schema() -> Value {
                 "image" => json!({ "type": "string", "pattern": "@sha256:[0-9a-f]{64}$" }),
                 "archive" => json!({ "type": "string", "minLength": 1 }),
                 "gpus" => count(0, 1_024),
+                "health" => reference("health"),
                 _ => reference("texts"),
             }), "oneOf", &one_of(&["image", "archive"])),
+            "health": object("health", &["command"], |key| match key {
+                "command" => reference("texts"),
+                "retries" => count(1, HealthCheck::RETRIES_MAX),
+                _ => reference("duration"),
+            }),
             "python": object("python", &["call"], |key| match key {
                 "call" => json!({ "type": "string", "pattern": "^[^:]+:[^:]+$" }),
                 _ => json!({ "type": "object" }),

@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use sinew_crdt_state::error_code::ErrorCode;
-use sinew_crdt_state::program::Container;
+use sinew_crdt_state::program::{Container, HealthCheck};
 use sinew_crdt_state::spec::Program;
 use sinew_node::exec::runner::Status;
 use sinew_node::exec::stop::StopReason;
@@ -104,6 +104,23 @@ fn whoever_holds_its_handle_sees_it_and_ends_it() {
         stats.cpu_ms > 0 && ran.usage.cpu_ms >= stats.cpu_ms && ran.usage.max_rss_bytes >= stats.rss_bytes,
         "{ran:?}"
     );
+}
+
+#[test]
+fn one_that_no_longer_does_its_work_is_ended() {
+    let Some(engine) = TestEngine::shared() else { return };
+    let mut rig = Rig::new(&engine);
+    let check = HealthCheck::new(["sh", "-c", "echo looked; test -e /tmp/works"].map(str::to_owned).to_vec());
+    rig.container.health = Some(Box::new(HealthCheck { interval_ms: 100, timeout_ms: 5_000, retries: 3, ..check }));
+    // Healthy until it removes what the check looks for; it would go on for ever.
+    let ran = rig.sh("touch /tmp/works; sleep 2; rm /tmp/works; echo stuck; sleep 1000");
+    let message = ran.fails_with(ErrorCode::Exit);
+    assert!(message.contains("unhealthy") && message.contains("status 1") && message.ends_with("looked"), "{message}");
+    assert!(ran.failure().retryable && ran.stdout == "stuck\n", "{ran:?}");
+    // A bad beginning is borne.
+    rig.container.health.as_mut().expect("a check").start_ms = 60_000;
+    assert_eq!(rig.sh("sleep 2; touch /tmp/works; echo done").text(), "done");
+    assert!(rig.containers().is_empty());
 }
 
 #[test]

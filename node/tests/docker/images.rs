@@ -258,6 +258,7 @@ fn an_image_named_by_its_digest_is_pulled_once_and_goes_again() {
         entrypoint: None,
         argv: Vec::new(),
         gpus: 0,
+        health: None,
     };
     rig.container = of(&registry.reference);
     assert_eq!(rig.sh("cat /mark").text(), "pulled");

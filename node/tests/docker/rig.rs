@@ -221,7 +221,7 @@ impl Rig {
 }
 
 pub(crate) fn of_blob(blob: BlobRef) -> Container {
-    Container { image: ImageOf::Archive(blob), entrypoint: None, argv: Vec::new(), gpus: 0 }
+    Container { image: ImageOf::Archive(blob), entrypoint: None, argv: Vec::new(), gpus: 0, health: None }
 }
 
 pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {

@@ -63,7 +63,7 @@ impl Subject for Containers {
         };
         let image = if does == Does::NotExist { self.no_image } else { self.image };
         let argv = ["sh", "-c", script].map(str::to_owned).into();
-        Program::Container(Container { image: ImageOf::Archive(image), entrypoint: None, argv, gpus: 0 })
+        Program::Container(Container { image: ImageOf::Archive(image), entrypoint: None, argv, gpus: 0, health: None })
     }
 
     fn content(&self) -> Content {

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::fields::TABLES;
 use super::*;
 use crate::ids::{DiskId, Hash, MeshId, NodeId};
-use crate::program::{ContainerOf, ImageOf, PythonCall, WasmOf};
+use crate::program::{ContainerOf, HealthCheck, ImageOf, PythonCall, WasmOf};
 use crate::remote::{GitTree, HttpFile};
 use crate::spec::{BlobRef, Builtin, InputFile, Limits, Program, Resources, Retry, Source, Strategy, Work};
 
@@ -364,12 +364,15 @@ fn programs_of_other_runners() {
         DraftWork::MapReduce(_) => panic!("a batch"),
     };
     let hex = "ab".repeat(32);
-    let docker = batch(&format!("[batch.docker]\nimage = \"a/b@sha256:{hex}\"\nargs = [\"-v\"]\ngpus = 2"));
+    let docker = batch(&format!(
+        "[batch.docker]\nimage = \"a/b@sha256:{hex}\"\nargs = [\"-v\"]\ngpus = 2\n\
+         health = {{ command = [\"check\"], interval = \"1s\", start = \"1m\" }}"
+    ));
     let image = ImageOf::Digest(format!("a/b@sha256:{hex}"));
-    assert_eq!(
-        docker,
-        DraftProgram::Container(ContainerOf { image, entrypoint: None, argv: vec!["-v".to_owned()], gpus: 2 })
-    );
+    let check = HealthCheck::new(vec!["check".to_owned()]);
+    let health = Some(Box::new(HealthCheck { interval_ms: 1_000, start_ms: 60_000, ..check }));
+    let container = ContainerOf { image, entrypoint: None, argv: vec!["-v".to_owned()], gpus: 2, health };
+    assert_eq!(docker, DraftProgram::Container(container));
     let archive = batch("[batch.docker]\narchive = \"i.tar\"\nentrypoint = [\"sh\"]");
     let path = |p: &str| DraftContent::Path(p.to_owned());
     assert_eq!(archive.content(), Some(&path("i.tar")));
@@ -396,6 +399,19 @@ fn mistakes_in_programs_of_other_runners_are_named() {
         ("[batch.docker]\nimage = \"busybox\"", "batch.docker", "64 digits"),
         ("[batch.docker]\nargs = []", "batch.docker", "image"),
         ("[batch.docker]\narchive = \"a\"\ngpu = 1", "batch.docker.gpu", "gpus"),
+        ("[batch.docker]\narchive = \"a\"\nhealth.retries = 2", "batch.docker.health.command", "program"),
+        ("[batch.docker]\narchive = \"a\"\nhealth = { command = [] }", "batch.docker", "program"),
+        (
+            "[batch.docker]\narchive = \"a\"\nhealth = { command = [\"a\"], interval = \"1ms\" }",
+            "batch.docker",
+            "100ms",
+        ),
+        ("[batch.docker]\narchive = \"a\"\nhealth = { command = [\"a\"], timeout = \"25h\" }", "batch.docker", "24h"),
+        (
+            "[batch.docker]\narchive = \"a\"\nhealth = { command = [\"a\"], retries = 0 }",
+            "batch.docker.health.retries",
+            "1000",
+        ),
         ("[batch.python]\ncall = \"run\"", "batch.python", "MODULE:FUNCTION"),
         ("[batch.python]\ncall = \"a:b\"\nparams = [1]", "batch.python.params", "keys"),
         ("[batch.python]\ncall = \"a:b\"\nparams = { x = nan }", "batch.python.params.x", "text"),

@@ -7,6 +7,7 @@
 mod archive;
 mod engine;
 mod gpus;
+mod health;
 mod images;
 mod run;
 mod shared;
@@ -322,6 +323,7 @@ impl Runner for DockerRunner {
             shared: Arc::new(Shared::new(launch.stop.clone())),
             memory_bytes: share.memory_bytes,
             feeds_stdin: launch.feeds_stdin,
+            health: container.health.clone(),
             removed: false,
             engine,
             _claim: claim,

@@ -10,12 +10,14 @@ use bollard::errors::Error;
 use bollard::query_parameters::{InspectContainerOptions, KillContainerOptionsBuilder, WaitContainerOptions};
 use futures::StreamExt;
 use sinew_crdt_state::error_code::ErrorCode;
+use sinew_crdt_state::program::HealthCheck;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::time::{MissedTickBehavior, sleep_until};
 
 use super::Inner;
 use super::engine::Engine;
 use super::gpus::Gpus;
+use super::health::unhealthy;
 use super::shared::{Shared, sample, stopped};
 use crate::exec::outcome::{Failure, Usage};
 use crate::exec::runner::{Control, Ended, Execution, RunLimits, Streams};
@@ -45,6 +47,7 @@ pub(super) struct Run {
     pub(super) shared: Arc<Shared>,
     pub(super) memory_bytes: u64,
     pub(super) feeds_stdin: bool,
+    pub(super) health: Option<Box<HealthCheck>>,
     pub(super) removed: bool,
     /// Held until it is gone.
     pub(super) _claim: Claim,
@@ -139,6 +142,7 @@ enum Woke {
     Output(Option<Result<LogOutput, Error>>),
     Fed(std::io::Result<usize>),
     Exit(Result<(), Error>),
+    Unhealthy(Failure),
 }
 
 impl<'r, 's> Driver<'r, 's> {
@@ -182,6 +186,9 @@ impl<'r, 's> Driver<'r, 's> {
         let engine = self.run.engine.clone();
         let exit = wait_exit(&engine, &self.run.name);
         tokio::pin!(exit);
+        let run = self.run;
+        let unhealthy = unhealthy(&engine, &run.name, run.health.as_deref());
+        tokio::pin!(unhealthy);
         let stop = self.run.shared.stop.clone();
         let mut look = tokio::time::interval(SAMPLE_EVERY);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -198,6 +205,7 @@ impl<'r, 's> Driver<'r, 's> {
             let woke = tokio::select! {
                 exited = &mut exit => Woke::Exit(exited),
                 () = stopped(&stop), if runs => Woke::Stop,
+                why = &mut unhealthy, if runs => Woke::Unhealthy(why),
                 item = output.next(), if listens => Woke::Output(item),
                 fed = feed(input, &self.stdin.buffer[self.stdin.start..]), if feeding => Woke::Fed(fed),
                 _ = look.tick(), if runs => { self.look(); Woke::Time }
@@ -211,6 +219,7 @@ impl<'r, 's> Driver<'r, 's> {
                 Woke::Fed(Ok(n)) if n > 0 => self.stdin.start += n,
                 // It closed its stdin, which is no error.
                 Woke::Fed(_) => self.stdin.open = false,
+                Woke::Unhealthy(why) => self.end_gently(why),
                 Woke::Stop | Woke::Time => {}
             }
         }

@@ -9,7 +9,7 @@ use bollard::models::{
     RestartPolicyNameEnum,
 };
 use sinew_crdt_state::error_code::ErrorCode;
-use sinew_crdt_state::program::Container;
+use sinew_crdt_state::program::{Container, HealthCheck};
 
 use super::images::Image;
 use crate::exec::cell;
@@ -92,8 +92,7 @@ pub(super) fn body(order: Order<'_>) -> Result<ContainerCreateBody, Failure> {
         cmd: (!container.argv.is_empty()).then(|| container.argv.clone()),
         working_dir: Some(cell::WORK.to_owned()),
         labels: Some(labels),
-        // Checks that the image brings would run beside the task.
-        healthcheck: Some(HealthConfig { test: Some(vec!["NONE".to_owned()]), ..HealthConfig::default() }),
+        healthcheck: Some(healthcheck(container.health.as_deref())),
         stop_signal: Some("SIGTERM".to_owned()),
         network_disabled: Some(true),
         tty: Some(false),
@@ -105,6 +104,23 @@ pub(super) fn body(order: Order<'_>) -> Result<ContainerCreateBody, Failure> {
         host_config: Some(host),
         ..ContainerCreateBody::default()
     })
+}
+
+/// The job's own check, or none: one that the image brings would run beside the task unasked.
+fn healthcheck(check: Option<&HealthCheck>) -> HealthConfig {
+    let Some(check) = check else {
+        return HealthConfig { test: Some(vec!["NONE".to_owned()]), ..HealthConfig::default() };
+    };
+    let test = std::iter::once("CMD".to_owned()).chain(check.command.iter().cloned()).collect();
+    let ns = |ms: u64| Some(i64::try_from(ms.saturating_mul(1_000_000)).unwrap_or(i64::MAX));
+    HealthConfig {
+        test: Some(test),
+        interval: ns(check.interval_ms),
+        timeout: ns(check.timeout_ms),
+        retries: Some(i64::from(check.retries)),
+        start_period: ns(check.start_ms),
+        start_interval: None,
+    }
 }
 
 /// The image's own variables stay where none of these has their name.
