@@ -5,6 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cbor;
 use crate::spec::{BlobRef, Builtin};
 
 /// What a task executes. `B` is how content is named: a blob once the job is submitted ([`Program`]).
@@ -110,8 +111,54 @@ pub enum ImageOf<B> {
 pub struct PythonCall {
     /// `MODULE:FUNCTION`, such as `tasks.resize:run`.
     pub call: String,
-    /// Its keyword arguments: a JSON object.
-    pub params: String,
+    /// Its keyword arguments.
+    pub params: Params,
+}
+
+/// Keyword arguments of a function.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Params {
+    /// A JSON object.
+    Json(String),
+    /// A CBOR map with texts as keys, in its shortest form: it can hold bytes, numbers of any kind and keys that are no text.
+    Cbor(#[serde(with = "serde_bytes")] Vec<u8>),
+}
+
+impl Params {
+    /// The shortest form of a CBOR map.
+    ///
+    /// # Errors
+    /// What is wrong with it, and what would be right.
+    pub fn from_cbor(bytes: &[u8]) -> Result<Self, Wrong> {
+        let wrong = ("the parameters are no CBOR map", "encode one map, with the parameters' names as keys");
+        let value: ciborium::Value = cbor::from_slice(bytes).map_err(|_| wrong)?;
+        let params = Self::Cbor(cbor::to_vec(&value));
+        params.names().map(|_| params.clone())
+    }
+
+    /// The parameters' names.
+    ///
+    /// # Errors
+    /// What is wrong with the parameters, and what would be right.
+    fn names(&self) -> Result<Vec<String>, Wrong> {
+        match self {
+            Self::Json(text) => {
+                let params = serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(text);
+                let params = params.map_err(|_| ("the parameters are no JSON object", "write names and values"))?;
+                Ok(params.into_iter().map(|(name, _)| name).collect())
+            }
+            Self::Cbor(bytes) => {
+                let mend = "encode one map, with the parameters' names as keys, in its shortest form";
+                let wrong = ("the parameters are no CBOR map", mend);
+                let value: ciborium::Value = cbor::from_slice(bytes).map_err(|_| wrong)?;
+                if cbor::to_vec(&value) != *bytes {
+                    return Err(wrong);
+                }
+                let entries = value.into_map().map_err(|_| wrong)?;
+                entries.into_iter().map(|(name, _)| name.into_text().map_err(|_| wrong)).collect()
+            }
+        }
+    }
 }
 
 /// A WebAssembly module for WASI.
@@ -240,7 +287,11 @@ impl PythonCall {
         self.call.split_once(':')
     }
 
-    fn check(&self) -> Result<(), Wrong> {
+    /// What is wrong with it, whoever made it.
+    ///
+    /// # Errors
+    /// What is wrong, and what would be right.
+    pub fn check(&self) -> Result<(), Wrong> {
         let name = |text: &str| {
             text.starts_with(|c: char| c.is_alphabetic() || c == '_')
                 && text.chars().all(|c| c.is_alphanumeric() || c == '_')
@@ -248,11 +299,10 @@ impl PythonCall {
         if !self.parts().is_some_and(|(module, function)| module.split('.').all(name) && name(function)) {
             return Err(("not a call", "write MODULE:FUNCTION, such as tasks.resize:run"));
         }
-        match serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(&self.params) {
-            Ok(params) if params.keys().all(|key| name(key)) => Ok(()),
-            Ok(_) => Err(("a parameter has a name that is none of Python", "use letters, digits and `_`")),
-            Err(_) => Err(("the parameters are no JSON object", "write names and values")),
+        if !self.params.names()?.iter().all(|key| name(key)) {
+            return Err(("a parameter has a name that is none of Python", "use letters, digits and `_`"));
         }
+        Ok(())
     }
 }
 
@@ -318,7 +368,7 @@ mod tests {
     }
 
     fn python(call: &str, params: &str) -> Program {
-        ProgramOf::Python(PythonCall { call: call.to_owned(), params: params.to_owned() })
+        ProgramOf::Python(PythonCall { call: call.to_owned(), params: Params::Json(params.to_owned()) })
     }
 
     #[test]
@@ -341,6 +391,25 @@ mod tests {
         for wrong in ["", "[]", "3", "{", r#"{"a b": 1}"#] {
             assert!(python("a:b", wrong).check().is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn parameters_in_cbor_are_one_map_in_its_shortest_form() {
+        let call = |bytes: &[u8]| PythonCall { call: "a:b".to_owned(), params: Params::Cbor(bytes.to_vec()) };
+        // {"n": 1}
+        let good = [0xa1, 0x61, b'n', 0x01];
+        assert_eq!((call(&good).check(), Params::from_cbor(&good)), (Ok(()), Ok(call(&good).params)));
+        // The same in more bytes, and without a length.
+        for longer in [&[0xa1, 0x61, b'n', 0x18, 0x01][..], &[0xbf, 0x61, b'n', 0x01, 0xff]] {
+            assert!(call(longer).check().is_err());
+            assert_eq!(Params::from_cbor(longer), Ok(call(&good).params));
+        }
+        // An end too early, bytes after it, a list, a number as a name, a name that is none, nested without end.
+        let deep = [&[0xa1, 0x61, b'n'][..], &[0x81; 100], &[0x01]].concat();
+        for wrong in [&good[..3], &[0xa1, 0x61, b'n', 1, 1], &[0x80], &[0xa1, 1, 1], &[0xa1, 0x61, b'-', 1], &deep] {
+            assert!(call(wrong).check().is_err(), "{wrong:x?}");
+        }
+        assert!(Params::from_cbor(&[0x80]).is_err() && Params::from_cbor(&deep).is_err());
     }
 
     #[test]

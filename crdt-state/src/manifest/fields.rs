@@ -35,7 +35,7 @@ pub(super) const TABLES: [(&str, &[&str]); 11] = [
     ("program", &["docker", "python", "wasm"]),
     ("docker", &["image", "archive", "entrypoint", "args", "gpus", "health"]),
     ("health", &["command", "interval", "timeout", "retries", "start"]),
-    ("python", &["call", "params"]),
+    ("python", &["call", "params", "params_cbor"]),
     ("wasm", &["module", "args", "fuel", "deterministic"]),
     (
         "[]",

@@ -1,11 +1,13 @@
 //! The programs of a manifest: a command, or a table that names another runner.
 
+use data_encoding::BASE64;
+
 use super::check::empty_command;
 use super::draft::{DraftContent, DraftProgram, ProgramError, program_from_argv, program_from_text};
 use super::fields::{Fields, Item};
 use super::problem::{Problem, quoted};
 use super::tree::Node;
-use crate::program::{ContainerOf, HealthCheck, ImageOf, ProgramOf, PythonCall, WasmOf};
+use crate::program::{ContainerOf, HealthCheck, ImageOf, Params, ProgramOf, PythonCall, WasmOf};
 
 const MEND_COMMAND: &str = "write the program and its arguments, such as [\"python3\", \"x.py\"]";
 const MEND_ONE: &str = "write exactly one of command, docker, python and wasm";
@@ -118,12 +120,24 @@ fn read_health(item: &Item<'_>, out: &mut Vec<Problem>) -> Option<HealthCheck> {
 
 fn read_python(fields: &Fields<'_>, out: &mut Vec<Problem>) -> Option<DraftProgram> {
     let call = fields.require("call", "write MODULE:FUNCTION, such as tasks.resize:run", out);
-    let params = match fields.get("params") {
-        Some(item) => item.table(out).map(|_| to_json(&item, out))?,
-        None => serde_json::Value::Object(serde_json::Map::new()),
+    let params = match (fields.get("params"), fields.get("params_cbor")) {
+        (Some(_), Some(second)) => {
+            out.push(Problem::new(&second.path, None, "parameters twice", "write one of params and params_cbor"));
+            return None;
+        }
+        (Some(item), None) => item.table(out).map(|_| Params::Json(to_json(&item, out).to_string()))?,
+        (None, Some(item)) => read_cbor(&item, out)?,
+        (None, None) => Params::Json("{}".to_owned()),
     };
     let call = call?.text(out)?.to_owned();
-    Some(ProgramOf::Python(PythonCall { call, params: params.to_string() }))
+    Some(ProgramOf::Python(PythonCall { call, params }))
+}
+
+fn read_cbor(item: &Item<'_>, out: &mut Vec<Problem>) -> Option<Params> {
+    let text = item.text(out)?;
+    let wrong = ("not base64", "write the bytes of a CBOR map in base64, with its padding");
+    let read = BASE64.decode(text.as_bytes()).map_err(|_| wrong).and_then(|bytes| Params::from_cbor(&bytes));
+    read.map_err(|(problem, mend)| out.push(Problem::new(&item.path, None, problem, mend))).ok()
 }
 
 fn read_wasm(fields: &Fields<'_>, out: &mut Vec<Problem>) -> Option<DraftProgram> {

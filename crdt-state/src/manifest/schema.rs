@@ -74,6 +74,7 @@ pub fn schema() -> Value {
             }),
             "python": object("python", &["call"], |key| match key {
                 "call" => json!({ "type": "string", "pattern": "^[^:]+:[^:]+$" }),
+                "params_cbor" => json!({ "type": "string", "contentEncoding": "base64" }),
                 _ => json!({ "type": "object" }),
             }),
             "wasm": object("wasm", &["module"], |key| match key {

@@ -1,6 +1,9 @@
 //! What every runner promises, for functions: how a call succeeds, fails, is limited and is ended.
 
+use ciborium::Value;
 use sinew_crdt_state::error_code::ErrorCode;
+use sinew_crdt_state::program::{Params, PythonCall};
+use sinew_crdt_state::spec::Program;
 use sinew_node::exec::allowlist::Allowlist;
 use sinew_node::exec::guardian::NodeTag;
 use sinew_node::exec::process::ProcessRunner;
@@ -128,6 +131,45 @@ fn a_wrong_call_is_refused_for_good_and_says_what_is_wrong() {
         }
         // A mistake of its own is no wrong call.
         rig.call("m:inner").fails(ErrorCode::Exit, "TypeError");
+    }
+}
+
+#[test]
+fn parameters_in_cbor_hold_what_json_cannot() {
+    let module = "
+def run(data, numbers, table, nothing):
+    assert data == bytes(range(256)) * 300, data
+    assert numbers[:4] == [0, -1, 2**64 - 1, -(2**64)] and numbers[4] == 2**70 and numbers[5] == -(2**70), numbers
+    assert numbers[6] == 1.5 and numbers[7] == 0.1 and numbers[8] != numbers[8] and numbers[9] == float('-inf'), numbers
+    assert table == {1: 'a', b'x': [True, False], 'ü': {}}, table
+    assert nothing is None
+    return 'fine'
+";
+    let number = |n: i128| Value::from(n);
+    let (large, small) = (1_i128 << 70, -(1_i128 << 70));
+    let whole = [0, -1, (1 << 64) - 1, -(1 << 64), large, small].map(number);
+    let floats = [1.5, 0.1, f64::NAN, f64::NEG_INFINITY].map(Value::from);
+    let table = vec![
+        (Value::from(1), Value::from("a")),
+        (Value::Bytes(b"x".to_vec()), Value::Array(vec![true.into(), false.into()])),
+        (Value::from("ü"), Value::Map(Vec::new())),
+    ];
+    let params = Value::Map(vec![
+        ("data".into(), Value::Bytes((0..=255).cycle().take(256 * 300).collect())),
+        ("numbers".into(), Value::Array(whole.into_iter().chain(floats).collect())),
+        ("table".into(), Value::Map(table)),
+        ("nothing".into(), Value::Null),
+    ]);
+    let call = |params: &Value| {
+        let params = Params::Cbor(sinew_crdt_state::cbor::to_vec(params));
+        Program::Python(PythonCall { call: "m:run".to_owned(), params })
+    };
+    for mut rig in Rig::each().map(|rig| rig.module(module)) {
+        assert_eq!(rig.run(&call(&params)).value(), "fine");
+        let tagged = Value::Tag(0, Box::new("2026-01-01".into()));
+        let date = rig.run(&call(&Value::Map(vec![("data".into(), tagged)])));
+        assert!(!date.fails(ErrorCode::Invalid, "cannot be read: tag 0").retryable);
+        rig.run(&call(&Value::Array(Vec::new()))).fails(ErrorCode::Invalid, "no CBOR map");
     }
 }
 

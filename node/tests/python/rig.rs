@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sinew_crdt_state::error_code::ErrorCode;
-use sinew_crdt_state::program::PythonCall;
+use sinew_crdt_state::program::{Params, PythonCall};
 use sinew_crdt_state::spec::{Limits, Program, Resources};
 use sinew_node::exec::allowlist::Allowlist;
 use sinew_node::exec::cell::pool::{Sandbox, SandboxMode, SandboxOptions};
@@ -238,7 +238,7 @@ impl Rig {
 }
 
 pub(crate) fn python(call: &str, params: &str) -> Program {
-    Program::Python(PythonCall { call: call.to_owned(), params: params.to_owned() })
+    Program::Python(PythonCall { call: call.to_owned(), params: Params::Json(params.to_owned()) })
 }
 
 /// Looks on, and ends the call when it is where the test wants it.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use sinew_crdt_state::program::PythonCall;
+use sinew_crdt_state::program::{Params, PythonCall};
 use sinew_crdt_state::spec::Program;
 use sinew_node::exec::cell::pool::Sandbox;
 use sinew_node::exec::guardian::NodeTag;
@@ -91,7 +91,7 @@ impl Subject for Functions {
             Does::FillFile => "fill_file",
             Does::NotExist => "no_such_function",
         };
-        Program::Python(PythonCall { call: format!("behaviour:{function}"), params: "{}".to_owned() })
+        Program::Python(PythonCall { call: format!("behaviour:{function}"), params: Params::Json("{}".to_owned()) })
     }
 
     fn limits_memory(&self) -> bool {

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::fields::TABLES;
 use super::*;
 use crate::ids::{DiskId, Hash, MeshId, NodeId};
-use crate::program::{ContainerOf, HealthCheck, ImageOf, PythonCall, WasmOf};
+use crate::program::{ContainerOf, HealthCheck, ImageOf, Params, PythonCall, WasmOf};
 use crate::remote::{GitTree, HttpFile};
 use crate::spec::{BlobRef, Builtin, InputFile, Limits, Program, Resources, Retry, Source, Strategy, Work};
 
@@ -378,8 +378,11 @@ fn programs_of_other_runners() {
     assert_eq!(archive.content(), Some(&path("i.tar")));
     let python =
         batch("[batch.python]\ncall = \"tasks.a:run\"\nparams = { n = 3, list = [1.5, \"x\"], deep = { on = true } }");
-    let params = r#"{"deep":{"on":true},"list":[1.5,"x"],"n":3}"#.to_owned();
+    let params = Params::Json(r#"{"deep":{"on":true},"list":[1.5,"x"],"n":3}"#.to_owned());
     assert_eq!(python, DraftProgram::Python(PythonCall { call: "tasks.a:run".to_owned(), params }));
+    let bytes = batch("[batch.python]\ncall = \"a:b\"\nparams_cbor = \"oWFuAQ==\"");
+    let params = Params::Cbor(vec![0xa1, 0x61, b'n', 1]);
+    assert_eq!(bytes, DraftProgram::Python(PythonCall { call: "a:b".to_owned(), params }));
     let wasm = batch("[batch.wasm]\nmodule = \"m.wasm\"\nfuel = 5_000_000_000\ndeterministic = true");
     let (argv, fuel) = (Vec::new(), Some(5_000_000_000));
     assert_eq!(wasm, DraftProgram::Wasm(WasmOf { module: path("m.wasm"), argv, fuel, deterministic: true }));
@@ -413,6 +416,9 @@ fn mistakes_in_programs_of_other_runners_are_named() {
             "1000",
         ),
         ("[batch.python]\ncall = \"run\"", "batch.python", "MODULE:FUNCTION"),
+        ("[batch.python]\ncall = \"a:b\"\nparams_cbor = \"?\"", "batch.python.params_cbor", "base64"),
+        ("[batch.python]\ncall = \"a:b\"\nparams_cbor = \"gA==\"", "batch.python.params_cbor", "map"),
+        ("[batch.python]\ncall = \"a:b\"\nparams_cbor = \"oA==\"\nparams = {}", "batch.python.params_cbor", "one of"),
         ("[batch.python]\ncall = \"a:b\"\nparams = [1]", "batch.python.params", "keys"),
         ("[batch.python]\ncall = \"a:b\"\nparams = { x = nan }", "batch.python.params.x", "text"),
         ("[batch.python]\ncall = \"a:b\"\nparams = { x = 1979-05-27 }", "batch.python.params.x", "quotes"),

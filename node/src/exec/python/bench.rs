@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Barrier, Mutex, PoisonError};
 use std::time::Instant;
 
-use sinew_crdt_state::program::PythonCall;
+use sinew_crdt_state::program::{Params, PythonCall};
 use sinew_crdt_state::spec::{Limits, Program, Resources};
 
 use super::{PythonOptions, PythonRunner};
@@ -48,7 +48,7 @@ pub const NOOP: (&str, &str) = ("noop", "def run(): pass\n");
 /// The call of [`NOOP`].
 #[must_use]
 pub fn noop() -> PythonCall {
-    PythonCall { call: format!("{}:run", NOOP.0), params: "{}".to_owned() }
+    PythonCall { call: format!("{}:run", NOOP.0), params: Params::Json("{}".to_owned()) }
 }
 
 /// Calls a function that does nothing `count` times on `threads` workers; in cells made by `exe` as far as this machine can.

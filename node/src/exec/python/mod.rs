@@ -12,14 +12,16 @@ mod interpreter;
 mod start;
 mod worker;
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use data_encoding::BASE64;
 use sinew_crdt_state::error_code::ErrorCode;
-use sinew_crdt_state::program::{Program, PythonCall, Runners};
+use sinew_crdt_state::program::{Params, Program, PythonCall, Runners};
 
 use super::allowlist::{Allowlist, Caps};
 use super::control::Shared;
@@ -186,26 +188,25 @@ fn call_of<'a>(launch: &Launch<'a>) -> Result<&'a PythonCall, Failure> {
     }
 }
 
-/// What a worker is told of a call. The parameters are JSON already and go as they are, once they are known to be.
+/// What a worker is told of a call. Parameters in JSON go as they are, once they are known to be that: a peer's spec may hold
+/// anything, and this is to be one frame.
 fn request(call: &PythonCall, variables: &[(&'static str, String)]) -> Result<String, Failure> {
-    call_is_json(call)?;
+    call.check().map_err(|(problem, mend)| {
+        let message = format!("the call `{}` is wrong: {problem}; {mend}", call.call);
+        Failure::new(ErrorCode::Invalid, message).for_good()
+    })?;
     let text = |text: &str| serde_json::Value::from(text).to_string();
-    let mut request = String::with_capacity(256 + call.params.len());
+    let (key, params) = match &call.params {
+        Params::Json(json) => ("params", Cow::Borrowed(json.as_str())),
+        Params::Cbor(bytes) => ("cbor", Cow::Owned(text(&BASE64.encode(bytes)))),
+    };
+    let mut request = String::with_capacity(256 + params.len());
     // Writing to a string does not fail.
-    let _ = write!(request, r#"{{"call":{},"params":{},"env":{{"#, text(&call.call), call.params);
+    let _ = write!(request, r#"{{"call":{},"{key}":{params},"env":{{"#, text(&call.call));
     for (i, (name, value)) in variables.iter().enumerate() {
         let comma = if i > 0 { "," } else { "" };
         let _ = write!(request, "{comma}{}:{}", text(name), text(value));
     }
     request.push_str("}}");
     Ok(request)
-}
-
-/// A request is no frame of ours unless the parameters are one value: a peer's spec may hold anything.
-fn call_is_json(call: &PythonCall) -> Result<(), Failure> {
-    let parsed = serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(&call.params);
-    let wrong = |e: serde_json::Error| {
-        Failure::new(ErrorCode::Invalid, format!("the parameters of `{}` are no JSON object: {e}", call.call))
-    };
-    parsed.map(|_| ()).map_err(|e| wrong(e).for_good())
 }

@@ -169,6 +169,69 @@ def is_alone():
         return True
 
 
+# ---- Parameters in CBOR (RFC 8949), in their shortest form, as the daemon has checked.
+
+
+def from_cbor(data):
+    value, end = cbor_item(data, 0)
+    if end != len(data):
+        raise ValueError("bytes follow")
+    return value
+
+
+def cbor_item(data, at):
+    """The value that begins at a place, and where it ends."""
+    kind, info = data[at] >> 5, data[at] & 31
+    size = 0 if info < 24 else 1 << (info - 24)
+    if info > 27:
+        raise ValueError("a value without a length")
+    at, head = at + 1 + size, data[at + 1 : at + 1 + size]
+    number = int.from_bytes(head, "big") if size else info
+    if kind == 0:
+        return number, at
+    if kind == 1:
+        return -1 - number, at
+    if kind in (2, 3):
+        part = data[at : at + number]
+        if len(part) != number:
+            raise ValueError("an end too early")
+        return (part if kind == 2 else part.decode("utf-8")), at + number
+    if kind == 4:
+        items = []
+        for _ in range(number):
+            item, at = cbor_item(data, at)
+            items.append(item)
+        return items, at
+    if kind == 5:
+        entries = {}
+        for _ in range(number):
+            key, at = cbor_item(data, at)
+            entries[key], at = cbor_item(data, at)
+        return entries, at
+    if kind == 6:
+        item, at = cbor_item(data, at)
+        if number not in (2, 3) or not isinstance(item, bytes):
+            raise ValueError("tag %d" % number)
+        large = int.from_bytes(item, "big")
+        return (large if number == 2 else -1 - large), at
+    if size > 1:
+        import struct
+
+        return struct.unpack({2: ">e", 4: ">f", 8: ">d"}[size], head)[0], at
+    return {20: False, 21: True, 22: None, 23: None}[number], at
+
+
+def parameters(request):
+    if "cbor" not in request:
+        return request["params"]
+    import binascii
+
+    try:
+        return from_cbor(binascii.a2b_base64(request["cbor"]))
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise Refused("the parameters cannot be read: %s" % (error,))
+
+
 # ---- Calls.
 
 
@@ -198,9 +261,9 @@ def find(call):
 
 
 def run(request, feeds):
-    function = find(request["call"])
+    function, params = find(request["call"]), parameters(request)
     try:
-        value = function(**request["params"])
+        value = function(**params)
     except TypeError as error:
         # Raised by the call and not below it: it never came to run.
         if error.__traceback__.tb_next is None:
