@@ -8,6 +8,7 @@ use sinew_crdt_state::program::Runners;
 use crate::config::Settings;
 use crate::daemon::{DaemonError, io};
 use crate::datadir::DataDir;
+use crate::egress::Egress;
 use crate::exec::allowlist::Allowlist;
 use crate::exec::cell::pool::{Sandbox, SandboxMode, SandboxOptions};
 use crate::exec::docker::{DockerOptions, DockerRunner, EngineSetting, IMAGE_KEEP};
@@ -50,6 +51,11 @@ pub fn open(
     data_dir: &Path,
 ) -> Result<(Arc<RunnerSet>, SandboxState), DaemonError> {
     let (process, state) = isolate(settings, shares, tag, data_dir)?;
+    let rules = settings.job_rules()?;
+    if let Some(sandbox) = process.sandbox().filter(|_| !rules.is_none()) {
+        let slots = shares.cpu_milli.div_ceil(1_000);
+        sandbox.let_out(Egress::new(rules, tokio::runtime::Handle::current(), slots));
+    }
     let docker = containers(settings, shares, tag, data_dir)?;
     let (python, wasm) = (python(settings, &process), Arc::new(wasm(settings, shares)));
     let set = RunnerSet::new(process).with(Arc::new(docker)).with(python).with(wasm);

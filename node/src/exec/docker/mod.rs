@@ -38,6 +38,8 @@ use run::{Claim, Run};
 use shared::Shared;
 use spec::{DAEMON_LABEL, JOB_LABEL, NODE_LABEL, Order, RUN_LABEL, Share};
 
+use crate::egress::cannot;
+
 use super::allowlist::Caps;
 use super::cell::host as cell_host;
 use super::guardian::{NodeTag, RUN_VAR, TAG_VAR};
@@ -286,6 +288,9 @@ impl Runner for DockerRunner {
     fn prepare(&self, launch: &Launch<'_>) -> Result<Prepared, Failure> {
         let container = container(launch)?;
         check_env(launch.env)?;
+        if !launch.place.network.is_none() {
+            return Err(cannot("this node gives containers no network: run a command or a Python function"));
+        }
         let inner = &self.inner;
         let engine = inner.engine()?;
         let image = inner.images.ensure(&inner.runtime, &engine, container, launch)?;
