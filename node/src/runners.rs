@@ -52,11 +52,14 @@ pub fn open(
 ) -> Result<(Arc<RunnerSet>, SandboxState), DaemonError> {
     let (process, state) = isolate(settings, shares, tag, data_dir)?;
     let rules = settings.job_rules()?;
-    if let Some(sandbox) = process.sandbox().filter(|_| !rules.is_none()) {
-        let slots = shares.cpu_milli.div_ceil(1_000);
-        sandbox.let_out(Egress::new(rules, tokio::runtime::Handle::current(), slots));
-    }
     let docker = containers(settings, shares, tag, data_dir)?;
+    if !rules.is_none() {
+        let egress = Egress::new(rules, tokio::runtime::Handle::current(), shares.cpu_milli.div_ceil(1_000));
+        docker.let_out(egress.clone());
+        if let Some(sandbox) = process.sandbox() {
+            sandbox.let_out(egress);
+        }
+    }
     let (python, wasm) = (python(settings, &process), Arc::new(wasm(settings, shares)));
     let set = RunnerSet::new(process).with(Arc::new(docker)).with(python).with(wasm);
     Ok((Arc::new(set), state))

@@ -81,6 +81,14 @@ impl Egress {
     }
 }
 
+/// Without a sandbox a program has the machine's own network, and no policy would hold.
+pub(crate) fn needs_sandbox(network: &Network, is_sandboxed: bool) -> Result<(), Failure> {
+    if network.is_none() || is_sandboxed {
+        return Ok(());
+    }
+    Err(cannot("this node, whose sandbox is off, cannot hold it to them: leave `network` out for such nodes"))
+}
+
 /// A job that names hosts cannot run here; others may have what this node lacks.
 pub(crate) fn cannot(why: &str) -> Failure {
     let mut failure = Failure::new(ErrorCode::Deny, format!("the job names hosts that it wants to reach, and {why}"));

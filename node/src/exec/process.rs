@@ -16,10 +16,9 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use sinew_crdt_state::error_code::ErrorCode;
-use sinew_crdt_state::network::Network;
 use sinew_crdt_state::program::{Program, Runners};
 
-use crate::egress;
+use crate::egress::needs_sandbox;
 
 use super::allowlist::{Allowlist, Caps};
 use super::body::{Body, CellRun};
@@ -224,14 +223,6 @@ impl Runner for ProcessRunner {
 }
 
 impl ProcessRunner {
-    /// A bare program has the machine's own network: no policy would hold.
-    pub(super) fn check_network(&self, network: &Network) -> Result<(), Failure> {
-        if network.is_none() || self.sandbox.is_some() {
-            return Ok(());
-        }
-        Err(egress::cannot("this node, whose sandbox is off, cannot hold it to them: leave `network` out for such nodes"))
-    }
-
     /// Whether programs may reach hosts that their jobs name.
     pub(super) fn has_way_out(&self) -> bool {
         self.refusal.is_none() && self.sandbox.as_ref().is_some_and(|sandbox| sandbox.has_way_out())
@@ -244,7 +235,7 @@ impl ProcessRunner {
         }
         let name = launch.argv().first().map_or("", String::as_str);
         check_env(launch.env)?;
-        self.check_network(launch.place.network)?;
+        needs_sandbox(launch.place.network, self.sandbox.is_some())?;
         let path = self.path(launch);
         if let Some(sandbox) = &self.sandbox
             && (launch.has_files || name.contains('/'))

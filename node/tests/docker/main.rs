@@ -11,5 +11,6 @@ mod engines;
 mod image;
 mod images;
 mod mesh;
+mod network;
 mod overhead;
 mod rig;

@@ -1,6 +1,6 @@
 //! The network of a cell whose job names hosts. Each host has a loopback address of its own in the cell, which a hosts file gives
 //! to its name, and on each of its ports a listening socket, which the cell's first process opens and the daemon accepts on.
-//! There is nothing else in the cell's network namespace, and no way out of it.
+//! There is nothing else in the cell's network namespace, and no way out of it. Containers get the same.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
@@ -21,23 +21,28 @@ const OWN: &str = "127.0.0.1 localhost cell\n::1 localhost cell\n";
 
 /// A host and how a cell's programs find it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Route {
+pub(in crate::exec) struct Route {
     /// Its name.
-    pub(super) host: String,
+    pub(in crate::exec) host: String,
     /// What stands for it.
-    pub(super) address: Ipv4Addr,
+    pub(in crate::exec) address: Ipv4Addr,
     /// Its ports.
-    pub(super) ports: Vec<u16>,
+    pub(in crate::exec) ports: Vec<u16>,
 }
 
 impl Route {
+    /// As engines want it for the hosts file of a container.
+    pub(in crate::exec) fn as_extra_host(&self) -> String {
+        format!("{}:{}", self.host, self.address)
+    }
+
     fn sockets(&self) -> impl Iterator<Item = SocketAddrV4> {
         self.ports.iter().map(|port| SocketAddrV4::new(self.address, *port))
     }
 }
 
 /// The routes of a policy.
-pub(super) fn routes(network: &Network) -> Vec<Route> {
+pub(in crate::exec) fn routes(network: &Network) -> Vec<Route> {
     let hosts = (FIRST..).zip(network.hosts());
     let route = |(address, (host, ports)): (u32, (&str, &std::collections::BTreeSet<u16>))| Route {
         host: host.to_owned(),
@@ -53,8 +58,8 @@ pub(super) fn hosts_file(routes: &[Route]) -> String {
     std::iter::once(OWN.to_owned()).chain(lines).collect()
 }
 
-/// Listens at each route's ports, in order. For the cell's first process, in its own network namespace.
-pub(super) fn open(routes: &[Route]) -> io::Result<Vec<TcpListener>> {
+/// Listens at each route's ports, in order, in the network namespace that this thread is in. It must be one with nothing else.
+pub(in crate::exec) fn open(routes: &[Route]) -> io::Result<Vec<TcpListener>> {
     let Some(first) = routes.first() else { return Ok(Vec::new()) };
     let any = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None)?;
     // Resolvers that ask which families a machine has do not count 127.0.0.1.
@@ -63,7 +68,7 @@ pub(super) fn open(routes: &[Route]) -> io::Result<Vec<TcpListener>> {
 }
 
 /// The routes' sockets as they came from the cell, each looked at.
-pub(super) fn doors(routes: &[Route], fds: Vec<OwnedFd>) -> io::Result<Vec<Door>> {
+pub(in crate::exec) fn doors(routes: &[Route], fds: Vec<OwnedFd>) -> io::Result<Vec<Door>> {
     let wanted: Vec<_> = routes.iter().flat_map(|route| route.sockets().map(move |at| (route, at))).collect();
     if wanted.len() != fds.len() {
         return Err(io::Error::other(format!("{} sockets came instead of {}", fds.len(), wanted.len())));

@@ -18,6 +18,7 @@ use sinew_crdt_state::spec::Resources;
 use super::PythonOptions;
 use super::interpreter::is_name;
 use super::worker::{Identity, SCRIPT, Said, Worker, connection};
+use crate::egress::needs_sandbox;
 use crate::exec::body::{Body, CellRun};
 use crate::exec::cell;
 use crate::exec::cell::pool::{CellProgram, Fit, Place, Sandbox};
@@ -100,6 +101,7 @@ impl Starter {
     }
 
     fn start_at(&self, place: &Place<'_>, dir: &Path, env: &BTreeMap<String, String>) -> Result<Worker, Failure> {
+        needs_sandbox(place.network, self.sandbox.is_some())?;
         let program = self.program()?;
         let pipes = Pipe::pair().map_err(|e| lacking("pipes", &e))?;
         let (ours, theirs) = connection().map_err(|e| lacking("a connection to a worker", &e))?;
