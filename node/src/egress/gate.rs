@@ -44,7 +44,12 @@ pub(crate) struct Gate {
 }
 
 impl Gate {
-    pub(super) fn new(rules: Arc<Rules>, runtime: Handle, connections_max: usize, doors: Vec<Door>) -> io::Result<Self> {
+    pub(super) fn new(
+        rules: Arc<Rules>,
+        runtime: Handle,
+        connections_max: usize,
+        doors: Vec<Door>,
+    ) -> io::Result<Self> {
         for door in &doors {
             door.socket.set_nonblocking(true)?;
         }

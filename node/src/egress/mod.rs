@@ -68,7 +68,8 @@ impl Egress {
     pub(crate) fn admit(&self, network: &Network) -> Result<(), Failure> {
         let names = || network.hosts().map(|(name, _)| name);
         names().try_for_each(|name| self.rules.check(name))?;
-        let looked = futures::stream::iter(names()).map(|name| self.rules.addresses(name, 0)).buffer_unordered(ADMISSIONS);
+        let looked =
+            futures::stream::iter(names()).map(|name| self.rules.addresses(name, 0)).buffer_unordered(ADMISSIONS);
         let denied = looked.filter_map(async |found| found.err().filter(|why| why.code == ErrorCode::Deny));
         let first = async { Box::pin(denied).next().await };
         let first = self.runtime.block_on(async { tokio::time::timeout(ADMISSION_MAX, first).await });

@@ -111,7 +111,9 @@ mod tests {
         assert!(rules(&["*"]).expect("rules").check("anything.example").is_ok());
         let none = rules(&[]).expect("rules");
         assert!(none.is_none() && none.check("pypi.org").is_err());
-        for wrong in ["10.0.0.7", "::1", "a=b", "a=", "=1.2.3.4", "a:80=1.2.3.4", "*.a=1.2.3.4", "10.0.0.1=1.2.3.4", "a b"] {
+        for wrong in
+            ["10.0.0.7", "::1", "a=b", "a=", "=1.2.3.4", "a:80=1.2.3.4", "*.a=1.2.3.4", "10.0.0.1=1.2.3.4", "a b"]
+        {
             assert_eq!(rules(&[wrong]), Err(BadHostRule(wrong.to_owned())), "{wrong}");
         }
     }

@@ -56,7 +56,8 @@ fn it_reaches_the_hosts_of_its_job_and_nothing_else() {
     let (runtime, client, node) = (rig.runtime.handle().clone(), rig.client.clone(), rig.node.clone());
     let look = |_| {
         let filters = [("label".to_owned(), vec![format!("sinew.node={node}")])].into();
-        let list = bollard::query_parameters::ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
+        let list =
+            bollard::query_parameters::ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
         let found = runtime.block_on(client.list_containers(Some(list))).expect("list");
         let names = found.into_iter().flat_map(|found| found.names.unwrap_or_default());
         holding.lock().expect("lock").extend(names);
@@ -117,7 +118,8 @@ fn what_holds_its_network_goes_with_it_and_is_found_by_the_next_daemon() {
         let next = DockerRunner::new(options.clone(), NodeTag::new("the next"), runtime.clone());
         next.end_idle();
         let filters = [("label".to_owned(), vec![format!("sinew.node={node}")])].into();
-        let list = bollard::query_parameters::ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
+        let list =
+            bollard::query_parameters::ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
         assert_eq!(runtime.block_on(client.list_containers(Some(list))).expect("list"), []);
     };
     assert!(rig.watched(&["sh", "-c", &talk], &next).result.is_err());

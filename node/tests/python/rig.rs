@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sinew_crdt_state::error_code::ErrorCode;
-use sinew_crdt_state::program::PythonCall;
 use sinew_crdt_state::network::Network;
+use sinew_crdt_state::program::PythonCall;
 use sinew_crdt_state::spec::{Limits, Program, Resources};
 use sinew_node::exec::allowlist::Allowlist;
 use sinew_node::exec::cell::pool::{Sandbox, SandboxMode, SandboxOptions};

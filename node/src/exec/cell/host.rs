@@ -20,8 +20,8 @@ use rustix::process::{
 
 use super::cgroup::{Cgroups, Group, Share};
 use super::init::{CELL_COMMAND, INSIDE_ID};
-use super::wire::{Channel, Exit, Missing, Report, Request, Setup, Spawn, WireError};
 use super::network;
+use super::wire::{Channel, Exit, Missing, Report, Request, Setup, Spawn, WireError};
 use crate::egress::{Egress, Gate};
 use crate::exec::guardian::{NodeTag, RUN_VAR, TAG_VAR};
 use crate::exec::outcome::Failure;

@@ -183,13 +183,8 @@ fn etc(root: &Path, setup: &Setup) -> io::Result<()> {
         bind_at(root, &host, &fd, Writable::No)?;
     }
     let hosts = network::hosts_file(&setup.routes);
-    let own = [
-        ("passwd", PASSWD),
-        ("group", GROUP),
-        ("nsswitch.conf", NSSWITCH),
-        ("hosts", &hosts),
-        ("hostname", "cell\n"),
-    ];
+    let own =
+        [("passwd", PASSWD), ("group", GROUP), ("nsswitch.conf", NSSWITCH), ("hosts", &hosts), ("hostname", "cell\n")];
     for (name, text) in own {
         std::fs::write(etc.join(name), text)?;
     }

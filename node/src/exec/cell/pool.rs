@@ -12,11 +12,11 @@ use serde::{Deserialize, Serialize};
 use sinew_crdt_state::network::{NO_NETWORK, Network};
 use sinew_crdt_state::spec::Resources;
 
-use super::init::NETWORK_NAMESPACE;
-use super::{SYSTEM, network};
 use super::cgroup::{Cgroups, Share};
 use super::host::{Cell, CellError, Plan};
+use super::init::NETWORK_NAMESPACE;
 use super::wire::{Missing, Setup, Spawn};
+use super::{SYSTEM, network};
 use crate::egress::{self, Egress};
 use crate::exec::guardian::NodeTag;
 
@@ -257,7 +257,8 @@ impl Sandbox {
         if network.is_none() {
             return Ok(None);
         }
-        let none = || CellError::Denied(egress::cannot("this node lets no job reach any: its operator can, with job_hosts"));
+        let none =
+            || CellError::Denied(egress::cannot("this node lets no job reach any: its operator can, with job_hosts"));
         let egress = self.egress.get().ok_or_else(none)?;
         egress.admit(network).map_err(CellError::Denied)?;
         Ok(Some(egress))

@@ -41,7 +41,12 @@ impl Inner {
     ///
     /// # Errors
     /// `E_DENY` where this node gives it none; what the engine says otherwise.
-    pub(super) fn network(&self, engine: &Engine, launch: &Launch<'_>, user: (u32, u32)) -> Result<Option<Net>, Failure> {
+    pub(super) fn network(
+        &self,
+        engine: &Engine,
+        launch: &Launch<'_>,
+        user: (u32, u32),
+    ) -> Result<Option<Net>, Failure> {
         let policy = launch.place.network;
         if policy.is_none() {
             return Ok(None);
@@ -105,7 +110,8 @@ impl Inner {
         let found = docker.inspect_container(name, None::<InspectContainerOptions>).await;
         let found = found.map_err(|e| engine.failure("look at a container that holds a network", &e))?;
         let pid = found.state.and_then(|state| state.pid).and_then(|pid| u32::try_from(pid).ok());
-        pid.filter(|pid| *pid > 0).ok_or_else(|| Failure::new(ErrorCode::Lost, "the container that holds a network ended"))
+        pid.filter(|pid| *pid > 0)
+            .ok_or_else(|| Failure::new(ErrorCode::Lost, "the container that holds a network ended"))
     }
 }
 
@@ -141,7 +147,8 @@ fn no_entry(error: &io::Error) -> Failure {
 fn listen(pid: u32, routes: Vec<Route>, marks: &[(&'static str, String)]) -> io::Result<Vec<TcpListener>> {
     let namespace = File::open(format!("/proc/{pid}/ns/net"))?;
     let environ = std::fs::read(format!("/proc/{pid}/environ"))?;
-    let has = |mark: &(&str, String)| environ.split(|b| *b == 0).any(|v| v == format!("{}={}", mark.0, mark.1).as_bytes());
+    let has =
+        |mark: &(&str, String)| environ.split(|b| *b == 0).any(|v| v == format!("{}={}", mark.0, mark.1).as_bytes());
     let own = std::fs::metadata("/proc/thread-self/ns/net")?;
     let entered = namespace.metadata()?;
     if !marks.iter().all(has) || (own.dev(), own.ino()) == (entered.dev(), entered.ino()) {
