@@ -1,6 +1,9 @@
 //! Programs that make too much of the network that they have, or outlive what it was for.
 
+use std::io::{Read, Write};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::network::Server;
 use crate::rig::{Rig, eventually, policy, runtime};
@@ -73,6 +76,38 @@ os._exit(0)
         eventually("the connection is closed", || server.open() == 0);
     }
     assert_eq!(server.most(), 1);
+}
+
+/// Sockets of this machine that are connected to a port and that a process has.
+fn held_to(port: u16) -> usize {
+    let table = std::fs::read_to_string("/proc/net/tcp").expect("table");
+    let is_one = |line: &&str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        fields[2].ends_with(&format!(":{port:04X}")) && fields[9] != "0"
+    };
+    table.lines().skip(1).filter(is_one).count()
+}
+
+/// A host that does not answer the end of a connection with its own cannot have it kept.
+#[test]
+fn a_host_that_never_ends_does_not_hold_what_a_task_has_left() {
+    let (runtime, ended) = (runtime(), Arc::<AtomicBool>::default());
+    let end = Arc::clone(&ended);
+    let server = Server::start(move |stream| {
+        let mut byte = [0];
+        while stream.read(&mut byte).is_ok_and(|len| len == 1) && stream.write_all(b"y").is_ok() {}
+        while !end.load(Ordering::SeqCst) {
+            std::thread::park_timeout(std::time::Duration::from_millis(20));
+        }
+    });
+    let mut rig = Rig::sandboxed();
+    rig.let_out(&runtime, &["there.test=127.0.0.1"]);
+    rig.network = policy(&[&format!("there.test:{}", server.port())]);
+    let script = "s = socket.create_connection(('there.test', PORT), 20); s.sendall(b'x'); print(s.recv(1))";
+    assert_eq!(rig.python(&script.replace("PORT", &server.port().to_string())).text(), "b'y'");
+    assert_eq!(server.open(), 1, "the host has not ended it");
+    eventually("this side has", || held_to(server.port()) == 0);
+    ended.store(true, Ordering::SeqCst);
 }
 
 #[test]
