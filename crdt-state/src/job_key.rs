@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::cbor;
 use crate::ids::Hash;
+use crate::network::Network;
 use crate::remote::ContentHash;
 use crate::spec::{BlobRef, InputFile, JobSpec, Program, Source, Work};
 
@@ -41,6 +42,8 @@ enum Keyed<'a> {
         inputs: Vec<(&'a str, Content<'a>, bool)>,
         gather: Option<&'a [String]>,
         outputs: Vec<&'a str>,
+        #[serde(skip_serializing_if = "is_none")]
+        network: &'a Network,
     },
     MapReduce {
         chunk_table: BlobRef,
@@ -49,7 +52,15 @@ enum Keyed<'a> {
         partitions: u32,
         files: Vec<(&'a str, Content<'a>, bool)>,
         env: &'a BTreeMap<String, String>,
+        #[serde(skip_serializing_if = "is_none")]
+        network: &'a Network,
     },
+}
+
+/// Left out, so that jobs without a network keep the keys that they had before there was any.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_none(network: &&Network) -> bool {
+    network.is_none()
 }
 
 /// In order of their paths: in which order they are placed makes no difference.
@@ -74,6 +85,7 @@ impl JobSpec {
                     inputs: files(&batch.inputs),
                     gather: batch.gather.as_deref(),
                     outputs,
+                    network: &self.network,
                 }
             }
             Work::MapReduce(round) => Keyed::MapReduce {
@@ -83,6 +95,7 @@ impl JobSpec {
                 partitions: round.partitions,
                 files: files(&round.files),
                 env: &round.env,
+                network: &self.network,
             },
         };
         let mut hasher = blake3::Hasher::new_derive_key("sinew job key 1");
@@ -126,6 +139,7 @@ mod tests {
             TEXT.to_owned(),
             TEXT.replace("\"x\", \"y\"", "\"y\", \"x\""),
             TEXT.replace("\"o\", \"p\"", "\"p\", \"o\""),
+            format!("network = \"none\"\n{TEXT}"),
             format!("cpus = 3\nname = \"other\"\ncopies = 1\nlabels.a = \"b\"\nlimits.timeout = \"1s\"\n{TEXT}"),
         ];
         for (serial, text) in (2..).zip(same) {
@@ -143,6 +157,8 @@ mod tests {
             ("A = \"1\"", "A = \"2\""),
             ("\"y\"", "\"z\""),
             ("[\"x\"", "[{ path = \"x\", executable = true }"),
+            ("[batch]", "network = [\"h.example\"]\n[batch]"),
+            ("[batch]", "network = [\"h.example:80\"]\n[batch]"),
             ("[batch]", "[batch]\ntasks = 2"),
             ("[batch]", "[batch]\ngather = [\"g\"]"),
             ("\"o\", ", ""),

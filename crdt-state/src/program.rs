@@ -322,9 +322,16 @@ impl Runners {
     pub const PYTHON: Self = Self(4);
     /// WebAssembly.
     pub const WASM: Self = Self(8);
+    /// Hosts outside for programs whose jobs name them ([`crate::network`]): no runner, but like one it is there or not.
+    pub const NETWORK: Self = Self(16);
 
-    const NAMES: [(Self, &'static str); 4] =
-        [(Self::PROCESS, "process"), (Self::DOCKER, "docker"), (Self::PYTHON, "python"), (Self::WASM, "wasm")];
+    const NAMES: [(Self, &'static str); 5] = [
+        (Self::PROCESS, "process"),
+        (Self::DOCKER, "docker"),
+        (Self::PYTHON, "python"),
+        (Self::WASM, "wasm"),
+        (Self::NETWORK, "network"),
+    ];
 
     /// Whether every runner of `other` is in `self`.
     #[must_use]

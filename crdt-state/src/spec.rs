@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::cbor;
 use crate::identity::{BadSignature, Domain, Identity, Signature, verify};
 use crate::ids::{DiskId, Hash, JobId, MeshId, NodeId};
+use crate::network::Network;
 pub use crate::program::{Program, Runners};
 use crate::remote::{GitTree, HttpFile};
 
@@ -50,6 +51,9 @@ pub struct JobSpec {
     pub strategy: Strategy,
     /// Nodes that must hold each output before a task counts as finished (1 or 2).
     pub copies: u8,
+    /// What its programs may connect to.
+    #[serde(default, skip_serializing_if = "Network::is_none")]
+    pub network: Network,
 }
 
 /// The kinds of work.
@@ -314,11 +318,12 @@ impl JobSpec {
         all.into_iter().flatten()
     }
 
-    /// The runners that a node needs for it.
+    /// The runners that a node needs for it, and whether it must let programs reach hosts.
     #[must_use]
     pub fn runners(&self) -> Runners {
         let gathers = matches!(&self.work, Work::Batch(Batch { gather: Some(_), .. }));
         let first = if gathers { Runners::PROCESS } else { Runners::NONE };
+        let first = if self.network.is_none() { first } else { first.union(Runners::NETWORK) };
         self.programs().fold(first, |all, program| all.union(program.runner()))
     }
 
@@ -440,6 +445,7 @@ fn check(spec: &JobSpec) -> Result<(), SpecError> {
     {
         return bad("gather", "the argument vector is empty");
     }
+    spec.network.check().or_else(|(problem, _)| bad("network", problem))?;
     for program in spec.programs() {
         program.check().or_else(|(problem, _)| bad("program", problem))?;
     }

@@ -48,6 +48,7 @@ fn spec() -> JobSpec {
         labels: Default::default(),
         strategy: Ranking::default(),
         copies: 1,
+        network: sinew_crdt_state::network::Network::default(),
     }
 }
 

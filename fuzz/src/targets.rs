@@ -232,6 +232,7 @@ pub fn ledger_job() -> SignedSpec {
         labels: BTreeMap::new(),
         strategy: Strategy::default(),
         copies: 1,
+        network: sinew_crdt_state::network::Network::default(),
     };
     SignedSpec::sign(&who(1), &spec)
 }

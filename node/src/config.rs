@@ -6,6 +6,7 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::egress::Rules;
 use crate::exec::cell::pool::SandboxMode;
 use crate::exec::docker::EngineSetting;
 use crate::exec::python::{PythonOptions, is_name};
@@ -60,6 +61,8 @@ pub struct Settings {
     pub gather_hosts: Vec<String>,
     /// A PEM file of certificate authorities to trust for that besides the system's.
     pub gather_ca: Option<PathBuf>,
+    /// Hosts that jobs may connect to, if they name them: as above, without addresses, and `NAME=ADDRESS` for a name that is there.
+    pub job_hosts: Vec<String>,
     /// Which Docker engine runs containers: `auto`, `off` or the path of its socket.
     pub docker: EngineSetting,
     /// Whether WebAssembly modules may run here; when not set, they may unless there is an allowlist, which names none.
@@ -100,6 +103,8 @@ impl Default for Settings {
             allowlist: None,
             gather_hosts: vec!["*".to_owned()],
             gather_ca: None,
+            // Whoever connects from here is taken for this machine's owner: nothing without the owner's word.
+            job_hosts: Vec::new(),
             docker: EngineSetting::Auto,
             wasm: None,
             wasm_module_bytes_max: WASM_MODULE_BYTES_MAX,
@@ -165,6 +170,17 @@ impl Settings {
         Hosts::parse(&self.gather_hosts).map_err(bad)
     }
 
+    /// The hosts that jobs may connect to.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`] for the first rule that is none.
+    pub fn job_rules(&self) -> Result<Rules, ConfigError> {
+        let mend = "give names such as pypi.org, *.example.org for all below it, NAME=ADDRESS for a name that is at this \
+                    address, or * for all public hosts";
+        let bad = |rule: BadHostRule| ConfigError::Value { key: "job_hosts", value: rule.0, mend };
+        Rules::parse(&self.job_hosts).map_err(bad)
+    }
+
     /// Checks ranges.
     ///
     /// # Errors
@@ -181,6 +197,7 @@ impl Settings {
             return Err(ConfigError::Value { key: "listen", value: "[]".to_owned(), mend });
         }
         self.hosts()?;
+        self.job_rules()?;
         if self.wasm_module_bytes_max == 0 {
             let mend = "give a number of bytes from 1, or set wasm = false";
             return Err(ConfigError::Value { key: "wasm_module_bytes_max", value: "0".to_owned(), mend });
@@ -233,6 +250,9 @@ mod tests {
         let bad = Settings { gather_hosts: vec!["http://x".to_owned()], ..Settings::default() };
         let error = bad.check().expect_err("refused").to_string();
         assert!(error.contains("gather_hosts") && error.contains("http://x"), "{error}");
+        let bad = Settings { job_hosts: vec!["10.0.0.1".to_owned()], ..Settings::default() };
+        let error = bad.check().expect_err("refused").to_string();
+        assert!(error.contains("job_hosts") && error.contains("NAME=ADDRESS"), "{error}");
         let bad = Settings { wasm_module_bytes_max: 0, ..Settings::default() };
         let error = bad.check().expect_err("refused").to_string();
         assert!(error.contains("wasm_module_bytes_max") && error.contains("wasm = false"), "{error}");

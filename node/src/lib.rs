@@ -9,6 +9,7 @@ pub mod daemon;
 pub mod datadir;
 pub mod demo;
 pub mod effects;
+pub mod egress;
 pub mod engine;
 pub mod exec;
 pub mod frames;

@@ -8,6 +8,7 @@ use sinew_crdt_state::program::Runners;
 use crate::config::Settings;
 use crate::daemon::{DaemonError, io};
 use crate::datadir::DataDir;
+use crate::egress::Egress;
 use crate::exec::allowlist::Allowlist;
 use crate::exec::cell::pool::{Sandbox, SandboxMode, SandboxOptions};
 use crate::exec::docker::{DockerOptions, DockerRunner, EngineSetting, IMAGE_KEEP};
@@ -50,7 +51,15 @@ pub fn open(
     data_dir: &Path,
 ) -> Result<(Arc<RunnerSet>, SandboxState), DaemonError> {
     let (process, state) = isolate(settings, shares, tag, data_dir)?;
+    let rules = settings.job_rules()?;
     let docker = containers(settings, shares, tag, data_dir)?;
+    if !rules.is_none() {
+        let egress = Egress::new(rules, tokio::runtime::Handle::current(), shares.cpu_milli.div_ceil(1_000));
+        docker.let_out(egress.clone());
+        if let Some(sandbox) = process.sandbox() {
+            sandbox.let_out(egress);
+        }
+    }
     let (python, wasm) = (python(settings, &process), Arc::new(wasm(settings, shares)));
     let set = RunnerSet::new(process).with(Arc::new(docker)).with(python).with(wasm);
     Ok((Arc::new(set), state))

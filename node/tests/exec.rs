@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use sinew_crdt_state::error_code::ErrorCode;
+use sinew_crdt_state::network::NO_NETWORK;
 use sinew_crdt_state::program::Runners;
 use sinew_crdt_state::spec::{Builtin, Limits, Program, Resources};
 use sinew_node::exec::cell::CELL_COMMAND;
@@ -125,6 +126,7 @@ impl World {
             env: &self.env,
             limits: self.limits,
             resources: Resources::default(),
+            network: &NO_NETWORK,
             grace: self.grace,
             stop,
             live,

@@ -7,6 +7,7 @@ use sinew_crdt_state::envelope::Envelope;
 use sinew_crdt_state::fact::{Failure, Outcome, Output, Usage};
 use sinew_crdt_state::ids::{FactId, Hash, JobId, NodeId};
 use sinew_crdt_state::ledger::{OwnerMark, SealedEntry};
+use sinew_crdt_state::network::Network;
 use sinew_crdt_state::program::Runners;
 use sinew_crdt_state::spec::{BlobRef, JobSpec, Limits, Phase, Resources, Retry, Strategy, Work};
 
@@ -67,6 +68,8 @@ pub struct NewJob {
     pub strategy: Strategy,
     /// Nodes that must hold each output.
     pub copies: u8,
+    /// What its programs may connect to.
+    pub network: Network,
 }
 
 /// What a local user asks for.

@@ -228,6 +228,7 @@ impl Plan {
             labels: BTreeMap::new(),
             strategy: self.strategy,
             copies: self.copies,
+            network: sinew_crdt_state::network::Network::default(),
         }
     }
 

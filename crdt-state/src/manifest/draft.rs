@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::problem::Problems;
 use crate::ids::{DiskId, MeshId, NodeId};
+use crate::network::Network;
 use crate::program::{ContainerOf, ImageOf, ProgramOf, WasmOf};
 use crate::remote::{GitTree, HttpFile};
 use crate::spec::{
@@ -44,6 +45,9 @@ pub struct JobDraft {
     pub strategy: Strategy,
     /// Nodes that must hold each output before a task counts as finished (1 or 2).
     pub copies: u8,
+    /// What its programs may connect to.
+    #[serde(default, skip_serializing_if = "Network::is_none")]
+    pub network: Network,
 }
 
 /// The kinds of work, unresolved.
@@ -314,6 +318,7 @@ impl JobDraft {
             labels: BTreeMap::new(),
             strategy: Strategy::default(),
             copies: COPIES_DEFAULT,
+            network: Network::default(),
         }
     }
 
@@ -408,6 +413,7 @@ impl JobDraft {
             labels: self.labels,
             strategy: self.strategy,
             copies: self.copies,
+            network: self.network,
         }
     }
 }

@@ -24,6 +24,7 @@ pub(super) const TABLES: [(&str, &[&str]); 11] = [
             "limits",
             "retry",
             "env",
+            "network",
             "batch",
             "map_reduce",
         ],

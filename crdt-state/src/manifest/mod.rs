@@ -12,6 +12,7 @@
 //! strategy = "binpack"                # binpack | spread
 //! copies = 2                          # nodes that must hold each output: 1 | 2
 //! labels = { zone = "a" }             # only nodes with all of these
+//! network = ["pypi.org"]              # hosts that programs may connect to; default: none
 //!
 //! [limits]
 //! timeout = "30s"                     # ms s m h d; default: none
@@ -36,6 +37,7 @@ mod check;
 mod draft;
 mod fields;
 mod inputs;
+mod network;
 mod parse;
 mod problem;
 mod programs;

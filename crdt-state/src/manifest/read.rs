@@ -74,6 +74,7 @@ fn read_top(top: &Fields<'_>, out: &mut Vec<Problem>) -> JobDraft {
     draft.limits = top.get("limits").map(|item| read_limits(&item, out)).unwrap_or_default();
     draft.retry = top.get("retry").map(|item| read_retry(&item, out)).unwrap_or_default();
     draft.env = top.get("env").map(|item| item.text_table(out)).unwrap_or_default();
+    draft.network = top.get("network").map(|item| super::network::read(&item, out)).unwrap_or_default();
     if let Some(work) = read_work(top, out) {
         draft.work = work;
     }

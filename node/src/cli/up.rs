@@ -107,6 +107,10 @@ pub struct UpArgs {
     /// Certificate authorities to trust for that besides the system's, in PEM
     #[arg(long, env = "SINEW_GATHER_CA", value_name = "FILE")]
     pub gather_ca: Option<PathBuf>,
+    /// A host that jobs may connect to: a name, *.NAME for all below, NAME=ADDRESS for a name that is there, or * for all public
+    /// ones; may be repeated [default: none]
+    #[arg(long, env = "SINEW_JOB_HOST", value_name = "HOST", value_delimiter = ',')]
+    pub job_host: Vec<String>,
     /// The Docker engine that runs containers: auto, off, or its socket [default: auto]
     #[arg(long, env = "SINEW_DOCKER", value_name = "ENGINE")]
     pub docker: Option<EngineSetting>,
@@ -158,6 +162,9 @@ impl UpArgs {
         }
         if !self.gather_host.is_empty() {
             settings.gather_hosts.clone_from(&self.gather_host);
+        }
+        if !self.job_host.is_empty() {
+            settings.job_hosts.clone_from(&self.job_host);
         }
         if self.gather_ca.is_some() {
             settings.gather_ca.clone_from(&self.gather_ca);

@@ -8,6 +8,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
+use sinew_crdt_state::network::NO_NETWORK;
 use sinew_crdt_state::spec::{Limits, Program, Resources};
 
 use super::files::JobFiles;
@@ -74,6 +75,7 @@ pub fn spawn_rate(count: u32, threads: u32) -> io::Result<SpawnRate> {
                 env: &env,
                 limits: Limits { timeout_ms: Some(60_000), ..Limits::default() },
                 resources: Resources::default(),
+                network: &NO_NETWORK,
                 grace: GRACE_DEFAULT,
                 stop: &stop,
                 live: None,

@@ -18,10 +18,11 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use sinew_crdt_state::error_code::ErrorCode;
 use sinew_crdt_state::program::{Program, Runners};
 
+use crate::egress::needs_sandbox;
+
 use super::allowlist::{Allowlist, Caps};
 use super::body::{Body, CellRun};
 use super::cell;
-use super::cell::host::CellError;
 use super::cell::pool::{CellProgram, Sandbox};
 use super::control::{Shared, Who};
 use super::drive::Driver;
@@ -222,6 +223,11 @@ impl Runner for ProcessRunner {
 }
 
 impl ProcessRunner {
+    /// Whether programs may reach hosts that their jobs name.
+    pub(super) fn has_way_out(&self) -> bool {
+        self.refusal.is_none() && self.sandbox.as_ref().is_some_and(|sandbox| sandbox.has_way_out())
+    }
+
     /// Finds the program, under the name that it has for itself.
     fn find(&self, launch: &Launch<'_>) -> Result<PathBuf, Failure> {
         if let Some(why) = &self.refusal {
@@ -229,6 +235,7 @@ impl ProcessRunner {
         }
         let name = launch.argv().first().map_or("", String::as_str);
         check_env(launch.env)?;
+        needs_sandbox(launch.place.network, self.sandbox.is_some())?;
         let path = self.path(launch);
         if let Some(sandbox) = &self.sandbox
             && (launch.has_files || name.contains('/'))
@@ -277,7 +284,6 @@ impl ProcessRunner {
         pipes: &[Pipe; 2],
         live: sweep::Live,
     ) -> Result<(Body, Option<OwnedFd>), Failure> {
-        let no_sandbox = |e: CellError| lacking("a sandbox", &std::io::Error::other(e));
         let stdin = launch.feeds_stdin.then(Pipe::new).transpose().map_err(|e| lacking("pipes", &e))?;
         let nothing = stdin.as_ref().map(|pipe| &pipe.read).or(self.nothing.as_ref());
         let nothing = nothing.ok_or_else(|| lacking("an empty input", &std::io::ErrorKind::NotFound.into()))?;
@@ -289,10 +295,10 @@ impl ProcessRunner {
         env.extend(launch.fixed_env.iter().map(|(n, v)| owned((n, v))));
         env.extend([owned((TAG_VAR, self.tag.value())), (RUN_VAR.to_owned(), launch.run.to_string())]);
         let shown = prepared.program.display().to_string();
-        let lease = sandbox.take(&launch.place).map_err(no_sandbox)?;
+        let lease = sandbox.take(&launch.place)?;
         let mut run = CellRun::new(lease, shown, live);
         let program = CellProgram { program: prepared.program, argv: launch.argv(), env, stdio };
-        run.start(program).map_err(no_sandbox)?;
+        run.start(program)?;
         Ok((Body::Cell(Box::new(run)), stdin.map(|pipe| pipe.write)))
     }
 }

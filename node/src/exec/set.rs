@@ -43,11 +43,12 @@ impl RunnerSet {
         std::iter::once(&self.process as &dyn Runner).chain(others)
     }
 
-    /// Those that could run something now.
+    /// Those that could run something now, and whether programs may reach hosts that their jobs name.
     #[must_use]
     pub fn ready(&self) -> Runners {
         let ready = self.iter().filter(|runner| runner.health() == Health::Ready);
-        ready.fold(Runners::NONE, |all, runner| all.union(runner.kind()))
+        let first = if self.process.has_way_out() { Runners::NETWORK } else { Runners::NONE };
+        ready.fold(first, |all, runner| all.union(runner.kind()))
     }
 
     fn of(&self, program: &Program) -> Option<&dyn Runner> {

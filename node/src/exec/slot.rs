@@ -28,6 +28,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 use sinew_crdt_state::error_code::ErrorCode;
+use sinew_crdt_state::network::Network;
 use sinew_crdt_state::spec::{Phase, Resources};
 
 use super::cell;
@@ -372,9 +373,11 @@ impl Slot {
         files: &'a JobFiles,
         output_max: u64,
         resources: Resources,
+        network: &'a Network,
     ) -> Place<'a> {
         let generation = self.work.generation + self.output.generation;
-        Place { slot: self.number, dir: &self.job, generation, job, input: files.dir(), output_max, resources }
+        let (slot, dir, input) = (self.number, &self.job, files.dir());
+        Place { slot, dir, generation, job, input, output_max, resources, network }
     }
 
     /// Makes both directories anew if `job` is another than the last: one job's program is not to find what another's made of

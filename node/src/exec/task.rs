@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use sinew_crdt_state::network::Network;
 use sinew_crdt_state::spec::{Builtin, Limits, Phase, Program, Resources};
 
 use super::builtin;
@@ -49,6 +50,8 @@ pub struct TaskContext<'a> {
     pub limits: Limits,
     /// What it reserves, and in a sandbox is held to.
     pub resources: Resources,
+    /// What its programs may connect to.
+    pub network: &'a Network,
     /// Between asking it to end and killing it.
     pub grace: Duration,
     /// Ends it.
@@ -251,7 +254,7 @@ impl<'a> Attempt<'a> {
             content: program.content().and_then(|blob| ctx.content.get(&blob.hash)).map(PathBuf::as_path),
             task: ctx.task,
             dir: slot.work(),
-            place: slot.place(ctx.job, ctx.files, ctx.limits.output_bytes_max, ctx.resources),
+            place: slot.place(ctx.job, ctx.files, ctx.limits.output_bytes_max, ctx.resources, ctx.network),
             has_files: ctx.files.dir().is_some(),
             env: ctx.env,
             fixed_env: &fixed_env,

@@ -50,7 +50,8 @@ impl Hosts {
         Ok(hosts)
     }
 
-    fn names(&self, host: &str) -> bool {
+    /// Whether `host` is named, so that it may have any address.
+    pub(crate) fn names(&self, host: &str) -> bool {
         let host = host.trim_end_matches('.').to_ascii_lowercase();
         let is_below = |name: &String| host.strip_suffix(name.as_str()).is_some_and(|rest| rest.ends_with('.'));
         self.exact.contains(&host) || self.below.iter().any(is_below)
@@ -60,6 +61,11 @@ impl Hosts {
     #[must_use]
     pub fn allows(&self, host: &str, address: IpAddr) -> bool {
         self.names(host) || (self.any_public && is_public(address))
+    }
+
+    /// Whether `host` may be talked to if it has an address that may.
+    pub(crate) fn may_allow(&self, host: &str) -> bool {
+        self.any_public || self.names(host)
     }
 
     /// Whether anything may be fetched from `url`, as far as it says itself.
@@ -75,7 +81,7 @@ impl Hosts {
         };
         let allowed = match address {
             Some(address) => self.allows(&host, address),
-            None => self.any_public || self.names(&host),
+            None => self.may_allow(&host),
         };
         if allowed { Ok(()) } else { Err(self.denied(&host)) }
     }

@@ -78,6 +78,7 @@ fn attempt(host: &TaskHost, slot: &mut Slot, task: &StartTask, stop: &StopHandle
         env,
         limits: spec.limits,
         resources: spec.resources,
+        network: &spec.network,
         grace: GRACE_DEFAULT,
         stop,
         live: Some(&log),

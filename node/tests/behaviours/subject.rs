@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sinew_crdt_state::error_code::ErrorCode;
+use sinew_crdt_state::network::NO_NETWORK;
 use sinew_crdt_state::spec::{Limits, Program, Resources};
 use sinew_node::exec::files::JobFiles;
 use sinew_node::exec::outcome::{Failure, Usage};
@@ -168,6 +169,7 @@ impl Bench {
             env: &self.env,
             limits: self.limits,
             resources: self.resources,
+            network: &NO_NETWORK,
             grace: Duration::from_millis(200),
             stop,
             live: None,

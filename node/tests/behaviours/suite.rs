@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use sinew_crdt_state::error_code::ErrorCode;
+use sinew_crdt_state::network::NO_NETWORK;
 use sinew_node::exec::cell::pool::Place;
 use sinew_node::exec::runner::{Control, Health, Launch, RunLimits, Stats, Status};
 use sinew_node::exec::stop::{StopHandle, StopReason};
@@ -213,6 +214,7 @@ pub(crate) fn it_is_missed_before_it_starts(subject: &impl Subject) {
         input: None,
         output_max: 1 << 20,
         resources: bench.resources,
+        network: &NO_NETWORK,
     };
     let launch = Launch {
         program: &program,

@@ -17,6 +17,7 @@ mod image;
 mod images;
 mod killed;
 mod mesh;
+mod network;
 mod overhead;
 mod rig;
 mod subject;

@@ -8,6 +8,7 @@ use bollard::models::ContainerSummary;
 use bollard::query_parameters::ListContainersOptionsBuilder;
 use sinew_crdt_state::error_code::ErrorCode;
 use sinew_crdt_state::ids::Hash;
+use sinew_crdt_state::network::Network;
 use sinew_crdt_state::program::{Container, ImageOf};
 use sinew_crdt_state::spec::{BlobRef, Limits, Program, Resources};
 use sinew_node::exec::docker::{DockerOptions, DockerRunner, EngineSetting};
@@ -36,6 +37,7 @@ pub(crate) struct Rig {
     pub(crate) env: BTreeMap<String, String>,
     pub(crate) limits: Limits,
     pub(crate) resources: Resources,
+    pub(crate) network: Network,
     pub(crate) grace: Duration,
     pub(crate) content: Content,
     /// What programs run in, unless they say otherwise.
@@ -114,6 +116,7 @@ impl Rig {
             env: BTreeMap::new(),
             limits: Limits { timeout_ms: Some(60_000), ..Limits::default() },
             resources: Resources { cpu_milli: 1_000, memory_bytes: 64 << 20 },
+            network: Network::default(),
             grace: Duration::from_secs(10),
             content: Content::new(),
             container: of_blob(BlobRef { hash: Hash::of(b""), size: 0 }),
@@ -194,6 +197,7 @@ impl Rig {
             env: &self.env,
             limits: self.limits,
             resources: self.resources,
+            network: &self.network,
             grace: self.grace,
             stop: &stop,
             live: None,

@@ -30,7 +30,7 @@ pub(crate) fn draft(text: &str) -> JobDraft {
     parse(text.as_bytes(), Some(Format::Toml)).unwrap_or_else(|error| panic!("{error}\n{text}"))
 }
 
-async fn run(mesh: &LocalMesh, draft: JobDraft) -> JobView {
+pub(crate) async fn run(mesh: &LocalMesh, draft: JobDraft) -> JobView {
     let client = mesh.nodes[0].client();
     let job = client.submit(draft, |_, _, _| {}).await.expect("submit").to_string();
     let deadline = Instant::now() + PATIENCE;

@@ -1,10 +1,15 @@
 //! Functions that try to get out, or to fool the daemon.
 
+use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use sinew_crdt_state::error_code::ErrorCode;
+use sinew_node::egress::{Egress, Rules};
+use sinew_node::exec::runner::Runner;
 
-use crate::rig::Rig;
+use crate::rig::{Rig, eventually};
 
 #[test]
 fn a_worker_is_as_confined_as_any_program() {
@@ -35,6 +40,53 @@ def attempts(paths, port):
             assert_eq!(worked.as_bool(), Some(works), "{what} in {seen}");
         }
     }
+}
+
+#[test]
+fn a_worker_reaches_the_hosts_of_its_job_alone() {
+    let module = r#"
+import socket
+held = []
+def reach(name, port):
+    try:
+        if not held: held.append(socket.create_connection((name, port), 20))
+        held[0].sendall(b"x")
+        return held[0].recv(1).decode()
+    except OSError: return "refused"
+"#;
+    let listener = TcpListener::bind("127.0.0.1:0").expect("listen");
+    let port = listener.local_addr().expect("address").port();
+    let (accepted, ended) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+    let (began, over) = (Arc::clone(&accepted), Arc::clone(&ended));
+    // It ends with the process of this test, which is one of many.
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().filter_map(Result::ok) {
+            began.fetch_add(1, Ordering::SeqCst);
+            let mut byte = [0];
+            while stream.read(&mut byte).is_ok_and(|len| len == 1) && stream.write_all(b"y").is_ok() {}
+            over.fetch_add(1, Ordering::SeqCst);
+        }
+    });
+    let call = |name: &str| serde_json::json!({ "name": name, "port": port }).to_string();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("runtime");
+    let [mut rig, mut bare] = Rig::each().map(|rig| rig.module(module));
+    let rules = Rules::parse(&["there.test=127.0.0.1".to_owned()]).expect("rules");
+    rig.runners.process().sandbox().expect("a sandbox").let_out(Egress::new(rules, runtime.handle().clone(), 1));
+    rig.network.allow(&format!("there.test:{port}")).expect("host");
+    bare.network = rig.network.clone();
+    assert_eq!(rig.call_with("m:reach", &call("127.0.0.1")).value(), "refused");
+    // A connection is the worker's, like what it has imported, and is there in its next call.
+    for _ in 0..2 {
+        assert_eq!(rig.call_with("m:reach", &call("there.test")).value(), "y");
+    }
+    assert_eq!((accepted.load(Ordering::SeqCst), ended.load(Ordering::SeqCst)), (1, 0));
+    rig.runners.end_job("job");
+    eventually("its connection ends with it", || ended.load(Ordering::SeqCst) == 1);
+    // A worker of a job without a network, and one that nothing isolates.
+    rig.network = sinew_crdt_state::network::Network::default();
+    assert_eq!(rig.call_with("m:reach", &call("there.test")).value(), "refused");
+    bare.call_with("m:reach", &call("there.test")).fails(ErrorCode::Deny, "sandbox is off");
+    assert_eq!(accepted.load(Ordering::SeqCst), 1);
 }
 
 /// What each of these does to the worker's side of the connection, found as a task would find it.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sinew_crdt_state::error_code::ErrorCode;
+use sinew_crdt_state::network::Network;
 use sinew_crdt_state::program::{Params, PythonCall};
 use sinew_crdt_state::spec::{Limits, Program, Resources};
 use sinew_node::exec::allowlist::Allowlist;
@@ -34,6 +35,7 @@ pub(crate) struct Rig {
     pub(crate) env: BTreeMap<String, String>,
     pub(crate) limits: Limits,
     pub(crate) resources: Resources,
+    pub(crate) network: Network,
     pub(crate) job: &'static str,
     /// Ends the next call once it has written this to stderr.
     pub(crate) stop_at: Option<&'static str>,
@@ -143,6 +145,7 @@ impl Rig {
             env: BTreeMap::new(),
             limits: Limits { timeout_ms: Some(60_000), ..Limits::default() },
             resources: Resources::default(),
+            network: Network::default(),
             job: "job",
             stop_at: None,
             dir,
@@ -180,6 +183,7 @@ impl Rig {
             env: &self.env,
             limits: self.limits,
             resources: self.resources,
+            network: &self.network,
             grace: Duration::from_millis(200),
             stop: log.stop,
             live: Some(log),

@@ -3,5 +3,7 @@
 
 mod escape;
 mod limits;
+mod network;
+mod network_hostile;
 mod rig;
 mod unprivileged;

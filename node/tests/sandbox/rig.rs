@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use sinew_crdt_state::error_code::ErrorCode;
+use sinew_crdt_state::network::Network;
 use sinew_crdt_state::spec::{Limits, Program, Resources};
+use sinew_node::egress::{Egress, Rules};
 use sinew_node::exec::cell::pool::{Sandbox, SandboxMode, SandboxOptions};
 use sinew_node::exec::files::JobFiles;
 use sinew_node::exec::guardian::NodeTag;
@@ -29,6 +31,7 @@ pub(crate) struct Rig {
     pub(crate) env: BTreeMap<String, String>,
     pub(crate) limits: Limits,
     pub(crate) resources: Resources,
+    pub(crate) network: Network,
     pub(crate) dir: tempfile::TempDir,
     task: u32,
 }
@@ -107,6 +110,7 @@ impl Rig {
             env: BTreeMap::new(),
             limits: Limits { timeout_ms: Some(60_000), ..Limits::default() },
             resources: Resources::default(),
+            network: Network::default(),
             dir,
             task: 0,
         }
@@ -139,6 +143,7 @@ impl Rig {
             env: &self.env,
             limits: self.limits,
             resources: self.resources,
+            network: &self.network,
             grace: Duration::from_millis(200),
             stop: &stop,
             live: None,
@@ -223,4 +228,27 @@ pub(crate) fn secret(path: &Path) {
     std::fs::write(path, "the secret").expect("write");
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
     std::fs::set_permissions(path, mode).expect("chmod");
+}
+
+/// A policy that allows these hosts.
+pub(crate) fn policy(hosts: &[&str]) -> Network {
+    let mut network = Network::default();
+    hosts.iter().for_each(|host| network.allow(host).expect("host"));
+    network
+}
+
+/// A runtime for what passes between programs and hosts.
+pub(crate) fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("runtime")
+}
+
+impl Rig {
+    /// Lets programs whose jobs name hosts reach those that these rules allow.
+    pub(crate) fn let_out(&self, runtime: &tokio::runtime::Runtime, rules: &[&str]) -> usize {
+        let rules: Vec<String> = rules.iter().map(|rule| (*rule).to_owned()).collect();
+        let egress = Egress::new(Rules::parse(&rules).expect("rules"), runtime.handle().clone(), 1);
+        let connections_max = egress.connections_max();
+        self.runner.sandbox().expect("a sandbox").let_out(egress);
+        connections_max
+    }
 }

@@ -203,7 +203,8 @@ impl Brain {
             return;
         }
         self.speculated.remove(&task);
-        if failure.code == ErrorCode::Fetch {
+        // What one node may not do, or cannot fetch, another may.
+        if failure.code == ErrorCode::Fetch || (failure.code == ErrorCode::Deny && failure.retryable) {
             self.shunned.insert(from, ctx.now.at + SHUN_FOR);
         }
         let attempts = self.attempts.entry(task).or_default();

@@ -1,6 +1,7 @@
 //! Whole manifests: what users get wrong, what strangers send, and that three formats and one page of documentation agree.
 
 mod hostile;
+mod network;
 mod properties;
 
 use serde_json::json;

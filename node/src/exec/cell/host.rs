@@ -20,8 +20,12 @@ use rustix::process::{
 
 use super::cgroup::{Cgroups, Group, Share};
 use super::init::{CELL_COMMAND, INSIDE_ID};
+use super::network;
 use super::wire::{Channel, Exit, Missing, Report, Request, Setup, Spawn, WireError};
+use crate::egress::{Egress, Gate};
 use crate::exec::guardian::{NodeTag, RUN_VAR, TAG_VAR};
+use crate::exec::outcome::Failure;
+use crate::exec::process::lacking;
 use crate::exec::procfs;
 use crate::exec::sweep::{self, next_run};
 
@@ -47,6 +51,19 @@ pub enum CellError {
         /// What happened.
         problem: String,
     },
+    /// The job may not have here what it asks for.
+    #[error("{0}")]
+    Denied(Failure),
+}
+
+impl From<CellError> for Failure {
+    /// Of a task that wanted the cell.
+    fn from(error: CellError) -> Self {
+        match error {
+            CellError::Denied(failure) => failure,
+            other => lacking("a sandbox", &io::Error::other(other)),
+        }
+    }
 }
 
 fn broken(doing: &'static str) -> impl Fn(&dyn fmt::Display) -> CellError {
@@ -73,6 +90,8 @@ pub(super) struct Plan<'a> {
     pub(super) setup: Setup,
     pub(super) cgroups: &'a Arc<Cgroups>,
     pub(super) share: Share,
+    /// The way out, where the setup has routes.
+    pub(super) egress: Option<&'a Egress>,
 }
 
 /// A running cell. Dropping it kills everything in it.
@@ -81,6 +100,8 @@ pub struct Cell {
     pid: Pid,
     pidfd: OwnedFd,
     missing: Vec<Missing>,
+    /// The way out, if there is one; open while a program runs.
+    gate: Option<Gate>,
     cgroups: Arc<Cgroups>,
     group: Option<Group>,
     /// How often the kernel had killed for want of memory when the present program started.
@@ -116,16 +137,24 @@ impl Cell {
         helper.0.wait().map_err(|e| failed(&e))?;
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(|e| failed(&e))?;
         let (cgroups, missing) = (Arc::clone(plan.cgroups), Vec::new());
-        let mut cell = Self { channel, pid, pidfd, missing, cgroups, group: None, ooms: 0, _live: live };
+        let mut cell = Self { channel, pid, pidfd, missing, gate: None, cgroups, group: None, ooms: 0, _live: live };
         // Before anything of the cell exists that could use much.
         cell.group = Some(cell.cgroups.enter(plan.share, pid).map_err(|e| failed(&e))?);
         ids.map(pid)
             .map_err(|e| CellError::Missing(Missing { piece: "mapping of users".to_owned(), why: e.to_string() }))?;
+        // Nothing but this very program runs in the cell until it is ready.
+        cell.channel.let_fds(!plan.setup.routes.is_empty());
         cell.channel.send(&Request::Mapped, &[]).map_err(|e| failed(&e))?;
         match cell.channel.receive().map_err(|e| failed(&e))? {
             Report::Ready(missing) => cell.missing = missing,
             Report::Failed(missing) => return Err(CellError::Missing(missing)),
             _ => return Err(failed(&"an answer out of turn")),
+        }
+        cell.channel.let_fds(false);
+        let fds = cell.channel.take_fds();
+        if let Some(egress) = plan.egress.filter(|_| !plan.setup.routes.is_empty()) {
+            let doors = network::doors(&plan.setup.routes, fds).map_err(|e| failed(&e))?;
+            cell.gate = Some(egress.gate(doors).map_err(|e| failed(&e))?);
         }
         Ok(cell)
     }
@@ -164,6 +193,7 @@ impl Cell {
     /// Starts a program, with stdin, stdout and stderr.
     pub(super) fn spawn(&mut self, spawn: Spawn, stdio: [BorrowedFd<'_>; 3]) -> Result<(), CellError> {
         self.ooms = self.group.as_ref().map_or(0, Group::ooms);
+        self.gate.as_mut().map_or(Ok(()), Gate::open).map_err(|e| broken("opening the way to the job's hosts")(&e))?;
         self.channel.send(&Request::Spawn(spawn), &stdio).map_err(|e| broken("starting a program")(&e))
     }
 
@@ -180,7 +210,11 @@ impl Cell {
 
     /// Waits for word of the program.
     pub(in crate::exec) fn told(&mut self) -> Result<Told, CellError> {
-        match self.channel.receive() {
+        let told = self.channel.receive();
+        if let Some(gate) = &mut self.gate {
+            gate.shut();
+        }
+        match told {
             Ok(Report::Ended(exit)) => Ok(Told::Ended(exit)),
             Ok(Report::NotStarted(errno)) => Ok(Told::NotStarted(errno)),
             Ok(_) => Err(broken("running a program")(&"an answer out of turn")),

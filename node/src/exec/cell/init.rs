@@ -3,7 +3,7 @@
 //! process 1, and it reads only what the daemon says.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -16,10 +16,12 @@ use rustix::process::{Gid, Pid, PidfdFlags, Signal, Uid, kill_process_group, pid
 use rustix::thread::UnshareFlags;
 
 use super::wire::{Channel, Exit, Missing, Report, Request, Setup, Spawn, WireError};
-use super::{TMP, WORK, confine, mounts, sys};
+use super::{TMP, WORK, confine, mounts, network, sys};
 
 /// The hidden subcommand that is a cell's first process.
 pub const CELL_COMMAND: &str = "__cell";
+/// A piece without which there is no network for programs either.
+pub(super) const NETWORK_NAMESPACE: &str = "network namespace";
 /// Who programs are, inside: a number that stands for an unprivileged user outside.
 pub(super) const INSIDE_ID: u32 = 1_000;
 /// Orphans that died while a program runs are buried this often: they count as processes until then.
@@ -52,6 +54,11 @@ fn run(mut channel: Channel) -> Result<(), WireError> {
         Ok(missing) => missing,
         Err((piece, e)) => return failed(&channel, piece, &e),
     };
+    let apart = missing.iter().find(|m| m.piece == NETWORK_NAMESPACE);
+    if let Some(lacks) = apart.filter(|_| !setup.routes.is_empty()) {
+        // Its doors would be the host's.
+        return channel.send(&Report::Failed(lacks.clone()), &[]);
+    }
     // The child is process 1, and the daemon's child as this one is: who started it need not stay.
     match sys::fork_for_parent() {
         Ok(None) => {}
@@ -74,8 +81,15 @@ fn run(mut channel: Channel) -> Result<(), WireError> {
     if let Err(e) = rustix::process::setsid().map(|_| ()).and(rustix::process::chdir(WORK)) {
         return failed(&channel, "a session of its own", &e);
     }
+    // While this process may still do so in its network namespace.
+    let doors = match network::open(&setup.routes) {
+        Ok(doors) => doors,
+        Err(e) => return failed(&channel, "sockets for the job's hosts", &e),
+    };
     missing.extend(confine::confine(&setup));
-    channel.send(&Report::Ready(missing), &[])?;
+    let fds: Vec<_> = doors.iter().map(AsFd::as_fd).collect();
+    channel.send(&Report::Ready(missing), &fds)?;
+    drop(doors);
     serve(&mut channel, &setup)
 }
 
@@ -86,7 +100,7 @@ fn separate() -> Result<Vec<Missing>, (&'static str, Errno)> {
     sys::unshare(UnshareFlags::NEWPID).map_err(|e| ("a process namespace", e))?;
     let mut missing = Vec::new();
     for (piece, flag) in [
-        ("network namespace", UnshareFlags::NEWNET),
+        (NETWORK_NAMESPACE, UnshareFlags::NEWNET),
         ("ipc namespace", UnshareFlags::NEWIPC),
         ("uts namespace", UnshareFlags::NEWUTS),
         ("cgroup namespace", UnshareFlags::NEWCGROUP),

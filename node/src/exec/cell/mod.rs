@@ -15,6 +15,7 @@ mod confine;
 pub mod host;
 mod init;
 mod mounts;
+pub(super) mod network;
 pub mod pool;
 mod sys;
 mod syscalls;

@@ -13,20 +13,19 @@ use rustix::mount::{
 };
 
 use super::wire::{Missing, Setup};
-use super::{INPUT, SYSTEM, sys};
+use super::{INPUT, SYSTEM, network, sys};
 
 /// Where the new root is put together: a directory that every system has.
 const STAGE: &str = "/tmp";
-/// Files and directories of `/etc` that ordinary programs need: the loader's, the resolver's order, time, certificates,
+/// Files and directories of `/etc` that ordinary programs need: the loader's, time, certificates,
 /// alternatives, and what interpreters read at start. Nothing about users, hosts or services of this machine.
-const ETC: [&str; 17] = [
+const ETC: [&str; 16] = [
     "ld.so.cache",
     "ld.so.conf",
     "ld.so.conf.d",
     "alternatives",
     "localtime",
     "timezone",
-    "nsswitch.conf",
     "protocols",
     "services",
     "mime.types",
@@ -42,7 +41,9 @@ const ETC: [&str; 17] = [
 const PASSWD: &str = "root:x:0:0:root:/:/usr/sbin/nologin\ntask:x:1000:1000:task:/tmp:/bin/sh\n\
      nobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n";
 const GROUP: &str = "root:x:0:\ntask:x:1000:\nnogroup:x:65534:\n";
-const HOSTS: &str = "127.0.0.1 localhost cell\n::1 localhost cell\n";
+/// Where names are found: in these files, whatever this machine asks. There is no name server to ask.
+const NSSWITCH: &str = "passwd: files\ngroup: files\nshadow: files\nhosts: files\nnetworks: files\nprotocols: files\n\
+     services: files\nethers: files\nrpc: files\n";
 /// Devices that programs have.
 const DEVICES: [&str; 5] = ["null", "zero", "full", "random", "urandom"];
 /// Files of `/proc` that tell of the host or act on it.
@@ -101,7 +102,7 @@ pub(super) fn enter(setup: &Setup, sources: Sources) -> io::Result<Vec<Missing>>
     doing("make mounts private", private.map_err(Into::into))?;
     doing("mount a file system in memory", tmpfs(root, 1 << 20, 4_096))?;
     doing("show the system's programs", system(root))?;
-    doing("show files of /etc", etc(root))?;
+    doing("show files of /etc", etc(root, setup))?;
     doing("show devices", devices(root, setup))?;
     doing("show the job's directories", job(root, &sources))?;
     for empty in ["proc", "run", "tmp", "var"] {
@@ -173,7 +174,7 @@ fn system(root: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn etc(root: &Path) -> io::Result<()> {
+fn etc(root: &Path, setup: &Setup) -> io::Result<()> {
     let etc = root.join("etc");
     std::fs::create_dir(&etc)?;
     for name in ETC {
@@ -181,7 +182,10 @@ fn etc(root: &Path) -> io::Result<()> {
         let Ok(fd) = open(&host, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()) else { continue };
         bind_at(root, &host, &fd, Writable::No)?;
     }
-    for (name, text) in [("passwd", PASSWD), ("group", GROUP), ("hosts", HOSTS), ("hostname", "cell\n")] {
+    let hosts = network::hosts_file(&setup.routes);
+    let own =
+        [("passwd", PASSWD), ("group", GROUP), ("nsswitch.conf", NSSWITCH), ("hosts", &hosts), ("hostname", "cell\n")];
+    for (name, text) in own {
         std::fs::write(etc.join(name), text)?;
     }
     Ok(())

@@ -5,16 +5,19 @@ use std::collections::HashMap;
 use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::path::{Component, Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+use sinew_crdt_state::network::{NO_NETWORK, Network};
 use sinew_crdt_state::spec::Resources;
 
-use super::SYSTEM;
 use super::cgroup::{Cgroups, Share};
 use super::host::{Cell, CellError, Plan};
+use super::init::NETWORK_NAMESPACE;
 use super::wire::{Missing, Setup, Spawn};
+use super::{SYSTEM, network};
+use crate::egress::{self, Egress};
 use crate::exec::guardian::NodeTag;
 
 /// A cell without a task ends after this: its job's next task would find a slot sooner, if there were one.
@@ -98,6 +101,8 @@ pub struct Place<'a> {
     pub output_max: u64,
     /// What one task reserves, and is held to.
     pub resources: Resources,
+    /// What the job's programs may connect to.
+    pub network: &'a Network,
 }
 
 /// What must be the same for a task to find what an earlier one had.
@@ -109,13 +114,15 @@ pub(in crate::exec) struct Fit {
     input: Option<PathBuf>,
     output_max: u64,
     resources: Resources,
+    network: Network,
 }
 
 impl Fit {
     pub(in crate::exec) fn of(place: &Place<'_>) -> Self {
         let (dir, input) = (place.dir.to_owned(), place.input.map(Path::to_owned));
         let (generation, output_max, resources) = (place.generation, place.output_max, place.resources);
-        Self { dir, generation, job: place.job.to_owned(), input, output_max, resources }
+        let network = place.network.clone();
+        Self { dir, generation, job: place.job.to_owned(), input, output_max, resources, network }
     }
 
     /// The job.
@@ -127,6 +134,7 @@ impl Fit {
         self.generation == place.generation
             && self.output_max == place.output_max
             && self.resources == place.resources
+            && self.network == *place.network
             && self.job == place.job
             && self.dir == place.dir
             && self.input.as_deref() == place.input
@@ -148,6 +156,7 @@ pub struct Sandbox {
     missing: Vec<Missing>,
     cgroups: Arc<Cgroups>,
     idle: Mutex<HashMap<u32, Idle>>,
+    egress: OnceLock<Egress>,
 }
 
 /// A cell while a task has it. Dropping it ends the cell.
@@ -201,7 +210,8 @@ impl Sandbox {
         }
         let (cgroups, unlimited) = Cgroups::open(tag, options.memory_bytes);
         let (cgroups, idle) = (Arc::new(cgroups), Mutex::default());
-        let mut sandbox = Self { options, tag: tag.clone(), missing: Vec::new(), cgroups, idle };
+        let egress = OnceLock::new();
+        let mut sandbox = Self { options, tag: tag.clone(), missing: Vec::new(), cgroups, idle, egress };
         let strict = sandbox.options.mode == SandboxMode::Required;
         let tried = sandbox.trial().map(|missing| [unlimited, missing].concat());
         match tried {
@@ -212,7 +222,8 @@ impl Sandbox {
             }
             Err(CellError::Missing(piece)) if strict => Err(CannotIsolate::Missing(piece.to_string())),
             Err(e @ CellError::Missing(_)) => Ok((None, vec![all_off(&e.to_string())])),
-            Err(e @ CellError::Broken { .. }) => Err(CannotIsolate::Broken(e)),
+            // The second is of a job's wishes, and this cell is nobody's.
+            Err(e @ (CellError::Broken { .. } | CellError::Denied(_))) => Err(CannotIsolate::Broken(e)),
         }
     }
 
@@ -223,8 +234,34 @@ impl Sandbox {
             std::fs::create_dir(dir.path().join(name)).map_err(broken)?;
         }
         let (dir, resources) = (dir.path(), Resources::default());
-        let place = Place { slot: 0, dir, generation: 0, job: "", input: None, output_max: FILE_SLACK, resources };
+        let network = &NO_NETWORK;
+        let place =
+            Place { slot: 0, dir, generation: 0, job: "", input: None, output_max: FILE_SLACK, resources, network };
         Ok(self.make(&place)?.missing().to_vec())
+    }
+
+    /// Gives programs whose jobs name hosts this way out. Without it there is none.
+    pub fn let_out(&self, egress: Egress) {
+        // Whoever comes second finds what the first has set.
+        let _ = self.egress.set(egress);
+    }
+
+    /// Whether programs may reach hosts at all.
+    #[must_use]
+    pub fn has_way_out(&self) -> bool {
+        self.egress.get().is_some() && self.missing.iter().all(|m| m.piece != NETWORK_NAMESPACE)
+    }
+
+    /// The way out for a job, if it wants one.
+    fn way_out(&self, network: &Network) -> Result<Option<&Egress>, CellError> {
+        if network.is_none() {
+            return Ok(None);
+        }
+        let none =
+            || CellError::Denied(egress::cannot("this node lets no job reach any: its operator can, with job_hosts"));
+        let egress = self.egress.get().ok_or_else(none)?;
+        egress.admit(network).map_err(CellError::Denied)?;
+        Ok(Some(egress))
     }
 
     /// What this machine lacks.
@@ -280,6 +317,7 @@ impl Sandbox {
     }
 
     fn make(&self, place: &Place<'_>) -> Result<Cell, CellError> {
+        let egress = self.way_out(place.network)?;
         let setup = Setup {
             job: place.dir.to_owned(),
             input: place.input.map(Path::to_owned),
@@ -289,12 +327,13 @@ impl Sandbox {
             file_bytes_max: place.output_max.saturating_add(FILE_SLACK),
             processes_max: PROCESSES_MAX,
             drop_groups: false,
+            routes: network::routes(place.network),
         };
         let (cpu_milli, memory_bytes) = (place.resources.cpu_milli, self.memory_bytes(place.resources));
         // The first process counts too.
         let share = Share { memory_bytes, cpu_milli, processes: PROCESSES_MAX + 1 };
         let (tag, cgroups) = (&self.tag, &self.cgroups);
-        Cell::start(&Plan { exe: &self.options.exe, tag, slot: place.slot, setup, cgroups, share })
+        Cell::start(&Plan { exe: &self.options.exe, tag, slot: place.slot, setup, cgroups, share, egress })
     }
 
     /// Ends a job's idle cells.
@@ -372,7 +411,8 @@ mod tests {
     fn a_task_without_a_reservation_gets_its_share_and_nothing_is_shown_through_dots() {
         let (cgroups, _) = Cgroups::open(&NodeTag::new("share"), 1 << 30);
         let (cgroups, idle) = (Arc::new(cgroups), Mutex::default());
-        let sandbox = Sandbox { options: options(&[]), tag: NodeTag::new("share"), missing: Vec::new(), cgroups, idle };
+        let (tag, egress) = (NodeTag::new("share"), OnceLock::new());
+        let sandbox = Sandbox { options: options(&[]), tag, missing: Vec::new(), cgroups, idle, egress };
         let bytes = |memory_bytes| sandbox.memory_bytes(Resources { memory_bytes, ..Resources::default() });
         assert_eq!((bytes(0), bytes(1 << 29), bytes(1 << 31)), (1 << 28, 1 << 29, 1 << 30));
         let shows = |path: &str| sandbox.shows(Path::new(path));

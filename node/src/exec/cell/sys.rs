@@ -3,6 +3,8 @@
 
 use std::ffi::CString;
 use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::Path;
 use std::time::Duration;
 
@@ -86,6 +88,36 @@ pub(super) fn set_mount_attributes(at: &Path, attributes: u64, deep: bool) -> io
     let done =
         unsafe { libc::syscall(libc::SYS_mount_setattr, libc::AT_FDCWD, path.as_ptr(), flags, &raw const set, len) };
     check(done).map(|_| ())
+}
+
+/// Gives this network namespace's loopback interface a further address and brings it up. `socket` is any of this namespace.
+pub(super) fn loopback_up(socket: BorrowedFd<'_>, address: Ipv4Addr) -> io::Result<()> {
+    // A further address has a label of its own; the interface stays one.
+    let mut request = interface(b"lo:1");
+    let addr = libc::sockaddr_in {
+        sin_family: libc::sa_family_t::try_from(libc::AF_INET).unwrap_or_default(),
+        sin_port: 0,
+        sin_addr: libc::in_addr { s_addr: u32::from(address).to_be() },
+        sin_zero: [0; 8],
+    };
+    // SAFETY: both are plain bytes of one length, and any bytes are a `sockaddr`.
+    request.ifr_ifru.ifru_addr = unsafe { std::mem::transmute::<libc::sockaddr_in, libc::sockaddr>(addr) };
+    let mut up = interface(b"lo");
+    up.ifr_ifru.ifru_flags = libc::c_short::try_from(libc::IFF_UP).unwrap_or_default();
+    for (call, request) in [(libc::SIOCSIFFLAGS, &up), (libc::SIOCSIFADDR, &request)] {
+        // SAFETY: the request has the type that these calls read, and outlives them.
+        check(unsafe { libc::ioctl(socket.as_raw_fd(), call as libc::Ioctl, std::ptr::from_ref(request)) }.into())?;
+    }
+    Ok(())
+}
+
+fn interface(name: &[u8]) -> libc::ifreq {
+    // SAFETY: it is bytes and a union of plain types, for which zeros are valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name) {
+        *to = from.cast_signed();
+    }
+    request
 }
 
 fn check(result: i64) -> io::Result<i64> {

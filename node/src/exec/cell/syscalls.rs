@@ -129,14 +129,15 @@ fn rule(conditions: Vec<SeccompCondition>) -> Result<SeccompRule, Error> {
 
 /// What depends on arguments: no new namespaces, no raw or odd sockets, no typing into terminals, no address space without
 /// randomisation, and no other limits or priorities for the cell's first process, which is the same user.
-fn conditional() -> Result<Vec<(i64, Vec<SeccompRule>)>, Error> {
+fn conditional(datagrams: bool) -> Result<Vec<(i64, Vec<SeccompRule>)>, Error> {
     use SeccompCmpOp::{Eq, MaskedEq, Ne};
     let family = |family: i32| condition(0, Eq, u64::from(family.unsigned_abs()));
     let kind = |kind: i32| condition(1, MaskedEq(SOCKET_KIND), u64::from(kind.unsigned_abs()));
     let mut sockets = vec![rule(vec![family(libc::AF_UNIX)?])?];
     for internet in [libc::AF_INET, libc::AF_INET6] {
         // TCP and UDP by number or by default, and none of the protocols that modules add to these kinds.
-        for (plain, own) in [(libc::SOCK_STREAM, libc::IPPROTO_TCP), (libc::SOCK_DGRAM, libc::IPPROTO_UDP)] {
+        let kinds = [(libc::SOCK_STREAM, libc::IPPROTO_TCP), (libc::SOCK_DGRAM, libc::IPPROTO_UDP)];
+        for (plain, own) in kinds.into_iter().take(if datagrams { 2 } else { 1 }) {
             for protocol in [0, own] {
                 let protocol = condition(2, Eq, u64::from(protocol.unsigned_abs()))?;
                 sockets.push(rule(vec![family(internet)?, kind(plain)?, protocol])?);
@@ -168,15 +169,16 @@ fn conditional() -> Result<Vec<(i64, Vec<SeccompRule>)>, Error> {
     ])
 }
 
-/// The two filters, in the order in which they are to be installed: where both object, the later one's answer counts.
+/// The two filters, in the order in which they are to be installed: where both object, the later one's answer counts. Without
+/// `datagrams` the only sockets of the Internet's families are TCP's.
 ///
 /// # Errors
 /// On a machine that the library has no code for.
-pub(super) fn filters() -> Result<[BpfProgram; 2], Error> {
+pub(super) fn filters(datagrams: bool) -> Result<[BpfProgram; 2], Error> {
     let arch = TargetArch::try_from(std::env::consts::ARCH)?;
     let mut allowed: BTreeMap<i64, Vec<SeccompRule>> =
         ALLOWED.iter().chain(ALLOWED_HERE).map(|number| (*number, Vec::new())).collect();
-    allowed.extend(conditional()?);
+    allowed.extend(conditional(datagrams)?);
     let denied = DENIED.iter().map(|number| (*number, Vec::new())).collect();
     let errno = |errno: i32| SeccompAction::Errno(errno.unsigned_abs());
     let allow = SeccompFilter::new(allowed, errno(libc::ENOSYS), SeccompAction::Allow, arch)?;
@@ -190,11 +192,13 @@ mod tests {
 
     #[test]
     fn nothing_is_both_allowed_and_denied_and_the_filters_fit() {
-        let conditional: Vec<i64> = conditional().expect("rules").into_iter().map(|(number, _)| number).collect();
+        let conditional: Vec<i64> = conditional(true).expect("rules").into_iter().map(|(number, _)| number).collect();
         for denied in DENIED {
             assert!(!ALLOWED.contains(denied) && !ALLOWED_HERE.contains(denied) && !conditional.contains(denied));
         }
         // The kernel takes 4,096 instructions.
-        assert!(filters().expect("filters").iter().all(|program| program.len() < 4_096));
+        for datagrams in [true, false] {
+            assert!(filters(datagrams).expect("filters").iter().all(|program| program.len() < 4_096));
+        }
     }
 }

@@ -14,13 +14,16 @@ use rustix::net::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sinew_crdt_state::cbor;
+use sinew_crdt_state::network::ENDPOINTS_MAX;
+
+use super::network::Route;
 
 /// Longest frame from a cell: a report, or a list of what the kernel lacks.
 pub(super) const REPORT_LEN_MAX: usize = 16 * 1024;
 /// Longest frame to a cell: arguments and environment of a spec's length, several times over.
 pub(super) const REQUEST_LEN_MAX: usize = 16 << 20;
-/// Descriptors beside one frame: stdin, stdout and stderr.
-const FDS_MAX: usize = 3;
+/// Descriptors beside one frame: stdin, stdout and stderr, or the listening sockets of a network.
+const FDS_MAX: usize = ENDPOINTS_MAX;
 /// Bytes of a frame's length.
 const LEN_BYTES: usize = 4;
 /// Bytes taken from the socket at once: most requests are shorter.
@@ -60,6 +63,8 @@ pub(super) struct Setup {
     pub(super) processes_max: u64,
     /// Whether supplementary groups can be dropped: only root's maps allow that.
     pub(super) drop_groups: bool,
+    /// The hosts that programs may reach.
+    pub(super) routes: Vec<Route>,
 }
 
 /// One program to start; three descriptors come with it.
@@ -105,7 +110,7 @@ pub(super) enum Report {
     Born(i32),
     /// A piece that nothing can go on without could not be had.
     Failed(Missing),
-    /// Programs can be started, with these pieces missing.
+    /// Programs can be started, with these pieces missing. A listening socket for each port of each route comes with it.
     Ready(Vec<Missing>),
     /// The program could not be started, for this `errno`.
     NotStarted(i32),
@@ -141,7 +146,7 @@ pub(super) struct Channel {
 }
 
 impl Channel {
-    /// The daemon's end. Descriptors that come are dropped by the kernel.
+    /// The daemon's end. Descriptors that come are dropped by the kernel, unless they are [asked for](Self::let_fds).
     pub(super) const fn daemon(socket: OwnedFd) -> Self {
         Self { socket, len_max: REPORT_LEN_MAX, takes_fds: false, received: Vec::new(), fds: VecDeque::new() }
     }
@@ -149,6 +154,11 @@ impl Channel {
     /// The cell's end.
     pub(super) const fn cell(socket: OwnedFd) -> Self {
         Self { socket, len_max: REQUEST_LEN_MAX, takes_fds: true, received: Vec::new(), fds: VecDeque::new() }
+    }
+
+    /// Has descriptors taken from now on, or dropped again.
+    pub(super) const fn let_fds(&mut self, takes_fds: bool) {
+        self.takes_fds = takes_fds;
     }
 
     /// For `poll(2)`; a frame may also be at hand already, see [`Self::buffered`].

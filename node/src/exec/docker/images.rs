@@ -126,6 +126,31 @@ impl Images {
         Ok(found)
     }
 
+    /// An image of this program's own making, whose archive is asked for if the engine does not have it. It stays and goes like
+    /// those that come with jobs.
+    pub(super) async fn own(
+        &self,
+        engine: &Engine,
+        job: &str,
+        id: &str,
+        archive: impl FnOnce() -> std::io::Result<Vec<u8>>,
+    ) -> Result<Image, Failure> {
+        let image = match inspect(engine, id).await? {
+            Some(image) => image,
+            None => {
+                let storage = |e: std::io::Error| Failure::storage("write an image of this node's own", &e);
+                let mut file = tempfile::NamedTempFile::new().map_err(storage)?;
+                archive().and_then(|bytes| file.write_all(&bytes)).map_err(storage)?;
+                self.loaded(engine, &archive::open(file.path())?, "this program", file.path()).await?
+            }
+        };
+        if let Some(brought) = lock(&self.brought).get_mut(&image.id) {
+            brought.jobs.insert(job.to_owned());
+            brought.used = Instant::now();
+        }
+        Ok(image)
+    }
+
     async fn pulled(&self, engine: &Engine, reference: &str) -> Result<Image, Failure> {
         if let Some(image) = inspect(engine, reference).await? {
             return Ok(image);

@@ -1,14 +1,16 @@
 //! The `docker` runner: each program is one container of the machine's Docker engine, made for one task and removed after it.
 //!
 //! Entry points: [`DockerRunner`] (the runner), `engine` (which engine, and whether it will do), `images` and `archive` (what a
-//! container is made from), `spec` (how closed it is), `run` (driving one to its end). It builds no images, and gives no
-//! container a network.
+//! container is made from), `spec` (how closed it is), `run` (driving one to its end), `network` (what it
+//! reaches if its job names hosts). It builds no images but the one that holds a network.
 
 mod archive;
 mod engine;
 mod gpus;
 mod health;
 mod images;
+mod network;
+mod pause;
 mod run;
 mod shared;
 mod spec;
@@ -16,7 +18,7 @@ mod spec;
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use bollard::container::AttachContainerResults;
@@ -39,9 +41,11 @@ use run::{Claim, Run};
 use shared::Shared;
 use spec::{DAEMON_LABEL, JOB_LABEL, NODE_LABEL, Order, RUN_LABEL, Share};
 
+use crate::egress::Egress;
+
 use super::allowlist::Caps;
 use super::cell::host as cell_host;
-use super::guardian::{NodeTag, RUN_VAR, TAG_VAR};
+use super::guardian::NodeTag;
 use super::outcome::Failure;
 use super::process::check_env;
 use super::runner::{Execution, Health, Launch, Prepared, Runner, View};
@@ -92,6 +96,8 @@ struct Inner {
     live: Mutex<BTreeSet<u64>>,
     /// A container could not be removed.
     litter: AtomicBool,
+    /// The way out for containers whose jobs name hosts.
+    egress: OnceLock<Egress>,
 }
 
 /// What is known of the engine.
@@ -117,7 +123,14 @@ impl DockerRunner {
         let images = Images::open(options.images.clone(), options.image_keep);
         let state = Mutex::new(State { engine, swept: Instant::now() });
         let (gpus, live, litter) = (GpuPool::default(), Mutex::default(), AtomicBool::new(false));
-        Self { inner: Arc::new(Inner { options, tag, runtime, state, images, gpus, live, litter }) }
+        let egress = OnceLock::new();
+        Self { inner: Arc::new(Inner { options, tag, runtime, state, images, gpus, live, litter, egress }) }
+    }
+
+    /// Gives containers whose jobs name hosts this way out. Without it there is none.
+    pub fn let_out(&self, egress: Egress) {
+        // Whoever comes second finds what the first has set.
+        let _ = self.inner.egress.set(egress);
     }
 }
 
@@ -313,9 +326,9 @@ impl Runner for DockerRunner {
         let share = inner.share(launch.place.resources, user).within(engine.cpu_milli);
         let image = prepared.program.to_string_lossy();
         let image = inner.runtime.block_on(images::known(&engine, &image))?;
-        let marks = vec![(TAG_VAR, inner.tag.value().to_owned()), (RUN_VAR, launch.run.to_string())];
-        let (gpus, labels) = (&claim.gpus.numbers[..], inner.labels(launch));
-        let body = spec::body(Order { launch, container, image: &image, share, gpus, labels, marks })?;
+        let (labels, marks) = (inner.labels(launch), inner.marks(launch.run));
+        let net = inner.network(&engine, launch, user)?;
+        let joins = net.as_ref().map(|net| net.name.clone());
         let mut run = Run {
             inner: Arc::clone(inner),
             name: inner.name(launch.run),
@@ -325,9 +338,12 @@ impl Runner for DockerRunner {
             feeds_stdin: launch.feeds_stdin,
             health: container.health.clone(),
             removed: false,
+            net,
             engine,
-            _claim: claim,
+            claim,
         };
+        let gpus = &run.claim.gpus.numbers[..];
+        let body = spec::body(Order { launch, container, image: &image, share, gpus, labels, marks, joins })?;
         match inner.runtime.block_on(begin(&run, body)) {
             Ok(attached) => {
                 run.attached = Some(attached);

@@ -18,6 +18,7 @@ use super::Inner;
 use super::engine::Engine;
 use super::gpus::Gpus;
 use super::health::unhealthy;
+use super::network::Net;
 use super::shared::{Shared, sample, stopped};
 use crate::exec::outcome::{Failure, Usage};
 use crate::exec::runner::{Control, Ended, Execution, RunLimits, Streams};
@@ -49,8 +50,10 @@ pub(super) struct Run {
     pub(super) feeds_stdin: bool,
     pub(super) health: Option<Box<HealthCheck>>,
     pub(super) removed: bool,
+    /// What it reaches, if its job names hosts; removed with it.
+    pub(super) net: Option<Net>,
     /// Held until it is gone.
-    pub(super) _claim: Claim,
+    pub(super) claim: Claim,
 }
 
 /// What an attempt holds while its container may exist.
@@ -98,7 +101,13 @@ impl Run {
     /// Removes the container and waits for that: its mounts are gone with it, and the slot's directories free.
     pub(super) fn remove(&mut self) {
         self.removed = true;
-        self.inner.runtime.block_on(self.inner.remove(&self.engine, &self.name));
+        let net = self.net.take();
+        self.inner.runtime.block_on(async {
+            self.inner.remove(&self.engine, &self.name).await;
+            if let Some(net) = net {
+                self.inner.remove(&self.engine, &net.name).await;
+            }
+        });
     }
 }
 
@@ -106,8 +115,14 @@ impl Drop for Run {
     fn drop(&mut self) {
         if !self.removed {
             let (inner, engine, name) = (Arc::clone(&self.inner), self.engine.clone(), std::mem::take(&mut self.name));
+            let net = self.net.take();
             // Whoever drops it unfinished may be anywhere, also where nothing may block.
-            self.inner.runtime.spawn(async move { inner.remove(&engine, &name).await });
+            self.inner.runtime.spawn(async move {
+                inner.remove(&engine, &name).await;
+                if let Some(net) = net {
+                    inner.remove(&engine, &net.name).await;
+                }
+            });
         }
     }
 }

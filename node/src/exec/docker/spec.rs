@@ -73,6 +73,8 @@ pub(super) struct Order<'a> {
     pub(super) labels: HashMap<String, String>,
     /// Further variables, which the job cannot change.
     pub(super) marks: Vec<(&'static str, String)>,
+    /// The container whose network it joins, if it has any.
+    pub(super) joins: Option<String>,
 }
 
 /// What to ask the engine for.
@@ -81,12 +83,13 @@ pub(super) struct Order<'a> {
 /// `E_INVALID` for volumes where none can be.
 pub(super) fn body(order: Order<'_>) -> Result<ContainerCreateBody, Failure> {
     let host = host_config(&order)?;
-    let Order { launch, container, image, share, labels, marks, .. } = order;
+    let Order { launch, container, image, share, labels, marks, joins, .. } = order;
     let (uid, gid) = share.user;
     Ok(ContainerCreateBody {
         image: Some(image.id.clone()),
         user: Some(format!("{uid}:{gid}")),
-        hostname: Some("sinew".to_owned()),
+        // Who joins a network has the name of whoever holds it.
+        hostname: joins.is_none().then(|| "sinew".to_owned()),
         env: Some(env(launch, marks)),
         entrypoint: container.entrypoint.clone(),
         cmd: (!container.argv.is_empty()).then(|| container.argv.clone()),
@@ -94,7 +97,7 @@ pub(super) fn body(order: Order<'_>) -> Result<ContainerCreateBody, Failure> {
         labels: Some(labels),
         healthcheck: Some(healthcheck(container.health.as_deref())),
         stop_signal: Some("SIGTERM".to_owned()),
-        network_disabled: Some(true),
+        network_disabled: Some(joins.is_none()),
         tty: Some(false),
         open_stdin: Some(launch.feeds_stdin),
         stdin_once: Some(launch.feeds_stdin),
@@ -150,7 +153,7 @@ fn host_config(order: &Order<'_>) -> Result<HostConfig, Failure> {
         security_opt: Some(vec!["no-new-privileges:true".to_owned()]),
         privileged: Some(false),
         readonly_rootfs: Some(true),
-        network_mode: Some("none".to_owned()),
+        network_mode: Some(order.joins.as_ref().map_or_else(|| "none".to_owned(), |name| format!("container:{name}"))),
         ipc_mode: Some("private".to_owned()),
         cgroupns_mode: Some(HostConfigCgroupnsModeEnum::PRIVATE),
         // Signals reach programs as they would outside: process 1 itself ignores what it has no handler for.

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Barrier, Mutex, PoisonError};
 use std::time::Instant;
 
+use sinew_crdt_state::network::NO_NETWORK;
 use sinew_crdt_state::program::{Params, PythonCall};
 use sinew_crdt_state::spec::{Limits, Program, Resources};
 
@@ -150,6 +151,7 @@ impl Bench {
             env: &env,
             limits: Limits { timeout_ms: Some(60_000), ..Limits::default() },
             resources: Resources::default(),
+            network: &NO_NETWORK,
             grace: GRACE_DEFAULT,
             stop: &stop,
             live: None,

@@ -12,11 +12,13 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{PidfdFlags, pidfd_open};
 use serde_json::json;
+use sinew_crdt_state::network::NO_NETWORK;
 use sinew_crdt_state::spec::Resources;
 
 use super::PythonOptions;
 use super::interpreter::is_name;
 use super::worker::{Identity, SCRIPT, Said, Worker, connection};
+use crate::egress::needs_sandbox;
 use crate::exec::body::{Body, CellRun};
 use crate::exec::cell;
 use crate::exec::cell::pool::{CellProgram, Fit, Place, Sandbox};
@@ -99,6 +101,7 @@ impl Starter {
     }
 
     fn start_at(&self, place: &Place<'_>, dir: &Path, env: &BTreeMap<String, String>) -> Result<Worker, Failure> {
+        needs_sandbox(place.network, self.sandbox.is_some())?;
         let program = self.program()?;
         let pipes = Pipe::pair().map_err(|e| lacking("pipes", &e))?;
         let (ours, theirs) = connection().map_err(|e| lacking("a connection to a worker", &e))?;
@@ -107,14 +110,13 @@ impl Starter {
         let live = sweep::enter(run);
         let (body, memory_bytes) = match &self.sandbox {
             Some(sandbox) => {
-                let no_sandbox = |e| lacking("a sandbox", &std::io::Error::other(e));
-                let lease = sandbox.take(place).map_err(|e: cell::host::CellError| no_sandbox(e))?;
+                let lease = sandbox.take(place)?;
                 let memory = lease.memory_bytes();
                 let config = self.config(&program, place, dir, env, run, memory);
                 let mut cell = CellRun::new(lease, program.display().to_string(), live);
                 let stdio = [theirs.as_fd(), pipes[0].write.as_fd(), pipes[1].write.as_fd()];
                 let started = CellProgram { program, argv: &config.argv, env: config.env, stdio };
-                cell.start(started).map_err(|e: cell::host::CellError| no_sandbox(e))?;
+                cell.start(started)?;
                 (Body::Cell(Box::new(cell)), memory)
             }
             None => {
@@ -176,6 +178,7 @@ impl Starter {
             input: None,
             output_max: TRIAL_OUTPUT_MAX,
             resources: Resources::default(),
+            network: &NO_NETWORK,
         };
         let work = dir.path().join("work");
         let worker = self.start_at(&place, &work, &BTreeMap::new()).map_err(|why| why.message)?;
