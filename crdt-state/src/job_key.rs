@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::cbor;
 use crate::ids::Hash;
 use crate::remote::ContentHash;
+use crate::secret::SecretUse;
 use crate::spec::{BlobRef, InputFile, JobSpec, Program, Source, Work};
 
 /// What a job's programs find under a path, whichever way it came there.
@@ -41,6 +42,8 @@ enum Keyed<'a> {
         inputs: Vec<(&'a str, Content<'a>, bool)>,
         gather: Option<&'a [String]>,
         outputs: Vec<&'a str>,
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        secrets: Vec<&'a SecretUse>,
     },
     MapReduce {
         chunk_table: BlobRef,
@@ -49,6 +52,8 @@ enum Keyed<'a> {
         partitions: u32,
         files: Vec<(&'a str, Content<'a>, bool)>,
         env: &'a BTreeMap<String, String>,
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        secrets: Vec<&'a SecretUse>,
     },
 }
 
@@ -63,6 +68,9 @@ impl JobSpec {
     /// The job's key: BLAKE3 over what it computes.
     #[must_use]
     pub fn key(&self) -> Hash {
+        // By name: with other values the job is taken for the same.
+        let mut secrets: Vec<&SecretUse> = self.secrets.iter().collect();
+        secrets.sort_unstable();
         let keyed = match &self.work {
             Work::Batch(batch) => {
                 let mut outputs: Vec<&str> = batch.outputs.iter().map(String::as_str).collect();
@@ -74,6 +82,7 @@ impl JobSpec {
                     inputs: files(&batch.inputs),
                     gather: batch.gather.as_deref(),
                     outputs,
+                    secrets,
                 }
             }
             Work::MapReduce(round) => Keyed::MapReduce {
@@ -83,6 +92,7 @@ impl JobSpec {
                 partitions: round.partitions,
                 files: files(&round.files),
                 env: &round.env,
+                secrets,
             },
         };
         let mut hasher = blake3::Hasher::new_derive_key("sinew job key 1");
@@ -146,6 +156,9 @@ mod tests {
             ("[batch]", "[batch]\ntasks = 2"),
             ("[batch]", "[batch]\ngather = [\"g\"]"),
             ("\"o\", ", ""),
+            ("type", "secrets = [{ name = \"s\", env = \"S\" }]\ntype"),
+            ("type", "secrets = [{ name = \"t\", env = \"S\" }]\ntype"),
+            ("type", "secrets = [{ name = \"s\", file = \"S\" }]\ntype"),
         ] {
             let text = TEXT.replacen(from, to, 1);
             assert_ne!(text, TEXT);
@@ -174,7 +187,8 @@ mod tests {
         ];
         assert!(same.map(with).iter().all(|key| *key == spec(TEXT, 1).key()));
         let git = |revision: &str| {
-            with(Source::Git(GitTree { url: url(), revision: revision.to_owned(), subdir: None, size_max: 1 }))
+            let token = (revision != "1").then(|| "deploy".to_owned());
+            with(Source::Git(GitTree { url: url(), revision: revision.to_owned(), subdir: None, token, size_max: 1 }))
         };
         assert_ne!(git(&"1".repeat(40)), git(&"2".repeat(40)));
     }

@@ -120,6 +120,7 @@ pub async fn prepare(store: &BlobStore, draft: JobDraft, progress: OnProgress<'_
         labels: draft.labels.clone(),
         strategy: draft.strategy,
         copies: draft.copies,
+        secrets: draft.secrets.clone(),
     };
     Ok(Prepared { job, guards: taking.guards })
 }

@@ -123,6 +123,7 @@ impl World {
             files: &self.files,
             content: &NO_CONTENT,
             env: &self.env,
+            secrets: None,
             limits: self.limits,
             resources: Resources::default(),
             grace: self.grace,

@@ -8,6 +8,7 @@ use sinew_crdt_state::fact::{Failure, Outcome, Output, Usage};
 use sinew_crdt_state::ids::{FactId, Hash, JobId, NodeId};
 use sinew_crdt_state::ledger::{OwnerMark, SealedEntry};
 use sinew_crdt_state::program::Runners;
+use sinew_crdt_state::secret::SecretUse;
 use sinew_crdt_state::spec::{BlobRef, JobSpec, Limits, Phase, Resources, Retry, Strategy, Work};
 
 use crate::wire::{Class, Lease, Located, Message, Topic};
@@ -67,6 +68,8 @@ pub struct NewJob {
     pub strategy: Strategy,
     /// Nodes that must hold each output.
     pub copies: u8,
+    /// Secrets of this node that the programs are given.
+    pub secrets: Vec<SecretUse>,
 }
 
 /// What a local user asks for.

@@ -1,7 +1,7 @@
 //! A job as its user asked for it: typed, every default filled in, but still with paths of the submitter's disk and without
 //! the facts that only the daemon knows. Travels from CLI to daemon as JSON; the daemon checks it again and resolves it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -10,6 +10,7 @@ use super::problem::Problems;
 use crate::ids::{DiskId, MeshId, NodeId};
 use crate::program::{ContainerOf, ImageOf, ProgramOf, WasmOf};
 use crate::remote::{GitTree, HttpFile};
+use crate::secret::SecretUse;
 use crate::spec::{
     Batch, BlobRef, Builtin, InputFile, JobSpec, Limits, MapReduce, Program, Resources, Retry, Strategy,
     UnknownBuiltin, Work,
@@ -44,6 +45,9 @@ pub struct JobDraft {
     pub strategy: Strategy,
     /// Nodes that must hold each output before a task counts as finished (1 or 2).
     pub copies: u8,
+    /// Secrets of the submitter that the programs are given.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<SecretUse>,
 }
 
 /// The kinds of work, unresolved.
@@ -313,6 +317,7 @@ impl JobDraft {
             labels: BTreeMap::new(),
             strategy: Strategy::default(),
             copies: COPIES_DEFAULT,
+            secrets: Vec::new(),
         }
     }
 
@@ -332,6 +337,16 @@ impl JobDraft {
             DraftWork::Batch(batch) => &batch.inputs,
             DraftWork::MapReduce(round) => &round.files,
         }
+    }
+
+    /// Every secret that the job needs: those of its programs, and those with which its inputs are fetched.
+    #[must_use]
+    pub fn secret_names(&self) -> BTreeSet<&str> {
+        let fetching = self.files().iter().filter_map(|file| match &file.source {
+            DraftSource::Git(tree) => tree.token.as_deref(),
+            _ => None,
+        });
+        self.secrets.iter().map(|secret| secret.name.as_str()).chain(fetching).collect()
     }
 
     /// Makes every local path start at `base`; absolute ones stay. The CLI calls it, as the daemon works elsewhere.
@@ -407,6 +422,7 @@ impl JobDraft {
             labels: self.labels,
             strategy: self.strategy,
             copies: self.copies,
+            secrets: self.secrets,
         }
     }
 }

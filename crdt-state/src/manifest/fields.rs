@@ -10,7 +10,7 @@ use super::tree::Node;
 use super::units::{UnitError, parse_cpus, parse_duration, parse_size};
 
 /// Every table of the manifest with its keys: the one place that says which keys exist. `""` is the top, `[]` an input file.
-pub(super) const TABLES: [(&str, &[&str]); 10] = [
+pub(super) const TABLES: [(&str, &[&str]); 11] = [
     (
         "",
         &[
@@ -24,12 +24,14 @@ pub(super) const TABLES: [(&str, &[&str]); 10] = [
             "limits",
             "retry",
             "env",
+            "secrets",
             "batch",
             "map_reduce",
         ],
     ),
     ("limits", &["timeout", "output_max"]),
     ("retry", &["attempts", "delay"]),
+    ("secrets", &["name", "env", "file"]),
     ("batch", &["command", "docker", "python", "wasm", "tasks", "inputs", "gather", "outputs"]),
     ("map_reduce", &["inputs", "split", "map", "combine", "reduce", "partitions", "files"]),
     ("program", &["docker", "python", "wasm"]),
@@ -38,7 +40,21 @@ pub(super) const TABLES: [(&str, &[&str]); 10] = [
     ("wasm", &["module", "args", "fuel", "deterministic"]),
     (
         "[]",
-        &["path", "inline", "blob", "url", "git", "size", "hash", "size_max", "revision", "subdir", "to", "executable"],
+        &[
+            "path",
+            "inline",
+            "blob",
+            "url",
+            "git",
+            "size",
+            "hash",
+            "size_max",
+            "revision",
+            "subdir",
+            "token",
+            "to",
+            "executable",
+        ],
     ),
 ];
 

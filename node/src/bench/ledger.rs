@@ -43,6 +43,7 @@ fn spec(identity: &Identity, serial: u64) -> SignedSpec {
         labels: std::collections::BTreeMap::new(),
         strategy: Strategy::default(),
         copies: 1,
+        secrets: Vec::new(),
     };
     SignedSpec::sign(identity, &spec)
 }

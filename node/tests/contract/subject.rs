@@ -188,6 +188,7 @@ impl Bench {
             files: &self.files,
             content: &self.content,
             env: &self.env,
+            secrets: None,
             limits: self.limits,
             resources: self.resources,
             grace: Duration::from_millis(200),

@@ -207,6 +207,7 @@ pub(crate) fn it_is_missed_before_it_starts(subject: &impl Subject) {
         input: None,
         output_max: 1 << 20,
         resources: bench.resources,
+        secrets: None,
     };
     let launch = Launch {
         program: &program,

@@ -13,3 +13,4 @@ mod images;
 mod mesh;
 mod overhead;
 mod rig;
+mod secrets;

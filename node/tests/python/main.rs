@@ -5,4 +5,5 @@ mod contract;
 mod hostile;
 mod mesh;
 mod rig;
+mod secrets;
 mod workers;

@@ -137,6 +137,7 @@ impl Rig {
             files: &self.files,
             content: &NO_CONTENT,
             env: &self.env,
+            secrets: None,
             limits: self.limits,
             resources: self.resources,
             grace: Duration::from_millis(200),

@@ -16,6 +16,7 @@ use super::cgroup::{Cgroups, Share};
 use super::host::{Cell, CellError, Plan};
 use super::wire::{Missing, Setup, Spawn};
 use crate::exec::guardian::NodeTag;
+use crate::secrets::job::JobSecrets;
 
 /// A cell without a task ends after this: its job's next task would find a slot sooner, if there were one.
 pub const IDLE_MAX: Duration = Duration::from_secs(10);
@@ -98,6 +99,8 @@ pub struct Place<'a> {
     pub output_max: u64,
     /// What one task reserves, and is held to.
     pub resources: Resources,
+    /// The job's secrets.
+    pub secrets: Option<&'a JobSecrets>,
 }
 
 /// What must be the same for a task to find what an earlier one had.
@@ -223,7 +226,16 @@ impl Sandbox {
             std::fs::create_dir(dir.path().join(name)).map_err(broken)?;
         }
         let (dir, resources) = (dir.path(), Resources::default());
-        let place = Place { slot: 0, dir, generation: 0, job: "", input: None, output_max: FILE_SLACK, resources };
+        let place = Place {
+            slot: 0,
+            dir,
+            generation: 0,
+            job: "",
+            input: None,
+            output_max: FILE_SLACK,
+            resources,
+            secrets: None,
+        };
         Ok(self.make(&place)?.missing().to_vec())
     }
 
@@ -289,6 +301,7 @@ impl Sandbox {
             file_bytes_max: place.output_max.saturating_add(FILE_SLACK),
             processes_max: PROCESSES_MAX,
             drop_groups: false,
+            secrets: place.secrets.map_or_else(Vec::new, |secrets| secrets.files().to_vec()),
         };
         let (cpu_milli, memory_bytes) = (place.resources.cpu_milli, self.memory_bytes(place.resources));
         // The first process counts too.

@@ -176,6 +176,7 @@ impl Starter {
             input: None,
             output_max: TRIAL_OUTPUT_MAX,
             resources: Resources::default(),
+            secrets: None,
         };
         let work = dir.path().join("work");
         let worker = self.start_at(&place, &work, &BTreeMap::new()).map_err(|why| why.message)?;
