@@ -9,6 +9,7 @@ use crate::cbor;
 use crate::ids::Hash;
 use crate::network::Network;
 use crate::remote::ContentHash;
+use crate::secret::SecretUse;
 use crate::spec::{BlobRef, InputFile, JobSpec, Program, Source, Work};
 
 /// What a job's programs find under a path, whichever way it came there.
@@ -44,6 +45,8 @@ enum Keyed<'a> {
         outputs: Vec<&'a str>,
         #[serde(skip_serializing_if = "is_none")]
         network: &'a Network,
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        secrets: Vec<&'a SecretUse>,
     },
     MapReduce {
         chunk_table: BlobRef,
@@ -54,6 +57,8 @@ enum Keyed<'a> {
         env: &'a BTreeMap<String, String>,
         #[serde(skip_serializing_if = "is_none")]
         network: &'a Network,
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        secrets: Vec<&'a SecretUse>,
     },
 }
 
@@ -74,6 +79,9 @@ impl JobSpec {
     /// The job's key: BLAKE3 over what it computes.
     #[must_use]
     pub fn key(&self) -> Hash {
+        // By name: with other values the job is taken for the same.
+        let mut secrets: Vec<&SecretUse> = self.secrets.iter().collect();
+        secrets.sort_unstable();
         let keyed = match &self.work {
             Work::Batch(batch) => {
                 let mut outputs: Vec<&str> = batch.outputs.iter().map(String::as_str).collect();
@@ -86,6 +94,7 @@ impl JobSpec {
                     gather: batch.gather.as_deref(),
                     outputs,
                     network: &self.network,
+                    secrets,
                 }
             }
             Work::MapReduce(round) => Keyed::MapReduce {
@@ -96,6 +105,7 @@ impl JobSpec {
                 files: files(&round.files),
                 env: &round.env,
                 network: &self.network,
+                secrets,
             },
         };
         let mut hasher = blake3::Hasher::new_derive_key("sinew job key 1");
@@ -162,6 +172,9 @@ mod tests {
             ("[batch]", "[batch]\ntasks = 2"),
             ("[batch]", "[batch]\ngather = [\"g\"]"),
             ("\"o\", ", ""),
+            ("type", "secrets = [{ name = \"s\", env = \"S\" }]\ntype"),
+            ("type", "secrets = [{ name = \"t\", env = \"S\" }]\ntype"),
+            ("type", "secrets = [{ name = \"s\", file = \"S\" }]\ntype"),
         ] {
             let text = TEXT.replacen(from, to, 1);
             assert_ne!(text, TEXT);
@@ -190,7 +203,8 @@ mod tests {
         ];
         assert!(same.map(with).iter().all(|key| *key == spec(TEXT, 1).key()));
         let git = |revision: &str| {
-            with(Source::Git(GitTree { url: url(), revision: revision.to_owned(), subdir: None, size_max: 1 }))
+            let token = (revision != "1").then(|| "deploy".to_owned());
+            with(Source::Git(GitTree { url: url(), revision: revision.to_owned(), subdir: None, token, size_max: 1 }))
         };
         assert_ne!(git(&"1".repeat(40)), git(&"2".repeat(40)));
     }

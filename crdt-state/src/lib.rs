@@ -20,6 +20,7 @@ pub mod program;
 pub mod reconcile;
 pub mod remote;
 pub mod rules;
+pub mod secret;
 pub mod spec;
 pub mod state;
 mod trust;

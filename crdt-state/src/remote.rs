@@ -8,6 +8,7 @@ use data_encoding::HEXLOWER_PERMISSIVE;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::Hash;
+use crate::secret;
 use crate::spec::is_safe_relative;
 
 /// Longest URL: what servers commonly take.
@@ -74,6 +75,9 @@ pub struct GitTree {
     pub revision: String,
     /// The directory; all of it, when not set.
     pub subdir: Option<String>,
+    /// The secret that the server wants as a password.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
     /// Most bytes that its files may have together, and the repository's own on the way.
     pub size_max: u64,
 }
@@ -93,6 +97,17 @@ fn check_url(url: &str) -> Result<(), Wrong> {
         return Err(("a name or password is in it", "leave it out: every node could read it"));
     }
     Ok(())
+}
+
+/// Whether an address is one of the machine that fetches: nothing sent there can be overheard on the way.
+fn is_own_machine(url: &str) -> bool {
+    let rest = url.strip_prefix("http://").unwrap_or_default();
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let host = match authority.split_once(']') {
+        Some((v6, _)) => v6.trim_start_matches('['),
+        None => authority.split(':').next().unwrap_or_default(),
+    };
+    matches!(host, "localhost" | "127.0.0.1" | "::1")
 }
 
 impl HttpFile {
@@ -123,6 +138,12 @@ impl GitTree {
         if self.subdir.as_deref().is_some_and(|dir| !is_safe_relative(dir)) {
             return Err(("the subdir is no path inside the repository", "write a relative path without `..`"));
         }
+        if let Some(token) = &self.token {
+            secret::check_name(token)?;
+            if !self.url.starts_with("https://") && !is_own_machine(&self.url) {
+                return Err(("the token would travel in clear", "write https://"));
+            }
+        }
         if self.size_max == 0 { Err(("a size of 0 is no tree", "write size_max, such as 1GiB")) } else { Ok(()) }
     }
 }
@@ -152,7 +173,7 @@ mod tests {
         assert!(file("https://a/b", 0).check().is_err());
         let tree = |url: &str, revision: &str, subdir: Option<&str>| {
             let (url, revision, subdir) = (url.to_owned(), revision.to_owned(), subdir.map(str::to_owned));
-            GitTree { url, revision, subdir, size_max: 1 }.check()
+            GitTree { url, revision, subdir, token: None, size_max: 1 }.check()
         };
         let id = "0123456789abcdef0123456789abcdef01234567";
         assert_eq!(tree("https://a/b.git", id, Some("x/y")), Ok(()));
@@ -166,5 +187,23 @@ mod tests {
         ] {
             assert!(tree(url, revision, subdir).is_err(), "{url} {revision} {subdir:?}");
         }
+    }
+
+    #[test]
+    fn tokens_do_not_travel_in_clear() {
+        let tree = |url: &str, token: &str| GitTree {
+            url: url.to_owned(),
+            revision: "1".repeat(40),
+            subdir: None,
+            token: Some(token.to_owned()),
+            size_max: 1,
+        };
+        for url in ["https://a/b", "http://127.0.0.1:8080/b", "http://localhost/b", "http://[::1]:1/b"] {
+            assert_eq!(tree(url, "deploy").check(), Ok(()), "{url}");
+        }
+        for url in ["http://a/b", "http://127.0.0.1.example.org/b", "http://localhost.example.org/", "http://[::2]/b"] {
+            assert!(tree(url, "deploy").check().is_err_and(|(_, mend)| mend.contains("https")), "{url}");
+        }
+        assert!(tree("https://a/b", "no name").check().is_err());
     }
 }

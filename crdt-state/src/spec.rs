@@ -1,7 +1,7 @@
 //! What a submitter asks for: the signed job spec. A spec is complete (no paths of anyone's disk, every default filled in),
 //! so that any node can run it and its hash can be the job's id.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -11,6 +11,7 @@ use crate::ids::{DiskId, Hash, JobId, MeshId, NodeId};
 use crate::network::Network;
 pub use crate::program::{Program, Runners};
 use crate::remote::{GitTree, HttpFile};
+use crate::secret::{self, SecretUse};
 
 /// Longest encoded spec: it is replicated to every node, so bulk belongs in blobs.
 pub const SPEC_LEN_MAX: usize = 256 * 1024;
@@ -54,6 +55,9 @@ pub struct JobSpec {
     /// What its programs may connect to.
     #[serde(default, skip_serializing_if = "Network::is_none")]
     pub network: Network,
+    /// Secrets of the submitter that the programs are given.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<SecretUse>,
 }
 
 /// The kinds of work.
@@ -327,6 +331,34 @@ impl JobSpec {
         self.programs().fold(first, |all, program| all.union(program.runner()))
     }
 
+    /// The job's variables.
+    #[must_use]
+    pub const fn env(&self) -> &BTreeMap<String, String> {
+        match &self.work {
+            Work::Batch(batch) => &batch.env,
+            Work::MapReduce(round) => &round.env,
+        }
+    }
+
+    /// The files that tasks find.
+    #[must_use]
+    pub fn files(&self) -> &[InputFile] {
+        match &self.work {
+            Work::Batch(batch) => &batch.inputs,
+            Work::MapReduce(round) => &round.files,
+        }
+    }
+
+    /// Every secret that a node needs for the job: those of its programs, and those with which its inputs are fetched.
+    #[must_use]
+    pub fn secret_names(&self) -> BTreeSet<&str> {
+        let fetching = self.files().iter().filter_map(|file| match &file.source {
+            Source::Git(tree) => tree.token.as_deref(),
+            Source::Inline(_) | Source::Blob(_) | Source::Http(_) => None,
+        });
+        self.secrets.iter().map(|secret| secret.name.as_str()).chain(fetching).collect()
+    }
+
     /// The disk that `node` had when the job was submitted; `None` when it is not in the brain set.
     #[must_use]
     pub fn disk_of(&self, node: NodeId) -> Option<DiskId> {
@@ -425,10 +457,12 @@ fn check(spec: &JobSpec) -> Result<(), SpecError> {
     {
         return bad("partitions", "must be 1 to 4096");
     }
-    let files = match &spec.work {
-        Work::Batch(batch) => &batch.inputs,
-        Work::MapReduce(round) => &round.files,
-    };
+    secret::check(&spec.secrets, |name| spec.env().contains_key(name))
+        .or_else(|(_, (problem, _))| bad("secrets", problem))?;
+    if spec.secret_names().len() > secret::SECRETS_MAX {
+        return bad("secrets", "more than a job may have");
+    }
+    let files = spec.files();
     if files.iter().any(|f| !is_safe_relative(&f.path)) {
         return bad("inputs", "each path must be relative, without `..`");
     }

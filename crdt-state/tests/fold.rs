@@ -49,6 +49,7 @@ fn spec() -> JobSpec {
         strategy: Ranking::default(),
         copies: 1,
         network: sinew_crdt_state::network::Network::default(),
+        secrets: Vec::new(),
     }
 }
 

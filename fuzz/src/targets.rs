@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use sinew_crdt_state::cbor;
 use sinew_crdt_state::certificate::{Credential, Roles, Ticket};
 use sinew_crdt_state::envelope::{Envelope, VerifiedRoots, seal_batch};
-use sinew_crdt_state::fact::{Fact, Statement};
+use sinew_crdt_state::fact::{Fact, Fence, Statement};
 use sinew_crdt_state::identity::{Domain, Identity};
 use sinew_crdt_state::ids::{DiskId, JobId, MeshId, NodeId};
 use sinew_crdt_state::ledger::{Admitted, Ledger};
@@ -18,6 +18,9 @@ use sinew_mesh::wire;
 use sinew_node::api::{Reply, Request};
 use sinew_node::exec::mapfile::MapIndex;
 use sinew_node::frames::{self, Frame};
+use sinew_node::secrets::holder::judge;
+use sinew_node::secrets::seal::{self, Purpose};
+use sinew_node::secrets::wire as secret_wire;
 use sinew_scheduler::membership::{Membership, MembershipConfig};
 use sinew_scheduler::time::{Span, Time};
 use sinew_scheduler::wire::Advert;
@@ -33,7 +36,7 @@ const STATEMENTS_MAX: usize = 24;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 14] = [
+pub const TARGETS: [Target; 15] = [
     ("frames", frames),
     ("envelope", envelope),
     ("spec", spec),
@@ -48,6 +51,7 @@ pub const TARGETS: [Target; 14] = [
     ("ledger", ledger),
     ("reconcile", reconcile),
     ("api", api),
+    ("secrets", secrets),
 ];
 
 /// The identity number `seed`.
@@ -166,6 +170,24 @@ pub fn join(data: &[u8]) {
     }
 }
 
+/// A question for secrets, its answer, and what is sealed in one. A stranger's question gets nothing.
+pub fn secrets(data: &[u8]) {
+    if let Ok(ask) = secret_wire::decode_ask(data) {
+        assert_eq!(secret_wire::decode_ask(&cbor::to_vec(&ask)), Ok(ask.clone()));
+        let (signed, mut ledger) = (ledger_job(), Ledger::new(MESH));
+        let submit = Statement { at_ms: NOW_MS, fact: Fact::Submit(signed.clone()) };
+        let (_, submit) = seal_batch(&who(1), MESH, &[(signed.id(), submit)]).swap_remove(0);
+        ledger.admit(&submit, |_| Some(Roles::ALL), NOW_MS).expect("a job");
+        let judged = judge(&ledger, MESH, who(1).id(), who(9).id(), Some(Roles::RUN), &ask);
+        assert!(judged.is_err(), "node 9 has no award");
+    }
+    if let Ok(secret_wire::Answer::Sealed(sealed)) = secret_wire::decode_answer(data) {
+        let fence = Fence { term: 1, epoch: 1 };
+        let purpose = Purpose { job: JobId([1; 32]), fence, phase: 0, task: 0, asker: who(9).id() };
+        assert!(seal::open(&who(9), &purpose, &sealed).is_err(), "nobody sealed anything to node 9");
+    }
+}
+
 /// Failure detector packets, one after the other with time between them: a byte each for sender, pause and length.
 pub fn membership(mut data: &[u8]) {
     let members = [who(1).id(), who(2).id(), who(3).id()];
@@ -233,6 +255,7 @@ pub fn ledger_job() -> SignedSpec {
         strategy: Strategy::default(),
         copies: 1,
         network: sinew_crdt_state::network::Network::default(),
+        secrets: Vec::new(),
     };
     SignedSpec::sign(&who(1), &spec)
 }

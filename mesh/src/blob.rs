@@ -1,4 +1,4 @@
-//! A byte stream to a member, for blob transfers. Its protocol is the blobs crate's business.
+//! A byte stream to a member, for blob transfers and for questions for secrets. What is said on it is its users' business.
 
 use std::fmt;
 use std::io;

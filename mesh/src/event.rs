@@ -140,6 +140,13 @@ pub enum MeshEvent {
         /// The stream.
         stream: BlobStream,
     },
+    /// A member opened a stream for a question for secrets.
+    SecretStream {
+        /// Who.
+        from: NodeId,
+        /// The stream.
+        stream: BlobStream,
+    },
     /// We listen on another address.
     Listening {
         /// The address.

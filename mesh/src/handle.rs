@@ -7,7 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use libp2p::Multiaddr;
+use libp2p::{Multiaddr, StreamProtocol};
 use sinew_crdt_state::certificate::Credential;
 use sinew_crdt_state::identity::Identity;
 use sinew_crdt_state::ids::{MeshId, NodeId};
@@ -21,6 +21,7 @@ use crate::event::{self, DropReason, FrameClass, GossipId, MeshEvents, Topic, Ve
 use crate::lane::Link;
 use crate::status::MeshStatus;
 use crate::streams::StreamError;
+use crate::wire::{BLOBS, SECRETS};
 use crate::{driver, hello};
 
 /// Unix milliseconds, as the daemon tells them.
@@ -137,11 +138,23 @@ impl Mesh {
     /// # Errors
     /// [`OpenError`]; when the member is not connected, a dial was started if an address is known.
     pub async fn open_blob_stream(&self, to: NodeId) -> Result<BlobStream, OpenError> {
+        self.open(to, BLOBS, "/sinew/blobs/1").await
+    }
+
+    /// Opens a stream for one question for secrets to a connected member.
+    ///
+    /// # Errors
+    /// [`OpenError`], as for a blob stream.
+    pub async fn open_secret_stream(&self, to: NodeId) -> Result<BlobStream, OpenError> {
+        self.open(to, SECRETS, "/sinew/secrets/1").await
+    }
+
+    async fn open(&self, to: NodeId, protocol: StreamProtocol, name: &'static str) -> Result<BlobStream, OpenError> {
         let (reply, opened) = oneshot::channel();
-        self.driver.send(Command::OpenBlob(to, reply)).map_err(|_| OpenError::Closed)?;
+        self.driver.send(Command::Open(to, protocol, reply)).map_err(|_| OpenError::Closed)?;
         match opened.await {
             Ok(Ok(stream)) => Ok(BlobStream::new(stream)),
-            Ok(Err(StreamError::Unsupported)) => Err(OpenError::Unsupported("/sinew/blobs/1")),
+            Ok(Err(StreamError::Unsupported)) => Err(OpenError::Unsupported(name)),
             Ok(Err(StreamError::Io(error))) => Err(error.into()),
             Err(_) if self.driver.is_closed() => Err(OpenError::Closed),
             Err(_) => Err(OpenError::NotConnected),

@@ -34,6 +34,8 @@ pub const CONTROL: StreamProtocol = StreamProtocol::new("/sinew/control/1");
 pub const BULK: StreamProtocol = StreamProtocol::new("/sinew/bulk/1");
 /// Blob transfers.
 pub const BLOBS: StreamProtocol = StreamProtocol::new("/sinew/blobs/1");
+/// Questions for secrets, one a stream.
+pub const SECRETS: StreamProtocol = StreamProtocol::new("/sinew/secrets/1");
 
 /// Why a message could not be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -38,6 +38,8 @@ use crate::logs::LogHub;
 use crate::mesh_link::MeshLink;
 use crate::probe;
 use crate::runners::{self, SandboxState, Shares};
+use crate::secrets::holder::Keeper;
+use crate::secrets::store::SecretStore;
 use crate::sightings::Sightings;
 use crate::storage::{Storage, StorageError, StorageEvent, StorageReader};
 use crate::tasks::{Means, TaskHost, TaskPool};
@@ -196,6 +198,8 @@ pub struct Shared {
     pub runners: Arc<RunnerSet>,
     /// Where tasks run, from the moment that they can.
     pub host: OnceLock<TaskPool>,
+    /// What this node keeps for its user.
+    pub secrets: Arc<Keeper>,
     /// How long outputs of forgotten jobs stay, ms.
     pub outputs_kept_ms: u64,
     pending: Mutex<Pending>,
@@ -301,7 +305,9 @@ impl Daemon {
         let link = MeshLink::new(mesh);
         let logs = LogHub::default();
         logs.connect(link.clone());
+        let secrets = Arc::new(Keeper::new(SecretStore::open(data_dir.path(), &identity), identity.clone()));
         let shared = Arc::new(Shared {
+            secrets: Arc::clone(&secrets),
             data_dir,
             engine: engine.clone(),
             link: link.clone(),
@@ -325,7 +331,7 @@ impl Daemon {
         let host = TaskHost::new(
             store,
             link,
-            Means { runner: Arc::clone(&runners), gather, work },
+            Means { runner: Arc::clone(&runners), gather, work, secrets, tag: tag.clone() },
             logs,
             engine.clone(),
             runtime.clone(),
@@ -460,6 +466,7 @@ impl Daemon {
                     }
                 });
             }
+            MeshEvent::SecretStream { from, stream } => crate::secrets::holder::serve(&self.shared, from, stream),
             MeshEvent::Listening { addr } => tracing::info!(%addr, "listening"),
             MeshEvent::Refused { node, reason } => {
                 let node = node.map(|n| n.short()).unwrap_or_default();

@@ -20,6 +20,7 @@ pub mod mesh_link;
 pub mod probe;
 pub mod prune;
 pub mod runners;
+pub mod secrets;
 pub mod sightings;
 pub mod storage;
 pub mod submit;

@@ -121,6 +121,7 @@ pub async fn prepare(store: &BlobStore, draft: JobDraft, progress: OnProgress<'_
         strategy: draft.strategy,
         copies: draft.copies,
         network: draft.network.clone(),
+        secrets: draft.secrets.clone(),
     };
     Ok(Prepared { job, guards: taking.guards })
 }

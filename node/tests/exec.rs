@@ -124,6 +124,7 @@ impl World {
             files: &self.files,
             content: &NO_CONTENT,
             env: &self.env,
+            secrets: None,
             limits: self.limits,
             resources: Resources::default(),
             network: &NO_NETWORK,

@@ -9,6 +9,7 @@ use sinew_crdt_state::ids::{FactId, Hash, JobId, NodeId};
 use sinew_crdt_state::ledger::{OwnerMark, SealedEntry};
 use sinew_crdt_state::network::Network;
 use sinew_crdt_state::program::Runners;
+use sinew_crdt_state::secret::SecretUse;
 use sinew_crdt_state::spec::{BlobRef, JobSpec, Limits, Phase, Resources, Retry, Strategy, Work};
 
 use crate::wire::{Class, Lease, Located, Message, Topic};
@@ -70,6 +71,8 @@ pub struct NewJob {
     pub copies: u8,
     /// What its programs may connect to.
     pub network: Network,
+    /// Secrets of this node that the programs are given.
+    pub secrets: Vec<SecretUse>,
 }
 
 /// What a local user asks for.

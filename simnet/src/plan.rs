@@ -229,6 +229,7 @@ impl Plan {
             strategy: self.strategy,
             copies: self.copies,
             network: sinew_crdt_state::network::Network::default(),
+            secrets: Vec::new(),
         }
     }
 

@@ -50,6 +50,7 @@ pub(super) fn check(draft: &JobDraft) -> Problems {
     check_labels(&draft.labels, &mut out);
     check_env(&draft.env, &mut out);
     super::network::check(draft, &mut out);
+    super::secrets::check_secrets(draft, &mut out);
     match &draft.work {
         DraftWork::Batch(batch) => {
             check_program(batch_key(&batch.program), &batch.program, Place::Task, &mut out);

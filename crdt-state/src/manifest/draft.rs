@@ -1,7 +1,7 @@
 //! A job as its user asked for it: typed, every default filled in, but still with paths of the submitter's disk and without
 //! the facts that only the daemon knows. Travels from CLI to daemon as JSON; the daemon checks it again and resolves it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -11,6 +11,7 @@ use crate::ids::{DiskId, MeshId, NodeId};
 use crate::network::Network;
 use crate::program::{ContainerOf, ImageOf, ProgramOf, WasmOf};
 use crate::remote::{GitTree, HttpFile};
+use crate::secret::SecretUse;
 use crate::spec::{
     Batch, BlobRef, Builtin, InputFile, JobSpec, Limits, MapReduce, Program, Resources, Retry, Strategy,
     UnknownBuiltin, Work,
@@ -48,6 +49,9 @@ pub struct JobDraft {
     /// What its programs may connect to.
     #[serde(default, skip_serializing_if = "Network::is_none")]
     pub network: Network,
+    /// Secrets of the submitter that the programs are given.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<SecretUse>,
 }
 
 /// The kinds of work, unresolved.
@@ -319,6 +323,7 @@ impl JobDraft {
             strategy: Strategy::default(),
             copies: COPIES_DEFAULT,
             network: Network::default(),
+            secrets: Vec::new(),
         }
     }
 
@@ -338,6 +343,16 @@ impl JobDraft {
             DraftWork::Batch(batch) => &batch.inputs,
             DraftWork::MapReduce(round) => &round.files,
         }
+    }
+
+    /// Every secret that the job needs: those of its programs, and those with which its inputs are fetched.
+    #[must_use]
+    pub fn secret_names(&self) -> BTreeSet<&str> {
+        let fetching = self.files().iter().filter_map(|file| match &file.source {
+            DraftSource::Git(tree) => tree.token.as_deref(),
+            _ => None,
+        });
+        self.secrets.iter().map(|secret| secret.name.as_str()).chain(fetching).collect()
     }
 
     /// Makes every local path start at `base`; absolute ones stay. The CLI calls it, as the daemon works elsewhere.
@@ -414,6 +429,7 @@ impl JobDraft {
             strategy: self.strategy,
             copies: self.copies,
             network: self.network,
+            secrets: self.secrets,
         }
     }
 }

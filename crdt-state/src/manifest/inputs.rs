@@ -11,12 +11,13 @@ use crate::spec::BlobRef;
 /// The keys that say where a file's content is.
 const CONTENTS: [&str; 5] = ["path", "inline", "blob", "url", "git"];
 /// The keys that go with one of these only.
-const EXTRAS: [(&str, &[&str]); 5] = [
+const EXTRAS: [(&str, &[&str]); 6] = [
     ("size", &["blob"]),
     ("hash", &["url"]),
     ("size_max", &["url", "git"]),
     ("revision", &["git"]),
     ("subdir", &["git"]),
+    ("token", &["git"]),
 ];
 /// Most bytes of a remote input when nothing is said: as much as a task may write.
 const SIZE_MAX_DEFAULT: u64 = 1 << 30;
@@ -102,8 +103,9 @@ fn read_source(
             let revision = fields.require("revision", "write the commit's id, as git rev-parse HEAD prints it", out);
             let revision = revision.and_then(|item| item.text(out)).map(str::to_owned);
             let subdir = fields.get("subdir").and_then(|item| item.text(out)).map(str::to_owned);
+            let token = fields.get("token").and_then(|item| item.text(out)).map(str::to_owned);
             let size_max = size_max(out);
-            Some(DraftSource::Git(GitTree { url, revision: revision?, subdir, size_max: size_max? }))
+            Some(DraftSource::Git(GitTree { url, revision: revision?, subdir, token, size_max: size_max? }))
         }
     }
 }

@@ -25,6 +25,10 @@
 //! [env]
 //! LEVEL = "debug"                     # SINEW_ is reserved
 //!
+//! [[secrets]]                         # of `sinew secret set`, by name
+//! name = "db"
+//! env = "DB_PASSWORD"                 # or file = "NAME", below SINEW_SECRETS
+//!
 //! [batch]                             # with type = "batch"
 //! command = ["python3", "x.py"]       # or one string, split at quotes and blanks; never a shell
 //! tasks = 1
@@ -43,6 +47,7 @@ mod problem;
 mod programs;
 mod read;
 mod schema;
+mod secrets;
 mod suggest;
 mod tree;
 pub mod units;

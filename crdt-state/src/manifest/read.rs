@@ -7,6 +7,7 @@ use super::fields::{Fields, Item, stand_in};
 use super::inputs::read_files;
 use super::problem::{Problem, Problems};
 use super::programs::{of_batch, read_program};
+use super::secrets::read_secrets;
 use super::tree::Node;
 use super::units::parse_split;
 use crate::program::ProgramOf;
@@ -75,6 +76,7 @@ fn read_top(top: &Fields<'_>, out: &mut Vec<Problem>) -> JobDraft {
     draft.retry = top.get("retry").map(|item| read_retry(&item, out)).unwrap_or_default();
     draft.env = top.get("env").map(|item| item.text_table(out)).unwrap_or_default();
     draft.network = top.get("network").map(|item| super::network::read(&item, out)).unwrap_or_default();
+    draft.secrets = top.get("secrets").map(|item| read_secrets(&item, out)).unwrap_or_default();
     if let Some(work) = read_work(top, out) {
         draft.work = work;
     }

@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 use super::check::{COPIES, NAME_LEN_MAX, PARTITIONS, TASKS};
 use super::fields::TABLES;
 use crate::program::HealthCheck;
+use crate::secret::{NAME_LEN_MAX as SECRET_NAME_LEN_MAX, SECRETS_MAX};
 
 const PAGE: &str = include_str!("../../../docs/manifest.md");
 
@@ -30,6 +31,7 @@ pub fn schema() -> Value {
                 { "const": "none" },
                 { "type": "array", "items": { "type": "string", "minLength": 1 }, "minItems": 1 },
             ] }),
+            "secrets" => json!({ "type": "array", "items": reference("secret"), "maxItems": SECRETS_MAX }),
             other => reference(other),
         }),
         "allOf": [needs("batch", "map_reduce"), needs("map_reduce", "batch")],
@@ -49,6 +51,9 @@ pub fn schema() -> Value {
                 "attempts" => count(0, u32::MAX),
                 _ => reference("duration"),
             }),
+            "secret": with(object("secrets", &["name"], |_| json!({
+                "type": "string", "minLength": 1, "maxLength": SECRET_NAME_LEN_MAX,
+            })), "oneOf", &one_of(&["env", "file"])),
             "batch": with(object("batch", &[], |key| match key {
                 "tasks" => count(*TASKS.start(), *TASKS.end()),
                 "inputs" => json!({ "type": "array", "items": reference("input") }),
@@ -222,6 +227,8 @@ mod tests {
             ("command = \"a\"", "wasm.module = \"m\"\nwasm.fuel = 0"),
             ("command = \"a\"", "command = \"a\"\ninputs = [{ inline = \"x\" }]"),
             ("command = \"a\"", "command = \"a\"\ninputs = [{ url = \"ftp://x\", to = \"y\" }]"),
+            ("[batch]", "secrets = [{ name = \"a\" }]\n[batch]"),
+            ("[batch]", "secrets = [{ name = \"a\", env = \"A\", file = \"a\" }]\n[batch]"),
         ] {
             let bad = good.replacen(from, to, 1);
             assert_ne!(bad, good);

@@ -36,7 +36,6 @@ use crate::lane::{Link, ReadEnd};
 use crate::status::{LaneStatus, MeshStatus, NatStatus};
 use crate::streams::StreamReply;
 use crate::tally::Tally;
-use crate::wire::BLOBS;
 
 /// Reports of helper tasks on their way to the driver. They wait when it is full, so this only smooths bursts.
 const INTERNAL_LEN: usize = 256;
@@ -49,7 +48,7 @@ const MEMBERS_MAX: usize = 16_384;
 pub(crate) enum Command {
     Publish(Topic, Bytes),
     Judge(GossipId, Verdict),
-    OpenBlob(NodeId, StreamReply),
+    Open(NodeId, StreamProtocol, StreamReply),
     Learn(NodeId, Vec<Multiaddr>),
     Member(NodeId, Box<Credential>),
     Dial(NodeId),
@@ -254,10 +253,10 @@ impl Driver {
         match command {
             Command::Publish(topic, data) => self.publish(topic, data),
             Command::Judge(id, verdict) => self.judge(&id, verdict),
-            Command::OpenBlob(node, reply) => {
+            Command::Open(node, protocol, reply) => {
                 let peer = peer_id(node);
                 self.dialer.nudge(&peer, now);
-                self.open(peer, BLOBS, reply);
+                self.open(peer, protocol, reply);
             }
             Command::Learn(node, addrs) => {
                 let peer = peer_id(node);

@@ -18,6 +18,8 @@ use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
 
 use super::{ApiError, JobLine, PeerView, REQUEST_LEN_MAX, Reply, Request, StatusView};
 use crate::prune::Leftover;
+use crate::secrets::SecretBytes;
+use crate::secrets::store::SecretView;
 use crate::sightings::Seen;
 
 /// Longest reply line: a job with the outputs of thousands of tasks fits, a runaway daemon does not fill our memory.
@@ -182,6 +184,24 @@ impl Client {
     pub async fn status(&self) -> Result<StatusView, ClientError> {
         let pick = |reply| if let Reply::Status(view) = reply { Some(*view) } else { None };
         self.one(&Request::Status, pick).await
+    }
+
+    /// Keeps a secret on the daemon's node; whether it replaced another.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn secret_set(&self, name: &str, value: SecretBytes) -> Result<bool, ClientError> {
+        let pick = |reply| if let Reply::SecretSet { replaced } = reply { Some(replaced) } else { None };
+        self.one(&Request::SecretSet { name: name.to_owned(), value }, pick).await
+    }
+
+    /// The secrets of the daemon's node, without their values.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn secrets(&self) -> Result<Vec<SecretView>, ClientError> {
+        let pick = |reply| if let Reply::Secrets { secrets } = reply { Some(secrets) } else { None };
+        self.one(&Request::SecretList, pick).await
     }
 
     /// The nodes, this one first.

@@ -47,6 +47,7 @@ impl From<SubmitError> for ApiError {
 }
 
 pub(super) async fn submit(shared: &Arc<Shared>, draft: JobDraft, replies: &mut Replies) -> Result<(), ApiError> {
+    super::secrets::check(shared, &draft).await?;
     let (tx, mut rx) = mpsc::unbounded_channel();
     let store = shared.store.clone();
     let preparing = tokio::spawn(async move {

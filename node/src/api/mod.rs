@@ -8,6 +8,7 @@ mod blobs;
 pub mod client;
 mod jobs;
 mod logs;
+mod secrets;
 pub mod server;
 mod views;
 
@@ -21,6 +22,8 @@ use sinew_crdt_state::state::Event;
 use sinew_scheduler::view::JobView;
 
 use crate::prune::Leftover;
+use crate::secrets::SecretBytes;
+use crate::secrets::store::SecretView;
 use crate::sightings::Seen;
 
 /// Longest request line: a draft with inline files, well below any abuse.
@@ -124,6 +127,20 @@ pub enum Request {
         /// Outputs of forgotten jobs too that are not old yet.
         all: bool,
     },
+    /// Keep a secret on this node. One [`Reply::SecretSet`].
+    SecretSet {
+        /// Its name.
+        name: String,
+        /// Its value; base64.
+        value: SecretBytes,
+    },
+    /// The secrets of this node, without their values. One [`Reply::Secrets`].
+    SecretList,
+    /// Remove a secret of this node.
+    SecretRemove {
+        /// Its name.
+        name: String,
+    },
     /// End the daemon in good order.
     Shutdown,
 }
@@ -204,6 +221,16 @@ pub enum Reply {
     Ticket {
         /// One word.
         ticket: String,
+    },
+    /// A secret is kept, on disk.
+    SecretSet {
+        /// Whether it replaced another.
+        replaced: bool,
+    },
+    /// What secrets there are.
+    Secrets {
+        /// By name.
+        secrets: Vec<SecretView>,
     },
     /// The request is done.
     Done,

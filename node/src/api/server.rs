@@ -11,8 +11,9 @@ use sinew_crdt_state::error_code::ErrorCode;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
+use zeroize::Zeroizing;
 
-use super::{ApiError, REQUEST_LEN_MAX, Reply, Request, blobs, jobs, views};
+use super::{ApiError, REQUEST_LEN_MAX, Reply, Request, blobs, jobs, secrets, views};
 use crate::daemon::Shared;
 
 /// A request must have arrived by then.
@@ -103,7 +104,8 @@ async fn hung_up(reader: &mut BufReader<OwnedReadHalf>) {
 }
 
 async fn read_request(reader: &mut BufReader<OwnedReadHalf>) -> Result<Request, ApiError> {
-    let mut line = Vec::new();
+    // There may be a secret in it.
+    let mut line = Zeroizing::new(Vec::new());
     let mut limited = reader.take(REQUEST_LEN_MAX as u64);
     let read = tokio::time::timeout(REQUEST_TIMEOUT, limited.read_until(b'\n', &mut line)).await;
     read.map_err(|_| ApiError::invalid("no request came within 10 s"))?.map_err(|_| gone())?;
@@ -162,6 +164,9 @@ async fn answer(request: Request, shared: &Arc<Shared>, replies: &mut Replies) -
             let items = items.map_err(|e| ApiError::failed(ErrorCode::Storage, e.to_string()))?;
             replies.send(&Reply::Pruned { items }).await
         }
+        Request::SecretSet { name, value } => secrets::set(shared, name, value, replies).await,
+        Request::SecretList => secrets::list(shared, replies).await,
+        Request::SecretRemove { name } => secrets::remove(shared, name).await,
         Request::Shutdown => {
             shared.shutdown.notify_one();
             Ok(())

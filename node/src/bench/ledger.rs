@@ -44,6 +44,7 @@ fn spec(identity: &Identity, serial: u64) -> SignedSpec {
         strategy: Strategy::default(),
         copies: 1,
         network: sinew_crdt_state::network::Network::default(),
+        secrets: Vec::new(),
     };
     SignedSpec::sign(identity, &spec)
 }

@@ -139,6 +139,9 @@ pub(crate) enum Command {
     /// Add, fetch, list and name blobs
     #[command(subcommand)]
     Blob(BlobCommand),
+    /// Keep values on this node that only its jobs get: passwords, tokens, keys
+    #[command(subcommand)]
+    Secret(SecretCommand),
     /// Start a mesh on this machine, run a word count on it, and clean up
     Demo {
         /// How many nodes
@@ -266,6 +269,32 @@ pub(crate) struct MapReduceArgs {
     /// Write into a directory that is not empty
     #[arg(short, long)]
     pub(crate) yes: bool,
+}
+
+/// What to do with secrets.
+#[derive(Debug, Subcommand)]
+pub(crate) enum SecretCommand {
+    /// Keep a value: from a file, from standard input, or typed in without being shown
+    ///
+    /// Never as an argument: every user of the machine can read those. All bytes are kept; where the value becomes a variable or a
+    /// password, a line end behind it is left out.
+    Set {
+        /// Its name, as manifests name it
+        name: String,
+        /// Where the value is [default: standard input]
+        #[arg(long, value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
+    /// List names, sizes and when they were set; never values
+    Ls,
+    /// Remove a secret; jobs that name it cannot be submitted, or start on further nodes, any more
+    Rm {
+        /// Its name
+        name: String,
+        /// Do not ask
+        #[arg(short, long)]
+        yes: bool,
+    },
 }
 
 /// What to do with blobs.

@@ -26,8 +26,8 @@ use clap::Parser;
 pub use up::{LogFormat, UpArgs};
 pub use watch::{show_watch, show_watch_of};
 
-use self::args::{BlobCommand, Cli, Command};
-use self::commands::{blobs, jobs, map_reduce, node, pages, run, sim};
+use self::args::{BlobCommand, Cli, Command, SecretCommand};
+use self::commands::{blobs, jobs, map_reduce, node, pages, run, secrets, sim};
 use self::error::CliError;
 use self::interrupts::Interrupts;
 use self::ui::Ui;
@@ -126,6 +126,9 @@ async fn ask(app: &App, command: Command) -> Result<u8, CliError> {
         Command::Blob(BlobCommand::Ls) => blobs::list(app).await?,
         Command::Blob(BlobCommand::Tag { name, hash }) => blobs::tag(app, &name, hash).await?,
         Command::Blob(BlobCommand::Untag { name, yes }) => blobs::untag(app, &name, yes).await?,
+        Command::Secret(SecretCommand::Set { name, file }) => secrets::set(app, &name, file.as_deref()).await?,
+        Command::Secret(SecretCommand::Ls) => secrets::list(app).await?,
+        Command::Secret(SecretCommand::Rm { name, yes }) => secrets::remove(app, &name, yes).await?,
         // The others never come here: they are answered in `dispatch` and `talk`, which keeps this match free of a catch-all.
         Command::Up(_)
         | Command::Run(_)

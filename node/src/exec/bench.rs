@@ -73,6 +73,7 @@ pub fn spawn_rate(count: u32, threads: u32) -> io::Result<SpawnRate> {
                 files: &files,
                 content: &NO_CONTENT,
                 env: &env,
+                secrets: None,
                 limits: Limits { timeout_ms: Some(60_000), ..Limits::default() },
                 resources: Resources::default(),
                 network: &NO_NETWORK,

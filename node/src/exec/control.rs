@@ -5,10 +5,12 @@ use std::sync::{Mutex, PoisonError};
 
 use rustix::process::Pid;
 
+use super::cell::pool::Place;
 use super::outcome::STDERR_TAIL_MAX;
 use super::procfs;
-use super::runner::{Control, Stats, Status};
+use super::runner::{Control, Launch, Stats, Status};
 use super::stop::{StopHandle, StopReason};
+use crate::secrets::redact::Redacting;
 
 /// Where an execution's first process is found.
 #[derive(Debug, Clone, Copy)]
@@ -36,25 +38,52 @@ impl Who {
 
 /// The end of what a program wrote to stderr.
 #[derive(Debug, Default)]
-pub(super) struct Tail(Mutex<Vec<u8>>);
+pub(super) struct Tail(Mutex<Kept>);
+
+#[derive(Debug, Default)]
+struct Kept {
+    bytes: Vec<u8>,
+    redacting: Option<Redacting>,
+}
 
 impl Tail {
-    pub(super) const fn new() -> Self {
-        Self(Mutex::new(Vec::new()))
+    /// Without the secrets of the task at `place`.
+    pub(super) fn at(place: &Place<'_>) -> Self {
+        let redacting = place.secrets.and_then(|secrets| Some(secrets.redactor()?.stream()));
+        Self(Mutex::new(Kept { bytes: Vec::new(), redacting }))
     }
 
     pub(super) fn add(&self, bytes: &[u8]) {
-        let mut tail = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let new = &bytes[bytes.len().saturating_sub(STDERR_TAIL_MAX)..];
-        let keep = STDERR_TAIL_MAX - new.len();
-        let drop = tail.len().saturating_sub(keep);
-        tail.drain(..drop);
-        tail.extend_from_slice(new);
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Kept { bytes: tail, redacting } = &mut *kept;
+        match redacting {
+            Some(redacting) => {
+                let mut shown = Vec::with_capacity(bytes.len());
+                redacting.push(bytes, &mut shown);
+                extend(tail, &shown);
+            }
+            None => extend(tail, bytes),
+        }
     }
 
     pub(super) fn get(&self) -> Vec<u8> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tail = kept.bytes.clone();
+        if let Some(redacting) = &kept.redacting {
+            let mut rest = Vec::new();
+            redacting.clone().finish(&mut rest);
+            extend(&mut tail, &rest);
+        }
+        tail
     }
+}
+
+fn extend(tail: &mut Vec<u8>, bytes: &[u8]) {
+    let new = &bytes[bytes.len().saturating_sub(STDERR_TAIL_MAX)..];
+    let keep = STDERR_TAIL_MAX - new.len();
+    let drop = tail.len().saturating_sub(keep);
+    tail.drain(..drop);
+    tail.extend_from_slice(new);
 }
 
 /// What the driving thread shares with [`Control`].
@@ -67,8 +96,9 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) const fn new(who: Who, stop: StopHandle) -> Self {
-        Self { who, stop, ended: AtomicBool::new(false), tail: Tail::new() }
+    pub(super) fn new(who: Who, launch: &Launch<'_>) -> Self {
+        let (stop, tail) = (launch.stop.clone(), Tail::at(&launch.place));
+        Self { who, stop, ended: AtomicBool::new(false), tail }
     }
 
     /// Keeps the end of stderr.

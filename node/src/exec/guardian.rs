@@ -62,7 +62,7 @@ impl NodeTag {
 
     /// Whether `value` marks another run on the same data directory. Only one daemon holds a data directory at a time, so
     /// another run is an earlier one.
-    pub(super) fn is_earlier(&self, value: &str) -> bool {
+    pub(crate) fn is_earlier(&self, value: &str) -> bool {
         value != self.value && value.starts_with(&self.value[..=self.directory_len])
     }
 }
@@ -79,7 +79,9 @@ pub fn become_subreaper() -> std::io::Result<()> {
 /// Kills what earlier runs on the same data directory left, and says how many processes that were. For the daemon's start,
 /// once it holds the directory's lock.
 pub fn reconcile_leftovers(tag: &NodeTag) -> usize {
-    hunt(Target::Earlier(tag))
+    let killed = hunt(Target::Earlier(tag));
+    crate::secrets::files::remove_earlier(tag);
+    killed
 }
 
 /// Kills every process of this run: for an orderly shutdown, after the slots have ended.
@@ -109,6 +111,7 @@ pub fn guardian_main(tag: &str) -> u8 {
     while !matches!(stdin.read(&mut nothing), Ok(0) | Err(_)) {}
     hunt(Target::All(&tag));
     cgroup::remove_run(&tag);
+    crate::secrets::files::remove_run(&tag);
     0
 }
 

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use super::outcome::Failure;
 use super::runner::Sink;
 use super::slot::make;
+use crate::secrets::redact::Redacting;
 
 /// Most bytes kept of a stderr that accompanies data: a mapper that complains about each line must not fill the disk with it.
 /// A batch task's output, stdout and stderr alike, is kept whole.
@@ -46,12 +47,42 @@ pub(super) struct Log<'a> {
     live: Option<&'a dyn LiveLog>,
     file: Option<File>,
     left: u64,
+    redacting: Option<Redacting>,
 }
 
 impl<'a> Log<'a> {
     /// A log under `dir/logs` that keeps at most `max` bytes.
     pub(super) const fn new(dir: &'a Path, stream: LogStream, live: Option<&'a dyn LiveLog>, max: u64) -> Self {
-        Self { dir, stream, live, file: None, left: max }
+        Self { dir, stream, live, file: None, left: max, redacting: None }
+    }
+
+    /// The same, without what `redacting` takes out.
+    pub(super) fn redacting(self, redacting: Option<Redacting>) -> Self {
+        Self { redacting, ..self }
+    }
+
+    /// Nothing more comes: what may have been the beginning of something to take out was none.
+    ///
+    /// # Errors
+    /// `E_STORAGE`, as for anything else that is kept.
+    pub(super) fn finish(&mut self) -> Result<(), Failure> {
+        let Some(redacting) = &mut self.redacting else { return Ok(()) };
+        let mut rest = Vec::new();
+        redacting.finish(&mut rest);
+        self.pass(&rest)
+    }
+
+    fn pass(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        if let Some(live) = self.live {
+            live.see(self.stream, bytes);
+        }
+        if self.left == 0 {
+            return Ok(());
+        }
+        self.keep(bytes).map_err(|e| Failure::storage("write the task's log", &e))
     }
 
     /// The file, if there was anything to keep.
@@ -85,13 +116,10 @@ impl<'a> Log<'a> {
 
 impl Sink for Log<'_> {
     fn take(&mut self, bytes: &[u8]) -> Result<(), Failure> {
-        if let Some(live) = self.live {
-            live.see(self.stream, bytes);
-        }
-        if self.left == 0 || bytes.is_empty() {
-            return Ok(());
-        }
-        self.keep(bytes).map_err(|e| Failure::storage("write the task's log", &e))
+        let Some(redacting) = &mut self.redacting else { return self.pass(bytes) };
+        let mut shown = Vec::with_capacity(bytes.len());
+        redacting.push(bytes, &mut shown);
+        self.pass(&shown)
     }
 }
 

@@ -200,7 +200,7 @@ impl Runner for ProcessRunner {
             Body::Cell(run) => run.init().map_or(Who::Nobody, Who::ChildOf),
             Body::Call(_) => Who::Nobody,
         };
-        let shared = Arc::new(Shared::new(who, launch.stop.clone()));
+        let shared = Arc::new(Shared::new(who, launch));
         let (tag, run, pipes) = (self.tag.clone(), launch.run, Arc::new(pipes));
         Ok(Box::new(Process { body, stdin, pipes, shared, tag, run }))
     }

@@ -15,6 +15,7 @@ use sinew_crdt_state::spec::{Builtin, Limits, Phase, Program, Resources};
 
 use super::builtin;
 use super::cell;
+use super::cell::pool::Place;
 use super::files::{self, JobFiles, OutputFile};
 use super::logs::{FileSink, LiveLog, Log, LogStream, STDERR_LOG_MAX};
 use super::mapfile::{MapFile, MapIndex};
@@ -26,6 +27,8 @@ use super::shuffle::{ShuffleConfig, Shuffler};
 use super::slot::{Slot, make};
 use super::stop::StopHandle;
 use super::sweep::next_run;
+use crate::secrets::job::JobSecrets;
+use crate::secrets::redact::Redacting;
 
 /// Everything about an attempt except its data.
 #[derive(Clone, Copy)]
@@ -44,8 +47,10 @@ pub struct TaskContext<'a> {
     pub files: &'a JobFiles,
     /// Where the content of its programs is.
     pub content: &'a Content,
-    /// The job's variables.
+    /// The job's variables, with those that are secrets.
     pub env: &'a BTreeMap<String, String>,
+    /// The job's secrets.
+    pub secrets: Option<&'a JobSecrets>,
     /// What it may use.
     pub limits: Limits,
     /// What it reserves, and in a sandbox is held to.
@@ -134,11 +139,12 @@ fn run_one(
     role: &'static str,
 ) -> BatchDone {
     let dir = ctx.attempt_dir(slot);
-    let mut stdout = Log::new(&dir, LogStream::Stdout, ctx.live, u64::MAX);
-    let mut stderr = Log::new(&dir, LogStream::Stderr, ctx.live, u64::MAX);
+    let mut stdout = Log::new(&dir, LogStream::Stdout, ctx.live, u64::MAX).redacting(ctx.redacting());
+    let mut stderr = Log::new(&dir, LogStream::Stderr, ctx.live, u64::MAX).redacting(ctx.redacting());
     let mut attempt = Attempt::new(ctx, role);
     let mut outputs = Vec::new();
-    let result = attempt.run(slot, program, None, &mut stdout, &mut stderr).and_then(|()| {
+    let result = attempt.run(slot, program, None, &mut stdout, &mut stderr);
+    let result = result.and(stdout.finish()).and(stderr.finish()).and_then(|()| {
         outputs = attempt.keep_outputs(slot, &dir, keep)?;
         Ok(())
     });
@@ -149,11 +155,12 @@ fn run_one(
 /// Runs a map task over `input`, one chunk's bytes.
 pub fn run_map(ctx: &TaskContext<'_>, slot: &mut Slot, work: &MapWork<'_>, input: &mut (dyn Read + Send)) -> MapDone {
     let dir = ctx.attempt_dir(slot);
-    let mut stderr = Log::new(&dir, LogStream::Stderr, ctx.live, STDERR_LOG_MAX);
+    let mut stderr = Log::new(&dir, LogStream::Stderr, ctx.live, STDERR_LOG_MAX).redacting(ctx.redacting());
     let mut attempt = Attempt::new(ctx, "map");
     let path = dir.join("map-output");
     let result = attempt.map(slot, work, input, &path, &mut stderr);
     let (result, index) = split(result);
+    let result = result.and(stderr.finish());
     let outcome = attempt.end(slot, result);
     let index = index.filter(|_| outcome.result.is_ok());
     MapDone { outcome, output: index.map(|index| (path, index)), stderr: stderr.path() }
@@ -162,10 +169,11 @@ pub fn run_map(ctx: &TaskContext<'_>, slot: &mut Slot, work: &MapWork<'_>, input
 /// Runs a reduce task over the sorted lines of one partition, one input from each map task.
 pub fn run_reduce(ctx: &TaskContext<'_>, slot: &mut Slot, reduce: &Program, inputs: Vec<Input>) -> ReduceDone {
     let dir = ctx.attempt_dir(slot);
-    let mut stderr = Log::new(&dir, LogStream::Stderr, ctx.live, STDERR_LOG_MAX);
+    let mut stderr = Log::new(&dir, LogStream::Stderr, ctx.live, STDERR_LOG_MAX).redacting(ctx.redacting());
     let mut attempt = Attempt::new(ctx, "reduce");
     let path = dir.join("result");
     let (result, size) = split(attempt.reduce(slot, reduce, inputs, &path, &mut stderr));
+    let result = result.and(stderr.finish());
     let outcome = attempt.end(slot, result);
     let size = size.filter(|_| outcome.result.is_ok());
     let output = size.map(|size| OutputFile { name: "result".to_owned(), path, size });
@@ -180,6 +188,11 @@ fn split<T>(result: Result<T, Failure>) -> (Result<(), Failure>, Option<T>) {
 }
 
 impl TaskContext<'_> {
+    /// Takes secrets out of what is printed, if there are any.
+    fn redacting(&self) -> Option<Redacting> {
+        Some(self.secrets?.redactor()?.stream())
+    }
+
     fn attempt_dir(&self, slot: &Slot) -> PathBuf {
         slot.root().attempt(self.job, self.phase, self.task, self.attempt)
     }
@@ -248,13 +261,16 @@ impl<'a> Attempt<'a> {
         changed
             .and_then(|()| slot.prepare(ctx.files, view))
             .map_err(|e| Failure::storage("prepare the working directory", &e))?;
-        let fixed_env = self.variables(slot, view);
+        let fixed_env = self.variables(slot, view)?;
         let launch = Launch {
             program,
             content: program.content().and_then(|blob| ctx.content.get(&blob.hash)).map(PathBuf::as_path),
             task: ctx.task,
             dir: slot.work(),
-            place: slot.place(ctx.job, ctx.files, ctx.limits.output_bytes_max, ctx.resources, ctx.network),
+            place: Place {
+                secrets: ctx.secrets,
+                ..slot.place(ctx.job, ctx.files, ctx.limits.output_bytes_max, ctx.resources, ctx.network)
+            },
             has_files: ctx.files.dir().is_some(),
             env: ctx.env,
             fixed_env: &fixed_env,
@@ -283,21 +299,28 @@ impl<'a> Attempt<'a> {
         Ok(execution.drive(Streams { stdin, stdout, stderr, elsewhere: Some(&mut elsewhere) }, &limits))
     }
 
-    fn variables(&self, slot: &Slot, view: View) -> [(&'static str, String); 6] {
+    fn variables(&self, slot: &Slot, view: View) -> Result<Vec<(&'static str, String)>, Failure> {
         let text = |path: &Path| path.to_string_lossy().into_owned();
         let input = self.ctx.files.dir();
         let (input, output) = match view {
             View::Host => (text(input.unwrap_or_else(|| slot.work())), text(slot.output())),
             View::Cell => (input.map_or(cell::WORK, |_| cell::INPUT).to_owned(), cell::OUTPUT.to_owned()),
         };
-        [
+        let secrets = match (self.ctx.secrets, view) {
+            (Some(secrets), View::Host) => secrets.dir(slot.number(), None)?.map(|dir| text(&dir)),
+            (Some(secrets), View::Cell) => (!secrets.files().is_empty()).then(|| cell::SECRETS.to_owned()),
+            (None, _) => None,
+        };
+        let mut all = vec![
             ("SINEW_JOB", self.ctx.job.to_owned()),
             ("SINEW_TASK", self.ctx.task.to_string()),
             ("SINEW_PHASE", self.role.to_owned()),
             ("SINEW_ATTEMPT", self.ctx.attempt.to_string()),
             ("SINEW_INPUT", input),
             ("SINEW_OUTPUT", output),
-        ]
+        ];
+        all.extend(secrets.map(|dir| ("SINEW_SECRETS", dir)));
+        Ok(all)
     }
 
     fn keep_outputs(&mut self, slot: &mut Slot, dir: &Path, keep: &[String]) -> Result<Vec<OutputFile>, Failure> {

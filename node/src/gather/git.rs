@@ -15,6 +15,7 @@ use sinew_crdt_state::error_code::ErrorCode;
 use sinew_crdt_state::remote::GitTree;
 use sinew_crdt_state::spec::is_safe_relative;
 use url::{Host, Url};
+use zeroize::Zeroizing;
 
 use super::{Gather, scratch, wrong};
 use crate::exec::files::Placing;
@@ -22,6 +23,7 @@ use crate::exec::guardian::{RUN_VAR, TAG_VAR};
 use crate::exec::outcome::Failure;
 use crate::exec::stop::StopHandle;
 use crate::exec::sweep::{self, next_run};
+use crate::secrets::SecretBytes;
 
 /// A fetch that brings nothing new for so long is given up.
 const STALL_MAX: Duration = Duration::from_secs(60);
@@ -43,7 +45,8 @@ struct Entry {
 }
 
 impl Gather {
-    /// Fetches a tree and places its files under `to`. Blocks; runs in `runtime` what must.
+    /// Fetches a tree and places its files under `to`. Blocks; runs in `runtime` what must. The server gets `token` as a password,
+    /// and nobody else does.
     ///
     /// # Errors
     /// `E_DENY` for a host that is not allowed here, `E_FETCH` when the commit cannot be had (for good where nobody else would fare
@@ -52,6 +55,7 @@ impl Gather {
         &self,
         runtime: &tokio::runtime::Handle,
         tree: &GitTree,
+        token: Option<&SecretBytes>,
         dir: &Path,
         to: &str,
         placing: &mut Placing,
@@ -62,7 +66,11 @@ impl Gather {
         let pinned = runtime.block_on(self.pin(&url))?;
         let scratch = scratch(dir)?;
         let repository = Repository { gather: self, dir: scratch.path().join("repository"), home: scratch.path() };
-        repository.fetch(tree, pinned.as_ref(), stop)?;
+        let token = match (&tree.token, token) {
+            (Some(name), None) => return Err(wrong(format!("`{}`: the secret `{name}` is not here", tree.url))),
+            (_, token) => token.map(|token| Authorization::new(&url, token)),
+        };
+        repository.fetch(tree, pinned.as_ref(), token.as_ref(), stop)?;
         let entries = repository.list(tree)?;
         repository.place(tree, &entries, to, placing)
     }
@@ -73,6 +81,36 @@ impl Gather {
         let found = self.hosts.resolve(host, port).await?;
         let addresses: Vec<String> = found.iter().map(|address| address.ip().to_string()).collect();
         Ok(Some(format!("{host}:{port}:{}", addresses.join(","))))
+    }
+}
+
+/// What the server wants to see of a token. git gets it in its environment: arguments can be read by every user of the machine,
+/// and a configuration would be on the disk.
+struct Authorization {
+    /// The setting, for this server alone.
+    key: String,
+    header: Zeroizing<String>,
+}
+
+/// The user's name where a secret is a bare token: the servers at hand take any.
+const TOKEN_USER: &str = "x-access-token";
+
+impl Authorization {
+    /// The secret is `USER:PASSWORD`, or a token.
+    fn new(url: &Url, secret: &SecretBytes) -> Self {
+        let line = secret.line();
+        let user = if line.contains(&b':') { String::new() } else { format!("{TOKEN_USER}:") };
+        let pair = Zeroizing::new([user.as_bytes(), line].concat());
+        let encoded = Zeroizing::new(data_encoding::BASE64.encode(&pair));
+        let header = Zeroizing::new(format!("Authorization: Basic {}", *encoded));
+        Self { key: format!("http.{}/.extraHeader", url.origin().ascii_serialization()), header }
+    }
+
+    fn give_to(&self, command: &mut Command) {
+        command
+            .env("GIT_CONFIG_COUNT", "1")
+            .env("GIT_CONFIG_KEY_0", &self.key)
+            .env("GIT_CONFIG_VALUE_0", &*self.header);
     }
 }
 
@@ -107,7 +145,13 @@ impl Repository<'_> {
         command
     }
 
-    fn fetch(&self, tree: &GitTree, pinned: Option<&String>, stop: &StopHandle) -> Result<(), Failure> {
+    fn fetch(
+        &self,
+        tree: &GitTree,
+        pinned: Option<&String>,
+        token: Option<&Authorization>,
+        stop: &StopHandle,
+    ) -> Result<(), Failure> {
         let run = next_run();
         let mut init = self.command(run);
         // A repository of 40-digit ids cannot hold one of 64.
@@ -121,6 +165,9 @@ impl Repository<'_> {
         }
         if let Some(ca) = &self.gather.ca {
             fetch.arg("-c").arg(format!("http.sslCAInfo={}", ca.display()));
+        }
+        if let Some(token) = token {
+            token.give_to(&mut fetch);
         }
         fetch.args(["fetch", "--quiet", "--depth=1", "--no-tags", "--no-recurse-submodules", "--no-write-fetch-head"]);
         fetch.args(["--", &tree.url, &tree.revision]);

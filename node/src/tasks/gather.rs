@@ -64,7 +64,8 @@ fn place(
         Source::Http(remote) => placing.add(&file.path, file.executable, &mut *http(host, task, remote)?),
         Source::Git(tree) => {
             let dir = host.means.work.content(&job.to_string());
-            host.means.gather.git(&host.runtime, tree, &dir, &file.path, placing, ctx.stop)
+            let token = tree.token.as_deref().and_then(|name| ctx.secrets.and_then(|secrets| secrets.get(name)));
+            host.means.gather.git(&host.runtime, tree, token, &dir, &file.path, placing, ctx.stop)
         }
     }
 }

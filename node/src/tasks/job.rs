@@ -15,7 +15,10 @@ use crate::exec::files::{self, JobFiles};
 use crate::exec::outcome::Failure;
 use crate::exec::set::Content;
 use crate::exec::slot::Slot;
+use crate::exec::stop::StopHandle;
 use crate::exec::task::TaskContext;
+use crate::secrets::asker;
+use crate::secrets::job::JobSecrets;
 
 /// Largest chunk table: a hundred million chunks would not be a sane round.
 const CHUNK_TABLE_MAX: u64 = 256 << 20;
@@ -26,9 +29,31 @@ pub(super) struct JobCache {
     files: Mutex<Option<Arc<JobFiles>>>,
     content: Mutex<Option<Arc<Content>>>,
     chunks: Mutex<Option<Arc<Vec<Chunk>>>>,
+    secrets: Mutex<Option<Arc<JobSecrets>>>,
 }
 
 impl JobCache {
+    /// The job's secrets, if it names any.
+    pub(super) fn secrets(
+        &self,
+        host: &TaskHost,
+        task: &StartTask,
+        stop: &StopHandle,
+    ) -> Result<Option<Arc<JobSecrets>>, Failure> {
+        if task.spec.secret_names().is_empty() {
+            return Ok(None);
+        }
+        let mut secrets = self.secrets.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(secrets) = &*secrets {
+            return Ok(Some(Arc::clone(secrets)));
+        }
+        let values = asker::obtain(host, task, stop)?;
+        let job = task.key.lease.job.to_string();
+        let had = Arc::new(JobSecrets::new(&job, &host.means.tag, task.spec.env(), &task.spec.secrets, values)?);
+        *secrets = Some(Arc::clone(&had));
+        Ok(Some(had))
+    }
+
     /// The job's files, placed.
     pub(super) fn files(
         &self,

@@ -20,6 +20,7 @@ use sinew_scheduler::io::{Input, RunId, StartTask};
 
 use crate::clock::now;
 use crate::engine::Engine;
+use crate::exec::guardian::NodeTag;
 use crate::exec::runner::Runner;
 use crate::exec::set::RunnerSet;
 use crate::exec::slot::WorkRoot;
@@ -28,6 +29,7 @@ use crate::gather::Gather;
 use crate::logs::LogHub;
 use crate::mesh_link::MeshLink;
 use crate::prune::Leftover;
+use crate::secrets::holder::Keeper;
 
 /// What task threads share.
 pub struct TaskHost {
@@ -56,6 +58,10 @@ pub struct Means {
     pub gather: Gather,
     /// Where they work.
     pub work: WorkRoot,
+    /// The secrets of this node, and its keys.
+    pub secrets: Arc<Keeper>,
+    /// Marks what belongs to this run of the daemon.
+    pub tag: NodeTag,
 }
 
 /// Nodes that say nothing although their connection looks open, and when that was looked up.

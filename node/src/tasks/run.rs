@@ -22,6 +22,7 @@ use crate::exec::runner::GRACE_DEFAULT;
 use crate::exec::slot::Slot;
 use crate::exec::stop::StopHandle;
 use crate::exec::task::{MapWork, TaskContext, run_batch, run_map, run_reduce};
+use crate::secrets::job::JobSecrets;
 
 /// Bytes of map output sorted in memory; more is spilled. Two slots of this fit beside everything else in a small VM.
 const SORT_BUDGET: usize = 64 << 20;
@@ -54,6 +55,25 @@ pub(super) fn failed(run: RunId, failure: Failure) -> CoreInput {
 type Attempted = Result<(Vec<Output>, fact::Usage), (Failure, fact::Usage)>;
 
 fn attempt(host: &TaskHost, slot: &mut Slot, task: &StartTask, stop: &StopHandle, began: Instant) -> Attempted {
+    let none = |f: Failure| (f, fact::Usage { gather_ms: ms_since(began), ..fact::Usage::default() });
+    let cache = host.job(task.key.lease.job);
+    let secrets = cache.secrets(host, task, stop).map_err(none)?;
+    let attempted = attempt_with(host, slot, task, stop, began, secrets.as_deref());
+    attempted.map_err(|(mut failure, usage)| {
+        // What fetches inputs, and what a function raises, may name one.
+        secrets.iter().for_each(|secrets| secrets.redact(&mut failure));
+        (failure, usage)
+    })
+}
+
+fn attempt_with(
+    host: &TaskHost,
+    slot: &mut Slot,
+    task: &StartTask,
+    stop: &StopHandle,
+    began: Instant,
+    secrets: Option<&JobSecrets>,
+) -> Attempted {
     let key = task.key;
     let job = key.lease.job;
     let name = job.to_string();
@@ -62,10 +82,7 @@ fn attempt(host: &TaskHost, slot: &mut Slot, task: &StartTask, stop: &StopHandle
     let cache = host.job(job);
     let content = cache.content(host, job, spec, &task.providers).map_err(none)?;
     let log = host.logs.attempt(job, key.phase, key.task, task.run.0);
-    let env = match &spec.work {
-        Work::Batch(batch) => &batch.env,
-        Work::MapReduce(round) => &round.env,
-    };
+    let env = secrets.map_or_else(|| spec.env(), JobSecrets::env);
     let no_files = JobFiles::none();
     let ctx = TaskContext {
         runner: &*host.means.runner,
@@ -76,6 +93,7 @@ fn attempt(host: &TaskHost, slot: &mut Slot, task: &StartTask, stop: &StopHandle
         files: &no_files,
         content: &content,
         env,
+        secrets,
         limits: spec.limits,
         resources: spec.resources,
         network: &spec.network,

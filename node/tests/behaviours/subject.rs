@@ -167,6 +167,7 @@ impl Bench {
             files: &self.files,
             content: &self.content,
             env: &self.env,
+            secrets: None,
             limits: self.limits,
             resources: self.resources,
             network: &NO_NETWORK,

@@ -215,6 +215,7 @@ pub(crate) fn it_is_missed_before_it_starts(subject: &impl Subject) {
         output_max: 1 << 20,
         resources: bench.resources,
         network: &NO_NETWORK,
+        secrets: None,
     };
     let launch = Launch {
         program: &program,

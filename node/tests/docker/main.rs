@@ -20,4 +20,5 @@ mod mesh;
 mod network;
 mod overhead;
 mod rig;
+mod secrets;
 mod subject;

@@ -20,6 +20,7 @@ use sinew_node::exec::set::Content;
 use sinew_node::exec::slot::{Slot, WorkRoot};
 use sinew_node::exec::stop::StopHandle;
 use sinew_node::exec::task::{TaskContext, run_batch};
+use sinew_node::secrets::job::JobSecrets;
 
 use crate::engine::TestEngine;
 use crate::image::{Made, Recipe, make};
@@ -35,6 +36,7 @@ pub(crate) struct Rig {
     pub(crate) slot: Slot,
     pub(crate) files: JobFiles,
     pub(crate) env: BTreeMap<String, String>,
+    pub(crate) secrets: Option<JobSecrets>,
     pub(crate) limits: Limits,
     pub(crate) resources: Resources,
     pub(crate) network: Network,
@@ -114,6 +116,7 @@ impl Rig {
             slot: root.slot(0).expect("slot"),
             files: JobFiles::none(),
             env: BTreeMap::new(),
+            secrets: None,
             limits: Limits { timeout_ms: Some(60_000), ..Limits::default() },
             resources: Resources { cpu_milli: 1_000, memory_bytes: 64 << 20 },
             network: Network::default(),
@@ -194,7 +197,8 @@ impl Rig {
             attempt: 1,
             files: &self.files,
             content: &self.content,
-            env: &self.env,
+            env: self.secrets.as_ref().map_or(&self.env, JobSecrets::env),
+            secrets: self.secrets.as_ref(),
             limits: self.limits,
             resources: self.resources,
             network: &self.network,

@@ -3,6 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use std::{fs, io::Write};
 
@@ -11,10 +12,16 @@ use sinew_crdt_state::remote::GitTree;
 use sinew_node::exec::files::JobFiles;
 use sinew_node::exec::outcome::Failure;
 use sinew_node::exec::stop::{StopHandle, StopReason};
+use sinew_node::secrets::SecretBytes;
 use tempfile::TempDir;
 
 use crate::server::{Asked, Server, reply};
 use crate::{Answer, answer, gather};
+
+/// Where trees are placed.
+const SCRATCH: &str = "sinew-git-tests";
+/// The secret of those trees that name one.
+const TOKEN: &str = "ghp_tokentokentoken";
 
 /// A repository with some history.
 pub(crate) struct Repository {
@@ -91,7 +98,7 @@ fn backend(dir: &Path, asked: &Asked) -> Vec<u8> {
 
 fn tree(server: &Server, revision: &str, subdir: Option<&str>) -> GitTree {
     let (url, subdir) = (server.url("/r.git"), subdir.map(str::to_owned));
-    GitTree { url, revision: revision.to_owned(), subdir, size_max: 1 << 20 }
+    GitTree { url, revision: revision.to_owned(), subdir, token: None, size_max: 1 << 20 }
 }
 
 struct Placed {
@@ -119,10 +126,13 @@ impl Placed {
 
 fn fetch_until(tree: &GitTree, rules: &[&str], stop: &StopHandle) -> Result<Placed, Failure> {
     let runtime = tokio::runtime::Runtime::new().expect("runtime");
-    let placed = Placed { dir: tempfile::tempdir().expect("dir") };
+    let all = std::env::temp_dir().join(SCRATCH);
+    fs::create_dir_all(&all).expect("dir");
+    let placed = Placed { dir: tempfile::tempdir_in(all).expect("dir") };
     let mut placing = JobFiles::place_in(&placed.root())?;
     let scratch = placed.dir.path().join("content");
-    let done = gather(rules, None).git(runtime.handle(), tree, &scratch, "src", &mut placing, stop);
+    let token = tree.token.as_ref().map(|_| SecretBytes::new(format!("{TOKEN}\n").into_bytes()));
+    let done = gather(rules, None).git(runtime.handle(), tree, token.as_ref(), &scratch, "src", &mut placing, stop);
     assert_eq!(fs::read_dir(&scratch).map_or(0, Iterator::count), 0, "nothing is left lying about");
     done.map(|()| placed)
 }
@@ -209,10 +219,60 @@ fn only_allowed_hosts_are_asked() {
     assert_eq!((code, server.asked()), (ErrorCode::Fetch, 0), "{message}");
 }
 
+/// Arguments of every process of this machine, and files below the temporary directory, that hold `what`.
+fn shown(what: &str) -> Vec<PathBuf> {
+    let holds = |path: &PathBuf| {
+        let bytes = fs::read(path).unwrap_or_default();
+        bytes.windows(what.len()).any(|w| w == what.as_bytes())
+    };
+    let processes = fs::read_dir("/proc").expect("proc").flatten().map(|entry| entry.path().join("cmdline"));
+    let files = walkdir::WalkDir::new(std::env::temp_dir().join(SCRATCH)).into_iter().flatten();
+    let files = files.filter(|entry| entry.file_type().is_file()).map(walkdir::DirEntry::into_path);
+    processes.chain(files).filter(holds).collect()
+}
+
+#[test]
+fn a_token_reaches_its_server_and_nobody_else() {
+    let repository = Repository::new();
+    repository.write("a.txt", "a\n", 0o644);
+    let id = repository.commit();
+    let dir = repository.work().join(".git");
+    let basic = data_encoding::BASE64.encode(format!("x-access-token:{TOKEN}").as_bytes());
+    let wanted = format!("Basic {basic}");
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let (sightings, looked_for) = (Arc::clone(&seen), basic.clone());
+    let server = Server::start(answer(move |asked| {
+        // While git runs.
+        sightings.lock().expect("lock").extend(shown(TOKEN).into_iter().chain(shown(&looked_for)));
+        if asked.header("authorization") == Some(&wanted) {
+            return backend(&dir, asked);
+        }
+        reply("401 Unauthorized", "WWW-Authenticate: Basic realm=\"r\"\r\n", b"")
+    }));
+    let with = |token: Option<&str>| GitTree { token: token.map(str::to_owned), ..tree(&server, &id, None) };
+    let (code, for_good, message) = fails(&with(None));
+    assert_eq!((code, for_good), (ErrorCode::Fetch, true), "{message}");
+    let placed = fetch(&with(Some("deploy"))).expect("with the token");
+    assert_eq!(placed.all(), [("src/a.txt".to_owned(), "a\n".to_owned(), false)]);
+    assert!(server.asked() >= 3, "it was asked");
+    assert_eq!(*seen.lock().expect("lock"), Vec::<PathBuf>::new(), "in no argument and no file");
+    // Elsewhere it is not sent, whatever the server says.
+    let heard = Arc::new(Mutex::new(0));
+    let count = Arc::clone(&heard);
+    let thief = Server::start(answer(move |asked| {
+        *count.lock().expect("lock") += usize::from(asked.header("authorization").is_some());
+        reply("404 Not Found", "", b"")
+    }));
+    let to = thief.url("/r.git/info/refs?service=git-upload-pack");
+    let away = Server::start(answer(move |_| reply("302 Found", &format!("Location: {to}\r\n"), b"")));
+    fails(&GitTree { token: Some("deploy".to_owned()), ..tree(&away, &id, None) });
+    assert_eq!((*heard.lock().expect("lock"), away.asked() > 0), (0, true));
+}
+
 #[test]
 fn a_fetch_that_hangs_is_stopped() {
     let (held, hold) = std::sync::mpsc::channel::<()>();
-    let hold = std::sync::Mutex::new(hold);
+    let hold = Mutex::new(hold);
     let (reached, was_reached) = std::sync::mpsc::channel();
     let server = Server::start(answer(move |_| {
         let _ = reached.send(());

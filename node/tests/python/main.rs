@@ -8,5 +8,6 @@ mod contract;
 mod hostile;
 mod mesh;
 mod rig;
+mod secrets;
 mod subject;
 mod workers;

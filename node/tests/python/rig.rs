@@ -22,6 +22,7 @@ use sinew_node::exec::set::{NO_CONTENT, RunnerSet};
 use sinew_node::exec::slot::{Slot, WorkRoot};
 use sinew_node::exec::stop::{StopHandle, StopReason};
 use sinew_node::exec::task::{MapWork, TaskContext, run_batch, run_map};
+use sinew_node::secrets::job::JobSecrets;
 
 /// Longest wait for something that happens within milliseconds on an idle machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -33,6 +34,7 @@ pub(crate) struct Rig {
     pub(crate) runners: RunnerSet,
     pub(crate) files: JobFiles,
     pub(crate) env: BTreeMap<String, String>,
+    pub(crate) secrets: Option<JobSecrets>,
     pub(crate) limits: Limits,
     pub(crate) resources: Resources,
     pub(crate) network: Network,
@@ -143,6 +145,7 @@ impl Rig {
             runners: RunnerSet::new(process).with(Arc::new(runner)),
             files: JobFiles::none(),
             env: BTreeMap::new(),
+            secrets: None,
             limits: Limits { timeout_ms: Some(60_000), ..Limits::default() },
             resources: Resources::default(),
             network: Network::default(),
@@ -180,7 +183,8 @@ impl Rig {
             attempt: 1,
             files: &self.files,
             content: &NO_CONTENT,
-            env: &self.env,
+            env: self.secrets.as_ref().map_or(&self.env, JobSecrets::env),
+            secrets: self.secrets.as_ref(),
             limits: self.limits,
             resources: self.resources,
             network: &self.network,

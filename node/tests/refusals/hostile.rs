@@ -146,6 +146,7 @@ fn own_job(who: &Identity, mesh: MeshId, serial: u64) -> SignedSpec {
         strategy: Strategy::default(),
         copies: 1,
         network: sinew_crdt_state::network::Network::default(),
+        secrets: Vec::new(),
     };
     SignedSpec::sign(who, &spec)
 }

@@ -141,6 +141,7 @@ impl Rig {
             files: &self.files,
             content: &NO_CONTENT,
             env: &self.env,
+            secrets: None,
             limits: self.limits,
             resources: self.resources,
             network: &self.network,

@@ -56,6 +56,7 @@ impl Core {
             strategy: new.strategy,
             copies: if alone { 1 } else { new.copies },
             network: new.network,
+            secrets: new.secrets,
         };
         let signed = SignedSpec::sign(self.ctx.identity(), &spec);
         signed.open()?;

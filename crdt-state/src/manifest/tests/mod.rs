@@ -3,6 +3,7 @@
 mod hostile;
 mod network;
 mod properties;
+mod secrets;
 
 use serde_json::json;
 
@@ -441,7 +442,13 @@ fn remote_inputs_and_their_mistakes() {
     let source = |input: &str| draft(&batch(input)).files()[0].source.clone();
     let http = HttpFile { url: "https://a/b".to_owned(), hash: hash.parse().expect("hash"), size_max: 1 << 30 };
     assert_eq!(source(&format!("url = \"https://a/b\", hash = \"{hash}\"")), DraftSource::Http(http));
-    let git = GitTree { url: "http://a/b".to_owned(), revision: id.clone(), subdir: Some("d".to_owned()), size_max: 9 };
+    let git = GitTree {
+        url: "http://a/b".to_owned(),
+        revision: id.clone(),
+        subdir: Some("d".to_owned()),
+        token: None,
+        size_max: 9,
+    };
     let text = format!("git = \"http://a/b\", revision = \"{id}\", subdir = \"d\", size_max = 9");
     assert_eq!(source(&text), DraftSource::Git(git));
     for (input, path, word) in [

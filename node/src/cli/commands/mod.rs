@@ -6,6 +6,7 @@ pub(super) mod map_reduce;
 pub(super) mod node;
 pub(super) mod pages;
 pub(super) mod run;
+pub(super) mod secrets;
 pub(super) mod sim;
 
 use std::io;

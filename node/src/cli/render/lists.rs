@@ -8,6 +8,7 @@ use super::super::human::{clean, cores, cut, micros, percent, plural, size, span
 use super::super::table::{Column, Table, WIDTH};
 use crate::api::{JobLine, PeerView};
 use crate::prune::Leftover;
+use crate::secrets::store::SecretView;
 
 /// The nodes of the mesh. With `verbose`, a second line each: what it is, and its labels.
 pub(crate) fn peers(peers: &[PeerView], verbose: bool) -> String {
@@ -44,6 +45,19 @@ pub(crate) fn peers(peers: &[PeerView], verbose: bool) -> String {
         }
     }
     out + "* this node. CPU and MEM: free/all. Roles: r run, s submit, a admin.\n"
+}
+
+/// The secrets of this node, without their values.
+pub(crate) fn secrets(secrets: &[SecretView], now_ms: u64) -> String {
+    if secrets.is_empty() {
+        return "no secrets; `sinew secret set NAME` keeps one\n".to_owned();
+    }
+    let mut table = Table::new([Column::Cut("NAME"), Column::Right("SIZE"), Column::Left("SET")]);
+    for secret in secrets {
+        let age = format!("{} ago", span(now_ms.saturating_sub(secret.set_ms)));
+        table.row([clean(&secret.name), size(secret.size), age]);
+    }
+    table.render(WIDTH)
 }
 
 fn dash() -> String {

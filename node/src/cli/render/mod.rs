@@ -9,5 +9,5 @@ mod status;
 pub(crate) mod testing;
 
 pub(crate) use job::{job, outcome_word};
-pub(crate) use lists::{blobs, files, jobs, peers, pruned};
+pub(crate) use lists::{blobs, files, jobs, peers, pruned, secrets};
 pub(crate) use status::status;

@@ -12,7 +12,7 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior,
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use super::wire::{Missing, Setup};
-use super::{INPUT, OUTPUT, SYSTEM, TMP, WORK, sys, syscalls};
+use super::{INPUT, OUTPUT, SECRETS, SYSTEM, TMP, WORK, sys, syscalls};
 
 /// Programs and what they start leave the processor to the daemon, whose leases depend on it, when both want it.
 const NICE: i32 = 5;
@@ -72,7 +72,7 @@ fn restrict(setup: &Setup) -> Result<RulesetStatus, RulesetError> {
     let (read, all) = (AccessFs::from_read(LANDLOCK), AccessFs::from_all(LANDLOCK));
     let device = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::ReadDir | AccessFs::IoctlDev;
     let own = [WORK, OUTPUT, TMP, "/dev/shm"].map(PathBuf::from);
-    let seen = SYSTEM.iter().chain(&["/etc", "/proc", INPUT]).map(PathBuf::from);
+    let seen = SYSTEM.iter().chain(&["/etc", "/proc", INPUT, SECRETS]).map(PathBuf::from);
     let mut ruleset =
         Ruleset::default().handle_access(all)?.scope(Scope::AbstractUnixSocket | Scope::Signal)?.create()?;
     for path in seen.chain(setup.readable.iter().cloned()) {

@@ -31,6 +31,8 @@ pub const WORK: &str = "/job/work";
 pub const OUTPUT: &str = "/job/output";
 /// Where a program finds the job's files.
 pub const INPUT: &str = "/input";
+/// Where a program finds secrets that are files.
+pub const SECRETS: &str = "/run/secrets";
 /// Home and temporary directory of programs, emptied after each task.
 pub const TMP: &str = "/tmp";
 /// Parts of the system that programs see, read-only, where they exist.

@@ -2,9 +2,9 @@
 //! of `/etc`, five devices, a `/proc` of the cell's own processes, an empty `/tmp`, and the job's directories.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, open};
@@ -13,7 +13,8 @@ use rustix::mount::{
 };
 
 use super::wire::{Missing, Setup};
-use super::{INPUT, SYSTEM, network, sys};
+use super::{INPUT, SECRETS, SYSTEM, network, sys};
+use crate::secrets::files::SecretFile;
 
 /// Where the new root is put together: a directory that every system has.
 const STAGE: &str = "/tmp";
@@ -59,6 +60,8 @@ const PROC_MASKED: [&str; 10] = [
     "timer_list",
     "interrupts",
 ];
+/// What a file takes at least, for sizes of file systems: no machine has larger pages.
+const PAGE: u64 = 64 * 1024;
 /// Files in a temporary directory: their names are memory that its size does not count.
 const TMP_FILES_MAX: u32 = 64 * 1024;
 
@@ -109,6 +112,7 @@ pub(super) fn enter(setup: &Setup, sources: Sources) -> io::Result<Vec<Missing>>
         doing("make directories", std::fs::create_dir_all(root.join(empty)))?;
     }
     doing("make /var/tmp", symlink("/tmp", root.join("var/tmp")))?;
+    doing("mount secrets", secrets(&root.join(&SECRETS[1..]), &setup.secrets))?;
     let mut missing = Vec::new();
     if let Err(e) = doing("make /proc safe", proc(&root.join("proc")))? {
         missing.push(Missing { piece: "a private /proc (programs have none)".to_owned(), why: e.to_string() });
@@ -155,6 +159,22 @@ fn pivot(root: &Path) -> io::Result<()> {
 fn tmpfs(at: &Path, bytes: u64, files: u32) -> io::Result<()> {
     let options = std::ffi::CString::new(format!("size={bytes},nr_inodes={files},mode=0755"))?;
     Ok(mount("cell", at, "tmpfs", OWN, options.as_c_str())?)
+}
+
+/// Secrets in a file system in memory, written before any program is there and read-only from then on.
+fn secrets(at: &Path, files: &[SecretFile]) -> io::Result<()> {
+    if files.is_empty() {
+        return Ok(());
+    }
+    std::fs::create_dir(at)?;
+    let pages = files.iter().map(|file| (file.value.bytes().len() as u64).next_multiple_of(PAGE)).sum::<u64>();
+    let inodes = u32::try_from(files.len()).unwrap_or(u32::MAX).saturating_add(2);
+    tmpfs(at, pages + PAGE, inodes)?;
+    for file in files {
+        let mut options = File::options();
+        options.write(true).create_new(true).mode(0o400).open(at.join(&file.name))?.write_all(file.value.bytes())?;
+    }
+    sys::set_mount_attributes(at, libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV, false)
 }
 
 fn system(root: &Path) -> io::Result<()> {

@@ -19,6 +19,7 @@ use super::wire::{Missing, Setup, Spawn};
 use super::{SYSTEM, network};
 use crate::egress::{self, Egress};
 use crate::exec::guardian::NodeTag;
+use crate::secrets::job::JobSecrets;
 
 /// A cell without a task ends after this: its job's next task would find a slot sooner, if there were one.
 pub const IDLE_MAX: Duration = Duration::from_secs(10);
@@ -103,6 +104,8 @@ pub struct Place<'a> {
     pub resources: Resources,
     /// What the job's programs may connect to.
     pub network: &'a Network,
+    /// The job's secrets.
+    pub secrets: Option<&'a JobSecrets>,
 }
 
 /// What must be the same for a task to find what an earlier one had.
@@ -234,9 +237,17 @@ impl Sandbox {
             std::fs::create_dir(dir.path().join(name)).map_err(broken)?;
         }
         let (dir, resources) = (dir.path(), Resources::default());
-        let network = &NO_NETWORK;
-        let place =
-            Place { slot: 0, dir, generation: 0, job: "", input: None, output_max: FILE_SLACK, resources, network };
+        let place = Place {
+            slot: 0,
+            dir,
+            generation: 0,
+            job: "",
+            input: None,
+            output_max: FILE_SLACK,
+            resources,
+            network: &NO_NETWORK,
+            secrets: None,
+        };
         Ok(self.make(&place)?.missing().to_vec())
     }
 
@@ -328,6 +339,7 @@ impl Sandbox {
             processes_max: PROCESSES_MAX,
             drop_groups: false,
             routes: network::routes(place.network),
+            secrets: place.secrets.map_or_else(Vec::new, |secrets| secrets.files().to_vec()),
         };
         let (cpu_milli, memory_bytes) = (place.resources.cpu_milli, self.memory_bytes(place.resources));
         // The first process counts too.

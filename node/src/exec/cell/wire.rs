@@ -15,8 +15,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sinew_crdt_state::cbor;
 use sinew_crdt_state::network::ENDPOINTS_MAX;
+use zeroize::Zeroizing;
 
 use super::network::Route;
+use crate::secrets::files::SecretFile;
 
 /// Longest frame from a cell: a report, or a list of what the kernel lacks.
 pub(super) const REPORT_LEN_MAX: usize = 16 * 1024;
@@ -65,6 +67,8 @@ pub(super) struct Setup {
     pub(super) drop_groups: bool,
     /// The hosts that programs may reach.
     pub(super) routes: Vec<Route>,
+    /// Files of a directory in memory, read-only; seen as `/run/secrets`.
+    pub(super) secrets: Vec<SecretFile>,
 }
 
 /// One program to start; three descriptors come with it.
@@ -168,8 +172,11 @@ impl Channel {
 
     /// Says something.
     pub(super) fn send<T: Serialize>(&self, message: &T, fds: &[BorrowedFd<'_>]) -> Result<(), WireError> {
-        let mut frame = vec![0; LEN_BYTES];
-        frame.extend_from_slice(&cbor::to_vec(message));
+        // There may be secrets in it.
+        let body = Zeroizing::new(cbor::to_vec(message));
+        let mut frame = Zeroizing::new(vec![0; LEN_BYTES]);
+        frame.reserve_exact(body.len());
+        frame.extend_from_slice(&body);
         let len = u32::try_from(frame.len() - LEN_BYTES).map_err(|_| WireError::Garbage("too long".to_owned()))?;
         frame[..LEN_BYTES].copy_from_slice(&len.to_le_bytes());
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];

@@ -333,7 +333,7 @@ impl Runner for DockerRunner {
             inner: Arc::clone(inner),
             name: inner.name(launch.run),
             attached: None,
-            shared: Arc::new(Shared::new(launch.stop.clone())),
+            shared: Arc::new(Shared::new(launch)),
             memory_bytes: share.memory_bytes,
             feeds_stdin: launch.feeds_stdin,
             health: container.health.clone(),

@@ -10,7 +10,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::engine::Engine;
 use crate::exec::control::Tail;
-use crate::exec::runner::{Control, Stats, Status};
+use crate::exec::runner::{Control, Launch, Stats, Status};
 use crate::exec::stop::{StopHandle, StopReason};
 
 /// The engine is asked for what a container uses after this, then after twice as long, and so on to the longest: short tasks
@@ -31,10 +31,11 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(stop: StopHandle) -> Self {
+    pub(super) fn new(launch: &Launch<'_>) -> Self {
         let zero = || AtomicU64::new(0);
         let (cpu_ms, rss_bytes, rss_peak) = (zero(), zero(), zero());
-        Self { stop, ended: AtomicBool::new(false), cpu_ms, rss_bytes, rss_peak, tail: Tail::new() }
+        let (stop, tail) = (launch.stop.clone(), Tail::at(&launch.place));
+        Self { stop, ended: AtomicBool::new(false), cpu_ms, rss_bytes, rss_peak, tail }
     }
 
     pub(super) fn add_stderr(&self, bytes: &[u8]) {

@@ -166,7 +166,7 @@ fn host_config(order: &Order<'_>) -> Result<HostConfig, Failure> {
         ulimits: Some(vec![limit("nofile", FILES_OPEN_MAX), limit("core", 0), limit("fsize", file_max)]),
         tmpfs: Some(tmpfs(order)?),
         shm_size: Some(signed(share.tmp_bytes)),
-        mounts: Some(mounts(order.launch)),
+        mounts: Some(mounts(order)?),
         // The engine keeps no copy of what a task prints: its disk would fill.
         log_config: Some(HostConfigLogConfig { typ: Some("none".to_owned()), config: None }),
         device_requests: gpus,
@@ -187,7 +187,7 @@ fn tmpfs(order: &Order<'_>) -> Result<HashMap<String, String>, Failure> {
     }
     for volume in volumes {
         let path = Path::new(volume);
-        let taken = [cell::WORK, cell::OUTPUT, cell::INPUT, "/proc", "/sys", "/dev"];
+        let taken = [cell::WORK, cell::OUTPUT, cell::INPUT, cell::SECRETS, "/proc", "/sys", "/dev"];
         let clashes = taken.iter().any(|own| path.starts_with(own) || Path::new(own).starts_with(path));
         let plain = path.is_absolute() && !path.components().any(|part| part == std::path::Component::ParentDir);
         if clashes || !plain {
@@ -200,7 +200,7 @@ fn tmpfs(order: &Order<'_>) -> Result<HashMap<String, String>, Failure> {
     Ok(all)
 }
 
-fn mounts(launch: &Launch<'_>) -> Vec<Mount> {
+fn mounts(order: &Order<'_>) -> Result<Vec<Mount>, Failure> {
     let bind = |source: &Path, target: &str, read_only| Mount {
         typ: Some(MountType::BIND),
         source: Some(source.to_string_lossy().into_owned()),
@@ -212,9 +212,11 @@ fn mounts(launch: &Launch<'_>) -> Vec<Mount> {
         }),
         ..Mount::default()
     };
-    let place = &launch.place;
+    let place = &order.launch.place;
+    let secrets = place.secrets.map(|secrets| secrets.dir(place.slot, Some(order.share.user))).transpose()?.flatten();
     let own = [("work", cell::WORK), ("output", cell::OUTPUT)];
     let mut all: Vec<Mount> = own.iter().map(|(dir, target)| bind(&place.dir.join(dir), target, false)).collect();
     all.extend(place.input.map(|input| bind(input, cell::INPUT, true)));
-    all
+    all.extend(secrets.map(|dir| bind(&dir, cell::SECRETS, true)));
+    Ok(all)
 }

@@ -149,6 +149,7 @@ impl Bench {
             files: &self.files,
             content: &NO_CONTENT,
             env: &env,
+            secrets: None,
             limits: Limits { timeout_ms: Some(60_000), ..Limits::default() },
             resources: Resources::default(),
             network: &NO_NETWORK,

@@ -162,7 +162,7 @@ impl Runner for PythonRunner {
         let request = request(call, launch.fixed_env)?;
         let stdin = launch.feeds_stdin.then(Pipe::new).transpose().map_err(|e| lacking("pipes", &e))?;
         let worker = self.ask(launch, &request, stdin.as_ref())?;
-        let shared = Arc::new(Shared::new(worker.who(), launch.stop.clone()));
+        let shared = Arc::new(Shared::new(worker.who(), launch));
         let call = Box::new(Call::new(worker, Arc::clone(&self.workers), launch.place.slot, &call.call));
         Ok(Box::new(StartedCall { call, stdin: stdin.map(|pipe| pipe.write), shared }))
     }

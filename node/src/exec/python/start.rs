@@ -179,6 +179,7 @@ impl Starter {
             output_max: TRIAL_OUTPUT_MAX,
             resources: Resources::default(),
             network: &NO_NETWORK,
+            secrets: None,
         };
         let work = dir.path().join("work");
         let worker = self.start_at(&place, &work, &BTreeMap::new()).map_err(|why| why.message)?;

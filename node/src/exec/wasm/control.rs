@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::exec::control::Tail;
-use crate::exec::runner::{Control, Stats, Status};
+use crate::exec::runner::{Control, Launch, Stats, Status};
 use crate::exec::stop::{StopHandle, StopReason};
 
 /// What the driving thread shares with [`Control`].
@@ -18,14 +18,14 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    pub(super) const fn new(stop: StopHandle) -> Self {
+    pub(super) fn new(launch: &Launch<'_>) -> Self {
         Self {
-            stop,
+            stop: launch.stop.clone(),
             ended: AtomicBool::new(false),
             cpu_us: AtomicU64::new(0),
             memory_bytes: AtomicU64::new(0),
             peak_bytes: AtomicU64::new(0),
-            tail: Tail::new(),
+            tail: Tail::at(&launch.place),
         }
     }
 

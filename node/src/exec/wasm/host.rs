@@ -117,8 +117,13 @@ fn add_variables(wasi: &mut WasiCtxBuilder, launch: &Launch<'_>, deterministic: 
 fn add_directories(wasi: &mut WasiCtxBuilder, launch: &Launch<'_>) -> Result<(), Failure> {
     let output = launch.place.dir.join("output");
     let own: [(&Path, &str); 3] = [(launch.dir, "."), (launch.dir, cell::WORK), (&output, cell::OUTPUT)];
-    let input = launch.place.input.map(|dir| (dir, cell::INPUT, FsPerms::ReadOnly));
-    for (dir, name, perms) in own.into_iter().map(|(dir, name)| (dir, name, FsPerms::ReadWrite)).chain(input) {
+    let place = &launch.place;
+    let input = place.input.map(|dir| (dir, cell::INPUT, FsPerms::ReadOnly));
+    let secrets = place.secrets.map(|secrets| secrets.dir(place.slot, None)).transpose()?.flatten();
+    let secrets = secrets.as_deref().map(|dir| (dir, cell::SECRETS, FsPerms::ReadOnly));
+    for (dir, name, perms) in
+        own.into_iter().map(|(dir, name)| (dir, name, FsPerms::ReadWrite)).chain(input).chain(secrets)
+    {
         wasi.preopened_dir(dir, name, perms).map_err(|e| {
             let error = e.downcast::<std::io::Error>().unwrap_or_else(|e| std::io::Error::other(e.to_string()));
             Failure::storage(&format!("open the task's {name}"), &error)

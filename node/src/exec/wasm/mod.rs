@@ -100,7 +100,7 @@ impl Runner for WasmRunner {
         // It is there since it was prepared, but for the rare case that others took its place.
         let pre = modules.get(launch, wasm)?;
         let pipes = Pipes::default();
-        let watch = Arc::new(Watch::new(launch.stop.clone()));
+        let watch = Arc::new(Watch::new(launch));
         let limiter = Limiter::new(self.memory_bytes(launch), Arc::clone(&watch));
         let engine = modules.engines().get(Mode::of(wasm));
         let store = host::store(engine, launch, wasm, &pipes, limiter)?;
