@@ -7,7 +7,8 @@ use serde::Serialize;
 
 use crate::cbor;
 use crate::ids::Hash;
-use crate::remote::ContentHash;
+use crate::object::ObjectFile;
+use crate::remote::{ContentHash, HttpFile};
 use crate::spec::{BlobRef, InputFile, JobSpec, Program, Source, Work};
 
 /// What a job's programs find under a path, whichever way it came there.
@@ -23,7 +24,7 @@ impl<'a> From<&'a Source> for Content<'a> {
         match source {
             Source::Inline(bytes) => Self::Blake3(*blake3::hash(bytes).as_bytes()),
             Source::Blob(blob) => Self::Blake3(blob.hash.0),
-            Source::Http(file) => match file.hash {
+            Source::Http(HttpFile { hash, .. }) | Source::Object(ObjectFile { hash, .. }) => match *hash {
                 ContentHash::Blake3(hash) => Self::Blake3(hash.0),
                 ContentHash::Sha256(hash) => Self::Sha256(hash),
             },
@@ -95,7 +96,7 @@ mod tests {
     use super::*;
     use crate::ids::{DiskId, MeshId, NodeId};
     use crate::manifest::{DraftContext, DraftWork, JobDraft};
-    use crate::remote::{GitTree, HttpFile};
+    use crate::remote::GitTree;
 
     /// The spec of a manifest, whose local paths' contents are their names.
     fn spec(text: &str, serial: u64) -> JobSpec {
@@ -179,3 +180,12 @@ mod tests {
         assert_ne!(git(&"1".repeat(40)), git(&"2".repeat(40)));
     }
 }
+            Source::Object(ObjectFile {
+                url: "s3://b/k".to_owned(),
+                hash: ContentHash::Blake3(hash),
+                size_max: 7,
+                endpoint: None,
+                region: None,
+                account: None,
+                credentials: None,
+            }),

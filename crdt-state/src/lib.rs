@@ -14,6 +14,7 @@ pub mod intervals;
 mod job_key;
 pub mod ledger;
 pub mod manifest;
+pub mod object;
 pub mod planted;
 pub mod program;
 pub mod reconcile;

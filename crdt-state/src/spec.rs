@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::cbor;
 use crate::identity::{BadSignature, Domain, Identity, Signature, verify};
 use crate::ids::{DiskId, Hash, JobId, MeshId, NodeId};
+use crate::object::ObjectFile;
 pub use crate::program::{Program, Runners};
 use crate::remote::{GitTree, HttpFile};
 
@@ -197,6 +198,8 @@ pub enum Source {
 
 /// What a task reserves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+    /// In an object store.
+    Object(ObjectFile),
 pub struct Resources {
     /// Thousandths of a CPU core.
     pub cpu_milli: u32,
@@ -288,7 +291,7 @@ impl JobSpec {
                 .iter()
                 .filter_map(|f| match &f.source {
                     Source::Blob(blob) => Some(*blob),
-                    Source::Inline(_) | Source::Http(_) | Source::Git(_) => None,
+                    Source::Inline(_) | Source::Http(_) | Source::Git(_) | Source::Object(_) => None,
                 })
                 .collect()
         };
@@ -435,6 +438,7 @@ fn check(spec: &JobSpec) -> Result<(), SpecError> {
         }
         .or_else(|(problem, _)| bad("inputs", problem))?;
     }
+            Source::Object(remote) => remote.check(),
     if let Work::Batch(Batch { gather: Some(argv), .. }) = &spec.work
         && argv.first().is_none_or(String::is_empty)
     {

@@ -61,6 +61,8 @@ pub struct Settings {
     /// A PEM file of certificate authorities to trust for that besides the system's.
     pub gather_ca: Option<PathBuf>,
     /// Which Docker engine runs containers: `auto`, `off` or the path of its socket.
+    /// Directories of this machine whose files jobs may take as inputs (`file:///…`).
+    pub object_dirs: Vec<PathBuf>,
     pub docker: EngineSetting,
     /// Whether WebAssembly modules may run here; when not set, they may unless there is an allowlist, which names none.
     pub wasm: Option<bool>,
@@ -103,6 +105,7 @@ impl Default for Settings {
             docker: EngineSetting::Auto,
             wasm: None,
             wasm_module_bytes_max: WASM_MODULE_BYTES_MAX,
+            object_dirs: Vec::new(),
             python: PythonOptions::default(),
         }
     }
@@ -196,6 +199,7 @@ impl Settings {
             }
         }
         if let Some(bad) = self.python.interpreter.as_ref().filter(|given| !is_name(given) && !is_plain(given)) {
+            ("object_dirs", &self.object_dirs),
             let mend = "give a name such as python3, or the absolute path of an interpreter or a virtual environment";
             return Err(ConfigError::Value { key: "python.interpreter", value: bad.display().to_string(), mend });
         }

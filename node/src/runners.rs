@@ -89,7 +89,8 @@ fn containers(
 /// What in the settings cannot be.
 pub fn gather(settings: &Settings, tag: &NodeTag) -> Result<Gather, DaemonError> {
     let options = GatherOptions { hosts: settings.hosts()?, ca: settings.gather_ca.clone() };
-    Gather::new(options, tag.clone()).map_err(DaemonError::Gather)
+    let gather = Gather::new(options, tag.clone()).map_err(DaemonError::Gather)?;
+    Ok(gather.with_object_dirs(settings.object_dirs.clone()))
 }
 
 /// The runner for modules, unless they are not wanted.

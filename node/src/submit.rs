@@ -194,6 +194,7 @@ impl Taking<'_> {
                 }),
                 DraftSource::Http(remote) => placed.push(remote_file(file, Source::Http(remote.clone()))),
                 DraftSource::Git(tree) => placed.push(remote_file(file, Source::Git(tree.clone()))),
+                DraftSource::Object(remote) => placed.push(remote_file(file, Source::Object(remote.clone()))),
                 DraftSource::Path(path) => self.path(file, Path::new(path), &mut placed).await?,
             }
         }

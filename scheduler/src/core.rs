@@ -533,6 +533,6 @@ impl Core {
 pub fn blobs_of(source: &Source) -> Option<BlobRef> {
     match source {
         Source::Blob(blob) => Some(*blob),
-        Source::Inline(_) | Source::Http(_) | Source::Git(_) => None,
+        Source::Inline(_) | Source::Http(_) | Source::Git(_) | Source::Object(_) => None,
     }
 }

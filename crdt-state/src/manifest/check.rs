@@ -226,6 +226,14 @@ fn check_files(path: &str, files: &[DraftFile], out: &mut Vec<Problem>) {
     // A file cannot also be a directory.
     for (i, file) in files.iter().enumerate() {
         let parents = file.to.match_indices('/').map(|(at, _)| &file.to[..at]);
+            DraftSource::Object(remote) => {
+                note(&path, &remote.url, remote.check(), out);
+                if let Some(name) = &remote.credentials {
+                    let problem = "jobs have no secrets in this version";
+                    let mend = "leave it out, and name an object that anybody may read";
+                    out.push(Problem::new(format!("{path}.credentials"), quoted(name), problem, mend));
+                }
+            }
         if let Some(other) = parents.filter_map(|parent| seen.get(parent)).next() {
             let problem = format!("item {other} is a file where this needs a directory");
             out.push(Problem::new(format!("{path}[{i}].to"), quoted(&file.to), problem, "choose another `to`"));

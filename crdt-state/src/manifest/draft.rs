@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::problem::Problems;
 use crate::ids::{DiskId, MeshId, NodeId};
+use crate::object::ObjectFile;
 use crate::program::{ContainerOf, ImageOf, ProgramOf, WasmOf};
 use crate::remote::{GitTree, HttpFile};
 use crate::spec::{
@@ -138,6 +139,8 @@ pub enum DraftSource {
 
 /// A program whose content may still be on the submitter's disk.
 pub type DraftProgram = ProgramOf<DraftContent>;
+    /// In an object store, where each node fetches it.
+    Object(ObjectFile),
 
 /// Where the content of a program is: an image's archive, a WebAssembly module.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -10,7 +10,7 @@ use super::tree::Node;
 use super::units::{UnitError, parse_cpus, parse_duration, parse_size};
 
 /// Every table of the manifest with its keys: the one place that says which keys exist. `""` is the top, `[]` an input file.
-pub(super) const TABLES: [(&str, &[&str]); 10] = [
+pub(super) const TABLES: [(&str, &[&str]); 11] = [
     (
         "",
         &[
@@ -38,7 +38,24 @@ pub(super) const TABLES: [(&str, &[&str]); 10] = [
     ("wasm", &["module", "args", "fuel", "deterministic"]),
     (
         "[]",
-        &["path", "inline", "blob", "url", "git", "size", "hash", "size_max", "revision", "subdir", "to", "executable"],
+        &[
+            "path",
+            "inline",
+            "blob",
+            "url",
+            "git",
+            "size",
+            "hash",
+            "size_max",
+            "endpoint",
+            "region",
+            "account",
+            "credentials",
+            "revision",
+            "subdir",
+            "to",
+            "executable",
+        ],
     ),
 ];
 

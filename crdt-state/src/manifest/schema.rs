@@ -85,7 +85,8 @@ fn input() -> Value {
     let table = object("[]", &[], |key| match key {
         "size" | "size_max" => reference("size"),
         "executable" => json!({ "type": "boolean" }),
-        "url" | "git" => json!({ "type": "string", "pattern": "^https?://" }),
+        "url" => json!({ "type": "string", "pattern": "^(https?|s3|az|gs|file)://" }),
+        "git" | "endpoint" => json!({ "type": "string", "pattern": "^https?://" }),
         "hash" => json!({ "type": "string", "pattern": "^(sha256|blake3):[0-9a-fA-F]{64}$" }),
         "revision" => json!({ "type": "string", "pattern": "^([0-9a-f]{40}|[0-9a-f]{64})$" }),
         _ => json!({ "type": "string" }),

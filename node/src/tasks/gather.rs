@@ -6,8 +6,9 @@ use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 
 use sinew_blobs::{Format, ImportMode};
+use sinew_crdt_state::error_code::ErrorCode;
 use sinew_crdt_state::program::Program;
-use sinew_crdt_state::remote::{ContentHash, HttpFile};
+use sinew_crdt_state::remote::ContentHash;
 use sinew_crdt_state::spec::{Batch, BlobRef, InputFile, Source, Work};
 use sinew_scheduler::io::StartTask;
 
@@ -61,7 +62,17 @@ fn place(
             fetch(host, job, *blob, None, &task.providers)?;
             placing.add(&file.path, file.executable, &mut BlobRange::new(host, *blob, 0, blob.size))
         }
-        Source::Http(remote) => placing.add(&file.path, file.executable, &mut *http(host, task, remote)?),
+        Source::Http(remote) => {
+            let dir = host.means.work.content(&job.to_string());
+            let fetching = host.means.gather.http(remote, &dir);
+            placing.add(&file.path, file.executable, &mut *remote_file(host, task, remote.hash, fetching)?)
+        }
+        Source::Object(object) => {
+            let secret = secret(object.credentials.as_deref())?;
+            let dir = host.means.work.content(&job.to_string());
+            let fetching = host.means.gather.object(object, secret.as_deref(), &dir);
+            placing.add(&file.path, file.executable, &mut *remote_file(host, task, object.hash, fetching)?)
+        }
         Source::Git(tree) => {
             let dir = host.means.work.content(&job.to_string());
             host.means.gather.git(&host.runtime, tree, &dir, &file.path, placing, ctx.stop)
@@ -69,13 +80,30 @@ fn place(
     }
 }
 
-/// The content of a file on a web server. Under a BLAKE3 hash it may be here already, and is kept as a blob for as long as the job
+/// The value of the job's secret of this name. Specs that name one are refused where they are submitted as long as nodes have
+/// none; this one came from a peer that did not.
+fn secret(name: Option<&str>) -> Result<Option<Vec<u8>>, Failure> {
+    match name {
+        None => Ok(None),
+        Some(name) => {
+            let message = format!("credentials = `{name}`: jobs have no secrets in this version of the node");
+            Err(Failure::new(ErrorCode::Invalid, message).for_good())
+        }
+    }
+}
+
+/// The content of a file that is fetched. Under a BLAKE3 hash it may be here already, and is kept as a blob for as long as the job
 /// is.
-fn http(host: &TaskHost, task: &StartTask, remote: &HttpFile) -> Result<Box<dyn Read>, Failure> {
+fn remote_file(
+    host: &TaskHost,
+    task: &StartTask,
+    hash: ContentHash,
+    fetching: impl Future<Output = Result<File, Failure>>,
+) -> Result<Box<dyn Read>, Failure> {
     let job = task.key.lease.job;
     let dir = host.means.work.content(&job.to_string());
-    let ContentHash::Blake3(hash) = remote.hash else {
-        return Ok(Box::new(host.runtime.block_on(host.means.gather.http(remote, &dir))?));
+    let ContentHash::Blake3(hash) = hash else {
+        return Ok(Box::new(host.runtime.block_on(fetching)?));
     };
     let blob = host.runtime.block_on(async {
         let storage =
@@ -84,7 +112,7 @@ fn http(host: &TaskHost, task: &StartTask, remote: &HttpFile) -> Result<Box<dyn 
         let size = match here {
             Some(size) => size,
             None => {
-                let file = host.means.gather.http(remote, &dir).await?;
+                let file = fetching.await?;
                 let named = tempfile::Builder::new().tempfile_in(&dir).map_err(|e| storage(&e))?;
                 let mut copy = (file, named.as_file());
                 std::io::copy(&mut copy.0, &mut copy.1).map_err(|e| storage(&e))?;

@@ -3,6 +3,7 @@
 mod daemons;
 mod git;
 mod http;
+mod objects;
 mod prune;
 mod server;
 

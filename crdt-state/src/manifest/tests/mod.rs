@@ -8,6 +8,7 @@ use serde_json::json;
 use super::fields::TABLES;
 use super::*;
 use crate::ids::{DiskId, Hash, MeshId, NodeId};
+use crate::object::ObjectFile;
 use crate::program::{ContainerOf, ImageOf, PythonCall, WasmOf};
 use crate::remote::{GitTree, HttpFile};
 use crate::spec::{BlobRef, Builtin, InputFile, Limits, Program, Resources, Retry, Source, Strategy, Work};
@@ -424,7 +425,7 @@ fn remote_inputs_and_their_mistakes() {
     for (input, path, word) in [
         ("url = \"https://a/b\"".to_owned(), "hash", "sha256"),
         ("url = \"https://a/b\", hash = \"x\"".to_owned(), "hash", "sha256"),
-        (format!("url = \"file:///x\", hash = \"{hash}\""), "", "https://"),
+        (format!("url = \"ftp://a/x\", hash = \"{hash}\""), "", "https://"),
         (format!("url = \"https://me:pw@a/b\", hash = \"{hash}\""), "", "every node"),
         ("git = \"https://a/b\", revision = \"main\"".to_owned(), "", "branch"),
         ("git = \"https://a/b\"".to_owned(), "revision", "commit"),
