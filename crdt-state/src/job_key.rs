@@ -10,6 +10,7 @@ use crate::ids::Hash;
 use crate::object::ObjectFile;
 use crate::remote::{ContentHash, HttpFile};
 use crate::spec::{BlobRef, InputFile, JobSpec, Program, Source, Work};
+use crate::volume::Volume;
 
 /// What a job's programs find under a path, whichever way it came there.
 #[derive(Serialize, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,6 +43,8 @@ enum Keyed<'a> {
         inputs: Vec<(&'a str, Content<'a>, bool)>,
         gather: Option<&'a [String]>,
         outputs: Vec<&'a str>,
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        volumes: Vec<&'a Volume>,
     },
     MapReduce {
         chunk_table: BlobRef,
@@ -50,6 +53,8 @@ enum Keyed<'a> {
         partitions: u32,
         files: Vec<(&'a str, Content<'a>, bool)>,
         env: &'a BTreeMap<String, String>,
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        volumes: Vec<&'a Volume>,
     },
 }
 
@@ -64,6 +69,9 @@ impl JobSpec {
     /// The job's key: BLAKE3 over what it computes.
     #[must_use]
     pub fn key(&self) -> Hash {
+        // Where they are and what they are called; what is in them nobody knows.
+        let mut volumes: Vec<&Volume> = self.volumes.iter().collect();
+        volumes.sort_unstable();
         let keyed = match &self.work {
             Work::Batch(batch) => {
                 let mut outputs: Vec<&str> = batch.outputs.iter().map(String::as_str).collect();
@@ -75,6 +83,7 @@ impl JobSpec {
                     inputs: files(&batch.inputs),
                     gather: batch.gather.as_deref(),
                     outputs,
+                    volumes,
                 }
             }
             Work::MapReduce(round) => Keyed::MapReduce {
@@ -84,6 +93,7 @@ impl JobSpec {
                 partitions: round.partitions,
                 files: files(&round.files),
                 env: &round.env,
+                volumes,
             },
         };
         let mut hasher = blake3::Hasher::new_derive_key("sinew job key 1");
@@ -147,6 +157,9 @@ mod tests {
             ("[batch]", "[batch]\ntasks = 2"),
             ("[batch]", "[batch]\ngather = [\"g\"]"),
             ("\"o\", ", ""),
+            ("[batch]", "[[volumes]]\nname = \"v\"\npath = \"/v\"\n[batch]"),
+            ("[batch]", "[[volumes]]\nname = \"w\"\npath = \"/v\"\n[batch]"),
+            ("[batch]", "[[volumes]]\nname = \"v\"\npath = \"/v\"\nread_only = false\n[batch]"),
         ] {
             let text = TEXT.replacen(from, to, 1);
             assert_ne!(text, TEXT);
@@ -172,14 +185,6 @@ mod tests {
             Source::Inline(b"x".to_vec()),
             Source::Blob(BlobRef { hash, size: 1 }),
             Source::Http(HttpFile { url: url(), hash: ContentHash::Blake3(hash), size_max: 7 }),
-        ];
-        assert!(same.map(with).iter().all(|key| *key == spec(TEXT, 1).key()));
-        let git = |revision: &str| {
-            with(Source::Git(GitTree { url: url(), revision: revision.to_owned(), subdir: None, size_max: 1 }))
-        };
-        assert_ne!(git(&"1".repeat(40)), git(&"2".repeat(40)));
-    }
-}
             Source::Object(ObjectFile {
                 url: "s3://b/k".to_owned(),
                 hash: ContentHash::Blake3(hash),
@@ -189,3 +194,11 @@ mod tests {
                 account: None,
                 credentials: None,
             }),
+        ];
+        assert!(same.map(with).iter().all(|key| *key == spec(TEXT, 1).key()));
+        let git = |revision: &str| {
+            with(Source::Git(GitTree { url: url(), revision: revision.to_owned(), subdir: None, size_max: 1 }))
+        };
+        assert_ne!(git(&"1".repeat(40)), git(&"2".repeat(40)));
+    }
+}

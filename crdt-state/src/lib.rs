@@ -23,3 +23,4 @@ pub mod rules;
 pub mod spec;
 pub mod state;
 mod trust;
+pub mod volume;

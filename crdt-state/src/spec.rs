@@ -11,6 +11,7 @@ use crate::ids::{DiskId, Hash, JobId, MeshId, NodeId};
 use crate::object::ObjectFile;
 pub use crate::program::{Program, Runners};
 use crate::remote::{GitTree, HttpFile};
+use crate::volume::{Volume, check_volumes};
 
 /// Longest encoded spec: it is replicated to every node, so bulk belongs in blobs.
 pub const SPEC_LEN_MAX: usize = 256 * 1024;
@@ -51,6 +52,9 @@ pub struct JobSpec {
     pub strategy: Strategy,
     /// Nodes that must hold each output before a task counts as finished (1 or 2).
     pub copies: u8,
+    /// Directories of nodes that its programs use; only nodes that offer them run it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<Volume>,
 }
 
 /// The kinds of work.
@@ -194,12 +198,12 @@ pub enum Source {
     Http(HttpFile),
     /// In a git repository: a directory of files.
     Git(GitTree),
+    /// In an object store.
+    Object(ObjectFile),
 }
 
 /// What a task reserves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-    /// In an object store.
-    Object(ObjectFile),
 pub struct Resources {
     /// Thousandths of a CPU core.
     pub cpu_milli: u32,
@@ -434,16 +438,17 @@ fn check(spec: &JobSpec) -> Result<(), SpecError> {
         match &file.source {
             Source::Http(remote) => remote.check(),
             Source::Git(remote) => remote.check(),
+            Source::Object(remote) => remote.check(),
             Source::Inline(_) | Source::Blob(_) => Ok(()),
         }
         .or_else(|(problem, _)| bad("inputs", problem))?;
     }
-            Source::Object(remote) => remote.check(),
     if let Work::Batch(Batch { gather: Some(argv), .. }) = &spec.work
         && argv.first().is_none_or(String::is_empty)
     {
         return bad("gather", "the argument vector is empty");
     }
+    check_volumes(&spec.volumes).or_else(|(_, (problem, _))| bad("volumes", problem))?;
     for program in spec.programs() {
         program.check().or_else(|(problem, _)| bad("program", problem))?;
     }

@@ -48,6 +48,7 @@ fn spec() -> JobSpec {
         labels: Default::default(),
         strategy: Ranking::default(),
         copies: 1,
+        volumes: Vec::new(),
     }
 }
 

@@ -232,6 +232,7 @@ pub fn ledger_job() -> SignedSpec {
         labels: BTreeMap::new(),
         strategy: Strategy::default(),
         copies: 1,
+        volumes: Vec::new(),
     };
     SignedSpec::sign(&who(1), &spec)
 }

@@ -120,6 +120,7 @@ pub async fn prepare(store: &BlobStore, draft: JobDraft, progress: OnProgress<'_
         labels: draft.labels.clone(),
         strategy: draft.strategy,
         copies: draft.copies,
+        volumes: draft.volumes.clone(),
     };
     Ok(Prepared { job, guards: taking.guards })
 }
@@ -193,8 +194,8 @@ impl Taking<'_> {
                     executable: file.executable,
                 }),
                 DraftSource::Http(remote) => placed.push(remote_file(file, Source::Http(remote.clone()))),
-                DraftSource::Git(tree) => placed.push(remote_file(file, Source::Git(tree.clone()))),
                 DraftSource::Object(remote) => placed.push(remote_file(file, Source::Object(remote.clone()))),
+                DraftSource::Git(tree) => placed.push(remote_file(file, Source::Git(tree.clone()))),
                 DraftSource::Path(path) => self.path(file, Path::new(path), &mut placed).await?,
             }
         }

@@ -122,6 +122,7 @@ impl World {
             attempt: 1,
             files: &self.files,
             content: &NO_CONTENT,
+            volumes: &[],
             env: &self.env,
             limits: self.limits,
             resources: Resources::default(),

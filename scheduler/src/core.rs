@@ -173,6 +173,7 @@ impl Core {
             memory_bytes: config.memory_bytes,
             labels: config.labels.clone(),
             runners: config.runners,
+            volumes: config.volumes.offered(),
             about: config.about.clone(),
         }
     }

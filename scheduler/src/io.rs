@@ -67,6 +67,8 @@ pub struct NewJob {
     pub strategy: Strategy,
     /// Nodes that must hold each output.
     pub copies: u8,
+    /// Directories of nodes that it uses.
+    pub volumes: Vec<sinew_crdt_state::volume::Volume>,
 }
 
 /// What a local user asks for.

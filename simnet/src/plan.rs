@@ -228,6 +228,7 @@ impl Plan {
             labels: BTreeMap::new(),
             strategy: self.strategy,
             copies: self.copies,
+            volumes: Vec::new(),
         }
     }
 

@@ -15,6 +15,7 @@ use crate::spec::{
     Batch, BlobRef, Builtin, InputFile, JobSpec, Limits, MapReduce, Program, Resources, Retry, Strategy,
     UnknownBuiltin, Work,
 };
+use crate::volume::Volume;
 
 /// Copies of each output when nothing is said: one lost node then costs no finished work.
 pub const COPIES_DEFAULT: u8 = 2;
@@ -45,6 +46,9 @@ pub struct JobDraft {
     pub strategy: Strategy,
     /// Nodes that must hold each output before a task counts as finished (1 or 2).
     pub copies: u8,
+    /// Directories of nodes that its programs use; only nodes that offer them run it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<Volume>,
 }
 
 /// The kinds of work, unresolved.
@@ -135,12 +139,12 @@ pub enum DraftSource {
     Http(HttpFile),
     /// In a git repository, where each node fetches it; a directory of files.
     Git(GitTree),
+    /// In an object store, where each node fetches it.
+    Object(ObjectFile),
 }
 
 /// A program whose content may still be on the submitter's disk.
 pub type DraftProgram = ProgramOf<DraftContent>;
-    /// In an object store, where each node fetches it.
-    Object(ObjectFile),
 
 /// Where the content of a program is: an image's archive, a WebAssembly module.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -316,6 +320,7 @@ impl JobDraft {
             labels: BTreeMap::new(),
             strategy: Strategy::default(),
             copies: COPIES_DEFAULT,
+            volumes: Vec::new(),
         }
     }
 
@@ -410,6 +415,7 @@ impl JobDraft {
             labels: self.labels,
             strategy: self.strategy,
             copies: self.copies,
+            volumes: self.volumes,
         }
     }
 }

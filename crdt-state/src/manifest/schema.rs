@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::check::{COPIES, NAME_LEN_MAX, PARTITIONS, TASKS};
 use super::fields::TABLES;
+use crate::volume::VOLUMES_MAX;
 
 const PAGE: &str = include_str!("../../../docs/manifest.md");
 
@@ -44,6 +45,15 @@ pub fn schema() -> Value {
                 "attempts" => count(0, u32::MAX),
                 _ => reference("duration"),
             }),
+            "volumes": {
+                "type": "array",
+                "maxItems": VOLUMES_MAX,
+                "items": object("volumes", &["name", "path"], |key| match key {
+                    "name" => json!({ "type": "string", "pattern": "^[a-z][a-z0-9_]{0,31}$" }),
+                    "path" => json!({ "type": "string", "pattern": "^/." }),
+                    _ => json!({ "type": "boolean" }),
+                }),
+            },
             "batch": with(object("batch", &[], |key| match key {
                 "tasks" => count(*TASKS.start(), *TASKS.end()),
                 "inputs" => json!({ "type": "array", "items": reference("input") }),
@@ -199,6 +209,8 @@ mod tests {
             ("command", "comand"),
             ("[batch]", "copies = 3\n[batch]"),
             ("[batch]", "memory = \"12 apples\"\n[batch]"),
+            ("[batch]", "[[volumes]]\nname = \"v\"\n[batch]"),
+            ("[batch]", "[[volumes]]\nname = \"V\"\npath = \"/v\"\n[batch]"),
             ("[batch]", "limits.timeout = 30\n[batch]"),
             ("[batch]", "map_reduce.inputs = [\"x\"]\n[batch]"),
             ("command = \"a\"", "command = []"),

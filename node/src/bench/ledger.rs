@@ -43,6 +43,7 @@ fn spec(identity: &Identity, serial: u64) -> SignedSpec {
         labels: std::collections::BTreeMap::new(),
         strategy: Strategy::default(),
         copies: 1,
+        volumes: Vec::new(),
     };
     SignedSpec::sign(identity, &spec)
 }

@@ -374,7 +374,8 @@ impl Slot {
         resources: Resources,
     ) -> Place<'a> {
         let generation = self.work.generation + self.output.generation;
-        Place { slot: self.number, dir: &self.job, generation, job, input: files.dir(), output_max, resources }
+        let (slot, dir, input) = (self.number, self.job.as_path(), files.dir());
+        Place { slot, dir, generation, job, input, volumes: &[], output_max, resources }
     }
 
     /// Makes both directories anew if `job` is another than the last: one job's program is not to find what another's made of

@@ -14,6 +14,7 @@ use sinew_crdt_state::spec::{Builtin, Limits, Phase, Program, Resources};
 
 use super::builtin;
 use super::cell;
+use super::cell::pool::Place;
 use super::files::{self, JobFiles, OutputFile};
 use super::logs::{FileSink, LiveLog, Log, LogStream, STDERR_LOG_MAX};
 use super::mapfile::{MapFile, MapIndex};
@@ -25,6 +26,7 @@ use super::shuffle::{ShuffleConfig, Shuffler};
 use super::slot::{Slot, make};
 use super::stop::StopHandle;
 use super::sweep::next_run;
+use super::volumes::Mounted;
 
 /// Everything about an attempt except its data.
 #[derive(Clone, Copy)]
@@ -43,6 +45,8 @@ pub struct TaskContext<'a> {
     pub files: &'a JobFiles,
     /// Where the content of its programs is.
     pub content: &'a Content,
+    /// Directories of this node that it has.
+    pub volumes: &'a [Mounted],
     /// The job's variables.
     pub env: &'a BTreeMap<String, String>,
     /// What it may use.
@@ -251,7 +255,10 @@ impl<'a> Attempt<'a> {
             content: program.content().and_then(|blob| ctx.content.get(&blob.hash)).map(PathBuf::as_path),
             task: ctx.task,
             dir: slot.work(),
-            place: slot.place(ctx.job, ctx.files, ctx.limits.output_bytes_max, ctx.resources),
+            place: Place {
+                volumes: ctx.volumes,
+                ..slot.place(ctx.job, ctx.files, ctx.limits.output_bytes_max, ctx.resources)
+            },
             has_files: ctx.files.dir().is_some(),
             env: ctx.env,
             fixed_env: &fixed_env,

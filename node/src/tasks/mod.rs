@@ -24,6 +24,7 @@ use crate::exec::runner::Runner;
 use crate::exec::set::RunnerSet;
 use crate::exec::slot::WorkRoot;
 use crate::exec::stop::{StopHandle, StopReason};
+use crate::exec::volumes::NodeVolumes;
 use crate::gather::Gather;
 use crate::logs::LogHub;
 use crate::mesh_link::MeshLink;
@@ -56,6 +57,8 @@ pub struct Means {
     pub gather: Gather,
     /// Where they work.
     pub work: WorkRoot,
+    /// Directories that jobs may use.
+    pub volumes: NodeVolumes,
 }
 
 /// Nodes that say nothing although their connection looks open, and when that was looked up.

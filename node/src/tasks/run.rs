@@ -66,6 +66,7 @@ fn attempt(host: &TaskHost, slot: &mut Slot, task: &StartTask, stop: &StopHandle
         Work::Batch(batch) => &batch.env,
         Work::MapReduce(round) => &round.env,
     };
+    let volumes = host.means.volumes.mount(spec).map_err(none)?;
     let no_files = JobFiles::none();
     let ctx = TaskContext {
         runner: &*host.means.runner,
@@ -75,6 +76,7 @@ fn attempt(host: &TaskHost, slot: &mut Slot, task: &StartTask, stop: &StopHandle
         attempt: task.run.0,
         files: &no_files,
         content: &content,
+        volumes: &volumes,
         env,
         limits: spec.limits,
         resources: spec.resources,

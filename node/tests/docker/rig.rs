@@ -19,6 +19,7 @@ use sinew_node::exec::set::Content;
 use sinew_node::exec::slot::{Slot, WorkRoot};
 use sinew_node::exec::stop::StopHandle;
 use sinew_node::exec::task::{TaskContext, run_batch};
+use sinew_node::exec::volumes::Mounted;
 
 use crate::engine::TestEngine;
 use crate::image::{Made, Recipe, make};
@@ -34,6 +35,7 @@ pub(crate) struct Rig {
     pub(crate) slot: Slot,
     pub(crate) files: JobFiles,
     pub(crate) env: BTreeMap<String, String>,
+    pub(crate) volumes: Vec<Mounted>,
     pub(crate) limits: Limits,
     pub(crate) resources: Resources,
     pub(crate) grace: Duration,
@@ -112,6 +114,7 @@ impl Rig {
             slot: root.slot(0).expect("slot"),
             files: JobFiles::none(),
             env: BTreeMap::new(),
+            volumes: Vec::new(),
             limits: Limits { timeout_ms: Some(60_000), ..Limits::default() },
             resources: Resources { cpu_milli: 1_000, memory_bytes: 64 << 20 },
             grace: Duration::from_secs(10),
@@ -191,6 +194,7 @@ impl Rig {
             attempt: 1,
             files: &self.files,
             content: &self.content,
+            volumes: &self.volumes,
             env: &self.env,
             limits: self.limits,
             resources: self.resources,

@@ -21,6 +21,7 @@ use sinew_node::exec::set::{NO_CONTENT, RunnerSet};
 use sinew_node::exec::slot::{Slot, WorkRoot};
 use sinew_node::exec::stop::{StopHandle, StopReason};
 use sinew_node::exec::task::{MapWork, TaskContext, run_batch, run_map};
+use sinew_node::exec::volumes::Mounted;
 
 /// Longest wait for something that happens within milliseconds on an idle machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -32,6 +33,7 @@ pub(crate) struct Rig {
     pub(crate) runners: RunnerSet,
     pub(crate) files: JobFiles,
     pub(crate) env: BTreeMap<String, String>,
+    pub(crate) volumes: Vec<Mounted>,
     pub(crate) limits: Limits,
     pub(crate) resources: Resources,
     pub(crate) job: &'static str,
@@ -141,6 +143,7 @@ impl Rig {
             runners: RunnerSet::new(process).with(Arc::new(runner)),
             files: JobFiles::none(),
             env: BTreeMap::new(),
+            volumes: Vec::new(),
             limits: Limits { timeout_ms: Some(60_000), ..Limits::default() },
             resources: Resources::default(),
             job: "job",
@@ -177,6 +180,7 @@ impl Rig {
             attempt: 1,
             files: &self.files,
             content: &NO_CONTENT,
+            volumes: &self.volumes,
             env: &self.env,
             limits: self.limits,
             resources: self.resources,

@@ -145,6 +145,7 @@ fn own_job(who: &Identity, mesh: MeshId, serial: u64) -> SignedSpec {
         labels: std::collections::BTreeMap::new(),
         strategy: Strategy::default(),
         copies: 1,
+        volumes: Vec::new(),
     };
     SignedSpec::sign(who, &spec)
 }

@@ -5,3 +5,4 @@ mod escape;
 mod limits;
 mod rig;
 mod unprivileged;
+mod volumes;

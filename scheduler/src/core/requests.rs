@@ -55,6 +55,7 @@ impl Core {
             labels: new.labels,
             strategy: new.strategy,
             copies: if alone { 1 } else { new.copies },
+            volumes: new.volumes,
         };
         let signed = SignedSpec::sign(self.ctx.identity(), &spec);
         signed.open()?;

@@ -14,6 +14,7 @@ use rustix::mount::{
 
 use super::wire::{Missing, Setup};
 use super::{INPUT, SYSTEM, sys};
+use crate::exec::volumes::Mounted;
 
 /// Where the new root is put together: a directory that every system has.
 const STAGE: &str = "/tmp";
@@ -70,6 +71,7 @@ pub(super) struct Sources {
     input: Option<OwnedFd>,
     readable: Vec<(PathBuf, OwnedFd)>,
     writable: Vec<(PathBuf, OwnedFd)>,
+    volumes: Vec<(PathBuf, OwnedFd, Writable)>,
 }
 
 impl Sources {
@@ -81,11 +83,16 @@ impl Sources {
         let several = |paths: &[PathBuf]| -> io::Result<Vec<_>> {
             paths.iter().map(|path| Ok((path.clone(), fd(path)?))).collect()
         };
+        let volume = |volume: &Mounted| -> io::Result<_> {
+            let writable = if volume.read_only { Writable::No } else { Writable::Yes };
+            Ok((volume.path.clone(), fd(&volume.host)?, writable))
+        };
         Ok(Self {
             job: fd(&setup.job)?,
             input: setup.input.as_deref().map(fd).transpose()?,
             readable: several(&setup.readable)?,
             writable: several(&setup.writable)?,
+            volumes: setup.volumes.iter().map(volume).collect::<io::Result<_>>()?,
         })
     }
 }
@@ -139,7 +146,8 @@ fn job(root: &Path, sources: &Sources) -> io::Result<()> {
 fn further(root: &Path, sources: &Sources) -> io::Result<()> {
     let no = sources.readable.iter().map(|(path, fd)| (path, fd, Writable::No));
     let yes = sources.writable.iter().map(|(path, fd)| (path, fd, Writable::Yes));
-    no.chain(yes).try_for_each(|(path, fd, writable)| bind_at(root, path, fd, writable))
+    let volumes = sources.volumes.iter().map(|(path, fd, writable)| (path, fd, *writable));
+    no.chain(yes).chain(volumes).try_for_each(|(path, fd, writable)| bind_at(root, path, fd, writable))
 }
 
 fn pivot(root: &Path) -> io::Result<()> {

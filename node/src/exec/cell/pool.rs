@@ -16,6 +16,7 @@ use super::cgroup::{Cgroups, Share};
 use super::host::{Cell, CellError, Plan};
 use super::wire::{Missing, Setup, Spawn};
 use crate::exec::guardian::NodeTag;
+use crate::exec::volumes::Mounted;
 
 /// A cell without a task ends after this: its job's next task would find a slot sooner, if there were one.
 pub const IDLE_MAX: Duration = Duration::from_secs(10);
@@ -94,6 +95,8 @@ pub struct Place<'a> {
     pub job: &'a str,
     /// The job's files.
     pub input: Option<&'a Path>,
+    /// Directories of this node that the job has.
+    pub volumes: &'a [Mounted],
     /// Bytes that one task may write.
     pub output_max: u64,
     /// What one task reserves, and is held to.
@@ -107,6 +110,7 @@ pub(in crate::exec) struct Fit {
     generation: u64,
     job: String,
     input: Option<PathBuf>,
+    volumes: Vec<Mounted>,
     output_max: u64,
     resources: Resources,
 }
@@ -115,7 +119,8 @@ impl Fit {
     pub(in crate::exec) fn of(place: &Place<'_>) -> Self {
         let (dir, input) = (place.dir.to_owned(), place.input.map(Path::to_owned));
         let (generation, output_max, resources) = (place.generation, place.output_max, place.resources);
-        Self { dir, generation, job: place.job.to_owned(), input, output_max, resources }
+        let (job, volumes) = (place.job.to_owned(), place.volumes.to_vec());
+        Self { dir, generation, job, input, volumes, output_max, resources }
     }
 
     /// The job.
@@ -130,6 +135,7 @@ impl Fit {
             && self.job == place.job
             && self.dir == place.dir
             && self.input.as_deref() == place.input
+            && self.volumes == place.volumes
     }
 }
 
@@ -223,7 +229,8 @@ impl Sandbox {
             std::fs::create_dir(dir.path().join(name)).map_err(broken)?;
         }
         let (dir, resources) = (dir.path(), Resources::default());
-        let place = Place { slot: 0, dir, generation: 0, job: "", input: None, output_max: FILE_SLACK, resources };
+        let (input, volumes, output_max) = (None, &[][..], FILE_SLACK);
+        let place = Place { slot: 0, dir, generation: 0, job: "", input, volumes, output_max, resources };
         Ok(self.make(&place)?.missing().to_vec())
     }
 
@@ -285,6 +292,7 @@ impl Sandbox {
             input: place.input.map(Path::to_owned),
             readable: self.options.readable.clone(),
             writable: self.options.writable.clone(),
+            volumes: place.volumes.to_vec(),
             tmp_bytes: self.options.tmp_bytes,
             file_bytes_max: place.output_max.saturating_add(FILE_SLACK),
             processes_max: PROCESSES_MAX,
