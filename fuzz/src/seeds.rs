@@ -190,7 +190,7 @@ fn card() -> Card {
         memory_bytes: 1 << 33,
         labels,
         runners: Runners::PROCESS,
-        volumes: Volumes::default(),
+        volumes: volumes(),
         about: "host, linux".to_owned(),
     }
 }
@@ -206,8 +206,12 @@ fn advert() -> Advert {
         memory_bytes: 0,
         labels: BTreeMap::new(),
         runners: Runners::PROCESS,
-        volumes: Volumes::default(),
+        volumes: volumes(),
     }
+}
+
+fn volumes() -> Volumes {
+    BTreeMap::from([("sets".to_owned(), false), ("out".to_owned(), true)]).try_into().expect("names")
 }
 
 /// What real detectors say to the one under test in their first seconds.
