@@ -8,9 +8,11 @@ use serde::Serialize;
 use crate::cbor;
 use crate::ids::Hash;
 use crate::network::Network;
-use crate::remote::ContentHash;
+use crate::object::ObjectFile;
+use crate::remote::{ContentHash, HttpFile};
 use crate::secret::SecretUse;
 use crate::spec::{BlobRef, InputFile, JobSpec, Program, Source, Work};
+use crate::volume::Volume;
 
 /// What a job's programs find under a path, whichever way it came there.
 #[derive(Serialize, PartialEq, Eq, PartialOrd, Ord)]
@@ -25,7 +27,7 @@ impl<'a> From<&'a Source> for Content<'a> {
         match source {
             Source::Inline(bytes) => Self::Blake3(*blake3::hash(bytes).as_bytes()),
             Source::Blob(blob) => Self::Blake3(blob.hash.0),
-            Source::Http(file) => match file.hash {
+            Source::Http(HttpFile { hash, .. }) | Source::Object(ObjectFile { hash, .. }) => match *hash {
                 ContentHash::Blake3(hash) => Self::Blake3(hash.0),
                 ContentHash::Sha256(hash) => Self::Sha256(hash),
             },
@@ -47,6 +49,8 @@ enum Keyed<'a> {
         network: &'a Network,
         #[serde(skip_serializing_if = "Vec::is_empty")]
         secrets: Vec<&'a SecretUse>,
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        volumes: Vec<&'a Volume>,
     },
     MapReduce {
         chunk_table: BlobRef,
@@ -59,6 +63,8 @@ enum Keyed<'a> {
         network: &'a Network,
         #[serde(skip_serializing_if = "Vec::is_empty")]
         secrets: Vec<&'a SecretUse>,
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        volumes: Vec<&'a Volume>,
     },
 }
 
@@ -82,6 +88,9 @@ impl JobSpec {
         // By name: with other values the job is taken for the same.
         let mut secrets: Vec<&SecretUse> = self.secrets.iter().collect();
         secrets.sort_unstable();
+        // Where they are and what they are called; what is in them nobody knows.
+        let mut volumes: Vec<&Volume> = self.volumes.iter().collect();
+        volumes.sort_unstable();
         let keyed = match &self.work {
             Work::Batch(batch) => {
                 let mut outputs: Vec<&str> = batch.outputs.iter().map(String::as_str).collect();
@@ -95,6 +104,7 @@ impl JobSpec {
                     outputs,
                     network: &self.network,
                     secrets,
+                    volumes,
                 }
             }
             Work::MapReduce(round) => Keyed::MapReduce {
@@ -106,6 +116,7 @@ impl JobSpec {
                 env: &round.env,
                 network: &self.network,
                 secrets,
+                volumes,
             },
         };
         let mut hasher = blake3::Hasher::new_derive_key("sinew job key 1");
@@ -118,7 +129,7 @@ mod tests {
     use super::*;
     use crate::ids::{DiskId, MeshId, NodeId};
     use crate::manifest::{DraftContext, DraftWork, JobDraft};
-    use crate::remote::{GitTree, HttpFile};
+    use crate::remote::GitTree;
 
     /// The spec of a manifest, whose local paths' contents are their names.
     fn spec(text: &str, serial: u64) -> JobSpec {
@@ -175,6 +186,9 @@ mod tests {
             ("type", "secrets = [{ name = \"s\", env = \"S\" }]\ntype"),
             ("type", "secrets = [{ name = \"t\", env = \"S\" }]\ntype"),
             ("type", "secrets = [{ name = \"s\", file = \"S\" }]\ntype"),
+            ("[batch]", "[[volumes]]\nname = \"v\"\npath = \"/v\"\n[batch]"),
+            ("[batch]", "[[volumes]]\nname = \"w\"\npath = \"/v\"\n[batch]"),
+            ("[batch]", "[[volumes]]\nname = \"v\"\npath = \"/v\"\nread_only = false\n[batch]"),
         ] {
             let text = TEXT.replacen(from, to, 1);
             assert_ne!(text, TEXT);
@@ -200,6 +214,15 @@ mod tests {
             Source::Inline(b"x".to_vec()),
             Source::Blob(BlobRef { hash, size: 1 }),
             Source::Http(HttpFile { url: url(), hash: ContentHash::Blake3(hash), size_max: 7 }),
+            Source::Object(ObjectFile {
+                url: "s3://b/k".to_owned(),
+                hash: ContentHash::Blake3(hash),
+                size_max: 7,
+                endpoint: None,
+                region: None,
+                account: None,
+                credentials: None,
+            }),
         ];
         assert!(same.map(with).iter().all(|key| *key == spec(TEXT, 1).key()));
         let git = |revision: &str| {

@@ -85,7 +85,7 @@ pub struct GitTree {
 /// What is wrong with a remote input, and its mend.
 pub type Wrong = (&'static str, &'static str);
 
-fn check_url(url: &str) -> Result<(), Wrong> {
+pub(crate) fn check_url(url: &str) -> Result<(), Wrong> {
     let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
     let host = rest.and_then(|rest| rest.split(['/', '?', '#']).next());
     let plain = url.len() <= URL_LEN_MAX && url.bytes().all(|byte| byte.is_ascii_graphic());

@@ -9,9 +9,11 @@ use crate::cbor;
 use crate::identity::{BadSignature, Domain, Identity, Signature, verify};
 use crate::ids::{DiskId, Hash, JobId, MeshId, NodeId};
 use crate::network::Network;
+use crate::object::ObjectFile;
 pub use crate::program::{Program, Runners};
 use crate::remote::{GitTree, HttpFile};
 use crate::secret::{self, SecretUse};
+use crate::volume::{Volume, check_volumes};
 
 /// Longest encoded spec: it is replicated to every node, so bulk belongs in blobs.
 pub const SPEC_LEN_MAX: usize = 256 * 1024;
@@ -58,6 +60,9 @@ pub struct JobSpec {
     /// Secrets of the submitter that the programs are given.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<SecretUse>,
+    /// Directories of nodes that its programs use; only nodes that offer them run it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<Volume>,
 }
 
 /// The kinds of work.
@@ -201,6 +206,8 @@ pub enum Source {
     Http(HttpFile),
     /// In a git repository: a directory of files.
     Git(GitTree),
+    /// In an object store.
+    Object(ObjectFile),
 }
 
 /// What a task reserves.
@@ -296,7 +303,7 @@ impl JobSpec {
                 .iter()
                 .filter_map(|f| match &f.source {
                     Source::Blob(blob) => Some(*blob),
-                    Source::Inline(_) | Source::Http(_) | Source::Git(_) => None,
+                    Source::Inline(_) | Source::Http(_) | Source::Git(_) | Source::Object(_) => None,
                 })
                 .collect()
         };
@@ -354,6 +361,7 @@ impl JobSpec {
     pub fn secret_names(&self) -> BTreeSet<&str> {
         let fetching = self.files().iter().filter_map(|file| match &file.source {
             Source::Git(tree) => tree.token.as_deref(),
+            Source::Object(object) => object.credentials.as_deref(),
             Source::Inline(_) | Source::Blob(_) | Source::Http(_) => None,
         });
         self.secrets.iter().map(|secret| secret.name.as_str()).chain(fetching).collect()
@@ -470,6 +478,7 @@ fn check(spec: &JobSpec) -> Result<(), SpecError> {
         match &file.source {
             Source::Http(remote) => remote.check(),
             Source::Git(remote) => remote.check(),
+            Source::Object(remote) => remote.check(),
             Source::Inline(_) | Source::Blob(_) => Ok(()),
         }
         .or_else(|(problem, _)| bad("inputs", problem))?;
@@ -480,6 +489,7 @@ fn check(spec: &JobSpec) -> Result<(), SpecError> {
         return bad("gather", "the argument vector is empty");
     }
     spec.network.check().or_else(|(problem, _)| bad("network", problem))?;
+    check_volumes(&spec.volumes).or_else(|(_, (problem, _))| bad("volumes", problem))?;
     for program in spec.programs() {
         program.check().or_else(|(problem, _)| bad("program", problem))?;
     }

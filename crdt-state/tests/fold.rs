@@ -50,6 +50,7 @@ fn spec() -> JobSpec {
         copies: 1,
         network: sinew_crdt_state::network::Network::default(),
         secrets: Vec::new(),
+        volumes: Vec::new(),
     }
 }
 

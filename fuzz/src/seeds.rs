@@ -14,6 +14,7 @@ use sinew_crdt_state::manifest::{JobDraft, program_from_text};
 use sinew_crdt_state::program::Runners;
 use sinew_crdt_state::reconcile::Index;
 use sinew_crdt_state::spec::BlobRef;
+use sinew_crdt_state::volume::Volumes;
 use sinew_mesh::wire::{Hello, HelloMessage, JoinMessage};
 use sinew_mesh::{JoinRefusal, RefusalKind};
 use sinew_node::api::{ApiError, Reply, Request};
@@ -196,6 +197,7 @@ fn card() -> Card {
         memory_bytes: 1 << 33,
         labels,
         runners: Runners::PROCESS,
+        volumes: volumes(),
         about: "host, linux".to_owned(),
     }
 }
@@ -211,7 +213,12 @@ fn advert() -> Advert {
         memory_bytes: 0,
         labels: BTreeMap::new(),
         runners: Runners::PROCESS,
+        volumes: volumes(),
     }
+}
+
+fn volumes() -> Volumes {
+    BTreeMap::from([("sets".to_owned(), false), ("out".to_owned(), true)]).try_into().expect("names")
 }
 
 /// What real detectors say to the one under test in their first seconds.

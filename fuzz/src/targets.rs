@@ -256,6 +256,7 @@ pub fn ledger_job() -> SignedSpec {
         copies: 1,
         network: sinew_crdt_state::network::Network::default(),
         secrets: Vec::new(),
+        volumes: Vec::new(),
     };
     SignedSpec::sign(&who(1), &spec)
 }

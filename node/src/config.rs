@@ -10,6 +10,7 @@ use crate::egress::Rules;
 use crate::exec::cell::pool::SandboxMode;
 use crate::exec::docker::EngineSetting;
 use crate::exec::python::{PythonOptions, is_name};
+use crate::exec::volumes::{self, VolumeSetting};
 use crate::gather::{BadHostRule, Hosts};
 
 /// The file's name in the data dir.
@@ -63,6 +64,8 @@ pub struct Settings {
     pub gather_ca: Option<PathBuf>,
     /// Hosts that jobs may connect to, if they name them: as above, without addresses, and `NAME=ADDRESS` for a name that is there.
     pub job_hosts: Vec<String>,
+    /// Directories of this machine whose files jobs may take as inputs (`file:///…`).
+    pub object_dirs: Vec<PathBuf>,
     /// Which Docker engine runs containers: `auto`, `off` or the path of its socket.
     pub docker: EngineSetting,
     /// Whether WebAssembly modules may run here; when not set, they may unless there is an allowlist, which names none.
@@ -71,6 +74,8 @@ pub struct Settings {
     pub wasm_module_bytes_max: u64,
     /// How Python functions are called.
     pub python: PythonOptions,
+    /// Directories of this machine that jobs may use, by name.
+    pub volumes: BTreeMap<String, VolumeSetting>,
 }
 
 /// What fits into `/tmp` where nothing else is set: plenty for a sort or a build, and a small machine survives two of them.
@@ -105,10 +110,12 @@ impl Default for Settings {
             gather_ca: None,
             // Whoever connects from here is taken for this machine's owner: nothing without the owner's word.
             job_hosts: Vec::new(),
+            object_dirs: Vec::new(),
             docker: EngineSetting::Auto,
             wasm: None,
             wasm_module_bytes_max: WASM_MODULE_BYTES_MAX,
             python: PythonOptions::default(),
+            volumes: BTreeMap::new(),
         }
     }
 }
@@ -202,10 +209,14 @@ impl Settings {
             let mend = "give a number of bytes from 1, or set wasm = false";
             return Err(ConfigError::Value { key: "wasm_module_bytes_max", value: "0".to_owned(), mend });
         }
+        volumes::check(&self.volumes).map_err(|(value, mend)| ConfigError::Value { key: "volumes", value, mend })?;
+        let volumes: Vec<PathBuf> = self.volumes.values().map(|volume| volume.path.clone()).collect();
         for (key, paths) in [
+            ("volumes", &volumes),
             ("sandbox_readable", &self.sandbox_readable),
             ("sandbox_writable", &self.sandbox_writable),
             ("python.paths", &self.python.paths),
+            ("object_dirs", &self.object_dirs),
         ] {
             if let Some(bad) = paths.iter().find(|path| !is_plain(path)) {
                 let mend = "give absolute paths without `..`, none of them `/` itself";
@@ -272,6 +283,20 @@ mod tests {
             let error = Settings { python, ..Settings::default() }.check().expect_err("refused").to_string();
             assert!(error.contains("python.interpreter"), "{error}");
         }
+        for (text, word) in [
+            ("[volumes.Sets]\npath = \"/srv/sets\"\n", "lower-case"),
+            ("[volumes.sets]\npath = \"sets\"\n", "absolute"),
+        ] {
+            std::fs::write(dir.path().join(FILE_NAME), text).expect("write");
+            let error = Settings::load(None, dir.path()).expect("settings").check().expect_err("refused").to_string();
+            assert!(error.contains("volumes") && error.contains(word), "{error}");
+        }
+        std::fs::write(dir.path().join(FILE_NAME), "[volumes.sets]\npath = \"/srv/sets\"\nsubmitters = [\"x\"]\n")
+            .expect("write");
+        assert!(Settings::load(None, dir.path()).is_err(), "x is no node");
+        std::fs::write(dir.path().join(FILE_NAME), "[volumes.sets]\npath = \"/srv/sets\"\n").expect("write");
+        let settings = Settings::load(None, dir.path()).expect("settings");
+        assert!(settings.check().is_ok() && settings.volumes["sets"].read_only, "unless said otherwise");
         let python = "[python]\ninterpreter = \"/srv/venv\"\npaths = [\"tasks\"]\n";
         std::fs::write(dir.path().join(FILE_NAME), python).expect("write");
         let settings = Settings::load(None, dir.path()).expect("settings");

@@ -32,6 +32,7 @@ use crate::exec::runner::Runner;
 use crate::exec::set::RunnerSet;
 use crate::exec::slot::WorkRoot;
 use crate::exec::sweep::Sweeper;
+use crate::exec::volumes::BadVolume;
 use crate::frames::{self, Frame};
 use crate::gather::GatherError;
 use crate::logs::LogHub;
@@ -93,6 +94,9 @@ pub enum DaemonError {
         /// What programs see.
         shown: std::path::PathBuf,
     },
+    /// A directory cannot be offered.
+    #[error(transparent)]
+    Volume(BadVolume),
     /// The ledger.
     #[error(transparent)]
     Storage(#[from] StorageError),
@@ -122,6 +126,7 @@ impl DaemonError {
             | Self::Config(_)
             | Self::Allowlist(_)
             | Self::DataDirShown { .. }
+            | Self::Volume(_)
             | Self::Multiaddr { .. } => 2,
             _ => 1,
         }
@@ -295,6 +300,8 @@ impl Daemon {
         let shares = Shares { memory_bytes: memory_bytes(&settings), cpu_milli: cpu_milli(&settings) };
         let (runners, sandbox) = runners::open(&settings, shares, &tag, data_dir.path())?;
         let gather = runners::gather(&settings, &tag)?;
+        let volumes = runners::volumes(&settings, &sandbox, data_dir.path())?;
+        let volume_rules = volumes.rules().clone();
         let (engine, queue) = Engine::queue();
         let storage = open_storage(&data_dir, &engine)?;
         let (stored, incarnation, disk) = storage.reader().load()?;
@@ -331,7 +338,7 @@ impl Daemon {
         let host = TaskHost::new(
             store,
             link,
-            Means { runner: Arc::clone(&runners), gather, work, secrets, tag: tag.clone() },
+            Means { runner: Arc::clone(&runners), gather, work, secrets, volumes, tag: tag.clone() },
             logs,
             engine.clone(),
             runtime.clone(),
@@ -345,7 +352,7 @@ impl Daemon {
             incarnation,
             disk,
             seed: random_seed(),
-            config: core_config(&settings, roles, runners.ready()),
+            config: CoreConfig { volumes: volume_rules, ..core_config(&settings, roles, runners.ready()) },
         };
         let driver = Effects::new(Arc::clone(&shared), pool.clone(), Arc::clone(&storage), runtime);
         let thread = queue.start(&engine, setup, stored, driver).map_err(io("start the core's thread"))?;

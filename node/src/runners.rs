@@ -17,6 +17,7 @@ use crate::exec::process::ProcessRunner;
 use crate::exec::python::PythonRunner;
 use crate::exec::runner::{Health, Runner};
 use crate::exec::set::RunnerSet;
+use crate::exec::volumes::NodeVolumes;
 use crate::exec::wasm::{WasmOptions, WasmRunner};
 use crate::gather::{Gather, GatherOptions};
 
@@ -29,6 +30,8 @@ pub struct SandboxState {
     pub missing: Vec<String>,
     /// Why no program runs, if none does.
     pub refusal: Option<String>,
+    /// Whether programs run without any isolation.
+    pub bare: bool,
 }
 
 /// What tasks may use in all.
@@ -92,13 +95,24 @@ fn containers(
     Ok(DockerRunner::new(options, tag.clone(), tokio::runtime::Handle::current()))
 }
 
+/// The directories that jobs may use.
+///
+/// # Errors
+/// What in the settings cannot be.
+pub fn volumes(settings: &Settings, sandbox: &SandboxState, data_dir: &Path) -> Result<NodeVolumes, DaemonError> {
+    let shown = [settings.sandbox_readable.clone(), settings.python.readable(), settings.sandbox_writable.clone()];
+    let opened = NodeVolumes::open(&settings.volumes, shown.concat(), sandbox.bare, data_dir);
+    opened.map_err(DaemonError::Volume)
+}
+
 /// Sets up the fetching of inputs.
 ///
 /// # Errors
 /// What in the settings cannot be.
 pub fn gather(settings: &Settings, tag: &NodeTag) -> Result<Gather, DaemonError> {
     let options = GatherOptions { hosts: settings.hosts()?, ca: settings.gather_ca.clone() };
-    Gather::new(options, tag.clone()).map_err(DaemonError::Gather)
+    let gather = Gather::new(options, tag.clone()).map_err(DaemonError::Gather)?;
+    Ok(gather.with_object_dirs(settings.object_dirs.clone()))
 }
 
 /// The runner for modules, unless they are not wanted.
@@ -158,13 +172,14 @@ fn isolate(
         return Err(DaemonError::DataDirShown { dir: data_dir.to_owned(), shown: shown.to_owned() });
     }
     let list = settings.allowlist.as_deref().map(Allowlist::load).transpose()?;
-    let mut state = SandboxState { mode: settings.sandbox, missing: Vec::new(), refusal: None };
+    let mut state = SandboxState { mode: settings.sandbox, missing: Vec::new(), refusal: None, bare: false };
     let runner = match Sandbox::probe(options, tag) {
         Ok((sandbox, missing)) => {
             for piece in &missing {
                 tracing::warn!(%piece, mode = %state.mode, "missing in the sandbox");
             }
             state.missing = missing.iter().map(ToString::to_string).collect();
+            state.bare = sandbox.is_none();
             sandbox.map_or_else(
                 || ProcessRunner::new(tag.clone()),
                 |sandbox| ProcessRunner::sandboxed(tag.clone(), sandbox),

@@ -122,6 +122,7 @@ pub async fn prepare(store: &BlobStore, draft: JobDraft, progress: OnProgress<'_
         copies: draft.copies,
         network: draft.network.clone(),
         secrets: draft.secrets.clone(),
+        volumes: draft.volumes.clone(),
     };
     Ok(Prepared { job, guards: taking.guards })
 }
@@ -195,6 +196,7 @@ impl Taking<'_> {
                     executable: file.executable,
                 }),
                 DraftSource::Http(remote) => placed.push(remote_file(file, Source::Http(remote.clone()))),
+                DraftSource::Object(remote) => placed.push(remote_file(file, Source::Object(remote.clone()))),
                 DraftSource::Git(tree) => placed.push(remote_file(file, Source::Git(tree.clone()))),
                 DraftSource::Path(path) => self.path(file, Path::new(path), &mut placed).await?,
             }

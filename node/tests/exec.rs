@@ -123,6 +123,7 @@ impl World {
             attempt: 1,
             files: &self.files,
             content: &NO_CONTENT,
+            volumes: &[],
             env: &self.env,
             secrets: None,
             limits: self.limits,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use sinew_crdt_state::program::Runners;
+use sinew_crdt_state::volume::VolumeRules;
 
 use crate::time::Span;
 
@@ -147,6 +148,8 @@ pub struct CoreConfig {
     pub labels: BTreeMap<String, String>,
     /// What can run here.
     pub runners: Runners,
+    /// Directories that jobs may use here.
+    pub volumes: VolumeRules,
     /// For people.
     pub about: String,
     /// Tasks handed to the driver ahead of a free slot, per slot: a short task's successor then starts without a round trip
@@ -166,6 +169,7 @@ impl Default for CoreConfig {
             memory_bytes: 1 << 30,
             labels: BTreeMap::new(),
             runners: Runners::PROCESS,
+            volumes: VolumeRules::default(),
             about: String::new(),
             start_ahead: 0,
             keep_all_max: 64,

@@ -173,6 +173,7 @@ impl Core {
             memory_bytes: config.memory_bytes,
             labels: config.labels.clone(),
             runners: config.runners,
+            volumes: config.volumes.offered(),
             about: config.about.clone(),
         }
     }
@@ -533,6 +534,6 @@ impl Core {
 pub fn blobs_of(source: &Source) -> Option<BlobRef> {
     match source {
         Source::Blob(blob) => Some(*blob),
-        Source::Inline(_) | Source::Http(_) | Source::Git(_) => None,
+        Source::Inline(_) | Source::Http(_) | Source::Git(_) | Source::Object(_) => None,
     }
 }

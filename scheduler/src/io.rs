@@ -73,6 +73,8 @@ pub struct NewJob {
     pub network: Network,
     /// Secrets of this node that the programs are given.
     pub secrets: Vec<SecretUse>,
+    /// Directories of nodes that it uses.
+    pub volumes: Vec<sinew_crdt_state::volume::Volume>,
 }
 
 /// What a local user asks for.

@@ -276,6 +276,7 @@ impl Peer {
             && card.cpu_milli >= need.cpu_milli.max(1)
             && card.memory_bytes >= need.memory_bytes
             && card.runners.contains(spec.runners())
+            && (spec.volumes.is_empty() || card.volumes.cover(&spec.needed_volumes()))
             && has_labels(card, spec);
         if !fits {
             return None;

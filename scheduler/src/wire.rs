@@ -12,6 +12,7 @@ use sinew_crdt_state::fact::{Fence, Run};
 use sinew_crdt_state::ids::{DiskId, FactId, JobId, NodeId};
 use sinew_crdt_state::reconcile::{Claim, Item, Listing};
 use sinew_crdt_state::spec::{BlobRef, Phase, Runners};
+use sinew_crdt_state::volume::Volumes;
 
 /// Which stream a message takes. Heartbeats and votes never queue behind bulk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -381,6 +382,9 @@ pub struct Card {
     pub labels: BTreeMap<String, String>,
     /// What can run there.
     pub runners: Runners,
+    /// Directories that its operator offers.
+    #[serde(default, skip_serializing_if = "Volumes::is_empty")]
+    pub volumes: Volumes,
     /// For people: host name, OS, architecture, version.
     pub about: String,
 }
@@ -411,6 +415,9 @@ pub struct Advert {
     pub labels: BTreeMap<String, String>,
     /// What must be able to run there.
     pub runners: Runners,
+    /// Directories that must be offered there.
+    #[serde(default, skip_serializing_if = "Volumes::is_empty")]
+    pub volumes: Volumes,
 }
 
 impl Message {

@@ -155,7 +155,7 @@ impl Worker {
 
     fn fits(&self, ctx: &Ctx, spec: &JobSpec) -> u32 {
         let labels = spec.labels.iter().all(|(k, v)| ctx.config.labels.get(k) == Some(v));
-        let able = labels && ctx.config.runners.contains(spec.runners());
+        let able = labels && ctx.config.runners.contains(spec.runners()) && ctx.config.volumes.admit(spec).is_ok();
         if able && ctx.storage_failing.is_none() && ctx.roles.contains(Roles::RUN) {
             self.pool.slots(spec.resources)
         } else {
@@ -199,7 +199,8 @@ impl Worker {
         let need = Resources { cpu_milli: advert.cpu_milli, memory_bytes: advert.memory_bytes };
         let labels = advert.labels.iter().all(|(k, v)| ctx.config.labels.get(k) == Some(v));
         let slots = self.pool.slots(need);
-        let able = labels && ctx.config.runners.contains(advert.runners);
+        let volumes = advert.volumes.is_empty() || ctx.config.volumes.offered().cover(&advert.volumes);
+        let able = labels && volumes && ctx.config.runners.contains(advert.runners);
         if able && slots > 0 && ctx.storage_failing.is_none() && ctx.roles.contains(Roles::RUN) {
             ctx.send(from, Message::Interest { job: advert.job, slots });
         }

@@ -230,6 +230,7 @@ impl Plan {
             copies: self.copies,
             network: sinew_crdt_state::network::Network::default(),
             secrets: Vec::new(),
+            volumes: Vec::new(),
         }
     }
 

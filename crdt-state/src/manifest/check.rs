@@ -11,6 +11,7 @@ use crate::cbor;
 use crate::program::ProgramOf;
 use crate::remote::Wrong;
 use crate::spec::{Builtin, PARTITIONS_MAX, SPEC_LEN_MAX, TASKS_MAX, is_safe_relative};
+use crate::volume::check_volumes;
 
 /// Longest job name, in characters: one column of a table on a terminal, with room to spare.
 pub(super) const NAME_LEN_MAX: usize = 128;
@@ -73,6 +74,10 @@ pub(super) fn check(draft: &JobDraft) -> Problems {
             check_range("map_reduce.partitions", round.partitions, PARTITIONS, &mut out);
             check_files("map_reduce.files", &round.files, &mut out);
         }
+    }
+    if let Err((i, (problem, mend))) = check_volumes(&draft.volumes) {
+        let found = draft.volumes.get(i).map(|volume| format!("{} at {}", quoted(&volume.name), quoted(&volume.path)));
+        out.push(Problem::new(format!("volumes[{i}]"), found, problem, mend));
     }
     check_len(draft, &mut out);
     Problems(out)
@@ -223,6 +228,7 @@ fn check_files(path: &str, files: &[DraftFile], out: &mut Vec<Problem>) {
             DraftSource::Inline(_) | DraftSource::Blob(_) => {}
             DraftSource::Http(remote) => note(&path, &remote.url, remote.check(), out),
             DraftSource::Git(remote) => note(&path, &remote.url, remote.check(), out),
+            DraftSource::Object(remote) => note(&path, &remote.url, remote.check(), out),
         }
     }
     // A file cannot also be a directory.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::problem::Problems;
 use crate::ids::{DiskId, MeshId, NodeId};
 use crate::network::Network;
+use crate::object::ObjectFile;
 use crate::program::{ContainerOf, ImageOf, ProgramOf, WasmOf};
 use crate::remote::{GitTree, HttpFile};
 use crate::secret::SecretUse;
@@ -16,6 +17,7 @@ use crate::spec::{
     Batch, BlobRef, Builtin, InputFile, JobSpec, Limits, MapReduce, Program, Resources, Retry, Strategy,
     UnknownBuiltin, Work,
 };
+use crate::volume::Volume;
 
 /// Copies of each output when nothing is said: one lost node then costs no finished work.
 pub const COPIES_DEFAULT: u8 = 2;
@@ -52,6 +54,9 @@ pub struct JobDraft {
     /// Secrets of the submitter that the programs are given.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<SecretUse>,
+    /// Directories of nodes that its programs use; only nodes that offer them run it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<Volume>,
 }
 
 /// The kinds of work, unresolved.
@@ -143,6 +148,8 @@ pub enum DraftSource {
     Http(HttpFile),
     /// In a git repository, where each node fetches it; a directory of files.
     Git(GitTree),
+    /// In an object store, where each node fetches it.
+    Object(ObjectFile),
 }
 
 /// A program whose content may still be on the submitter's disk.
@@ -324,6 +331,7 @@ impl JobDraft {
             copies: COPIES_DEFAULT,
             network: Network::default(),
             secrets: Vec::new(),
+            volumes: Vec::new(),
         }
     }
 
@@ -350,6 +358,7 @@ impl JobDraft {
     pub fn secret_names(&self) -> BTreeSet<&str> {
         let fetching = self.files().iter().filter_map(|file| match &file.source {
             DraftSource::Git(tree) => tree.token.as_deref(),
+            DraftSource::Object(object) => object.credentials.as_deref(),
             _ => None,
         });
         self.secrets.iter().map(|secret| secret.name.as_str()).chain(fetching).collect()
@@ -430,6 +439,7 @@ impl JobDraft {
             copies: self.copies,
             network: self.network,
             secrets: self.secrets,
+            volumes: self.volumes,
         }
     }
 }

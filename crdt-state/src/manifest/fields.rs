@@ -10,7 +10,7 @@ use super::tree::Node;
 use super::units::{UnitError, parse_cpus, parse_duration, parse_size};
 
 /// Every table of the manifest with its keys: the one place that says which keys exist. `""` is the top, `[]` an input file.
-pub(super) const TABLES: [(&str, &[&str]); 11] = [
+pub(super) const TABLES: [(&str, &[&str]); 13] = [
     (
         "",
         &[
@@ -26,6 +26,7 @@ pub(super) const TABLES: [(&str, &[&str]); 11] = [
             "env",
             "network",
             "secrets",
+            "volumes",
             "batch",
             "map_reduce",
         ],
@@ -33,6 +34,7 @@ pub(super) const TABLES: [(&str, &[&str]); 11] = [
     ("limits", &["timeout", "output_max"]),
     ("retry", &["attempts", "delay"]),
     ("secrets", &["name", "env", "file"]),
+    ("volumes", &["name", "path", "read_only"]),
     ("batch", &["command", "docker", "python", "wasm", "tasks", "inputs", "gather", "outputs"]),
     ("map_reduce", &["inputs", "split", "map", "combine", "reduce", "partitions", "files"]),
     ("program", &["docker", "python", "wasm"]),
@@ -51,6 +53,10 @@ pub(super) const TABLES: [(&str, &[&str]); 11] = [
             "size",
             "hash",
             "size_max",
+            "endpoint",
+            "region",
+            "account",
+            "credentials",
             "revision",
             "subdir",
             "token",

@@ -5,16 +5,21 @@ use super::fields::{Fields, Item, stand_in};
 use super::problem::{Problem, quoted};
 use super::tree::Node;
 use crate::ids::Hash;
+use crate::object::{ObjectFile, is_object_url};
 use crate::remote::{ContentHash, GitTree, HttpFile};
 use crate::spec::BlobRef;
 
 /// The keys that say where a file's content is.
 const CONTENTS: [&str; 5] = ["path", "inline", "blob", "url", "git"];
 /// The keys that go with one of these only.
-const EXTRAS: [(&str, &[&str]); 6] = [
+const EXTRAS: [(&str, &[&str]); 10] = [
     ("size", &["blob"]),
     ("hash", &["url"]),
     ("size_max", &["url", "git"]),
+    ("endpoint", &["url"]),
+    ("region", &["url"]),
+    ("account", &["url"]),
+    ("credentials", &["url"]),
     ("revision", &["git"]),
     ("subdir", &["git"]),
     ("token", &["git"]),
@@ -97,6 +102,21 @@ fn read_source(
         "url" => {
             let hash = fields.require("hash", "write sha256: or blake3: and the content's 64 digits", out);
             let (hash, size_max) = (hash.and_then(|item| read_hash(&item, out)), size_max(out));
+            let store = ObjectKeys::read(fields, out);
+            if is_object_url(&url) {
+                let ObjectKeys { endpoint, region, account, credentials } = store;
+                let (hash, size_max) = (hash?, size_max?);
+                return Some(DraftSource::Object(ObjectFile {
+                    url,
+                    hash,
+                    size_max,
+                    endpoint,
+                    region,
+                    account,
+                    credentials,
+                }));
+            }
+            ObjectKeys::refuse(fields, out);
             Some(DraftSource::Http(HttpFile { url, hash: hash?, size_max: size_max? }))
         }
         _ => {
@@ -106,6 +126,34 @@ fn read_source(
             let token = fields.get("token").and_then(|item| item.text(out)).map(str::to_owned);
             let size_max = size_max(out);
             Some(DraftSource::Git(GitTree { url, revision: revision?, subdir, token, size_max: size_max? }))
+        }
+    }
+}
+
+/// What goes with an object's address only.
+struct ObjectKeys {
+    endpoint: Option<String>,
+    region: Option<String>,
+    account: Option<String>,
+    credentials: Option<String>,
+}
+
+impl ObjectKeys {
+    const NAMES: [&str; 4] = ["endpoint", "region", "account", "credentials"];
+
+    fn read(fields: &Fields<'_>, out: &mut Vec<Problem>) -> Self {
+        let [endpoint, region, account, credentials] =
+            Self::NAMES.map(|key| fields.get(key).and_then(|item| item.text(out)).map(str::to_owned));
+        Self { endpoint, region, account, credentials }
+    }
+
+    fn refuse(fields: &Fields<'_>, out: &mut Vec<Problem>) {
+        for key in Self::NAMES {
+            if let Some(item) = fields.get(key) {
+                let problem = format!("only an object store has a {key}");
+                let mend = "leave it out, or write an s3://, az:// or gs:// address";
+                out.push(Problem::new(item.path, item.node.describe(), problem, mend));
+            }
         }
     }
 }

@@ -12,6 +12,7 @@ use super::tree::Node;
 use super::units::parse_split;
 use crate::program::ProgramOf;
 use crate::spec::{Builtin, Limits, Resources, Retry, Strategy};
+use crate::volume::Volume;
 
 /// The values of `type`.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -77,6 +78,7 @@ fn read_top(top: &Fields<'_>, out: &mut Vec<Problem>) -> JobDraft {
     draft.env = top.get("env").map(|item| item.text_table(out)).unwrap_or_default();
     draft.network = top.get("network").map(|item| super::network::read(&item, out)).unwrap_or_default();
     draft.secrets = top.get("secrets").map(|item| read_secrets(&item, out)).unwrap_or_default();
+    draft.volumes = top.get("volumes").map(|item| read_volumes(&item, out)).unwrap_or_default();
     if let Some(work) = read_work(top, out) {
         draft.work = work;
     }
@@ -90,6 +92,21 @@ fn read_limits(item: &Item<'_>, out: &mut Vec<Problem>) -> Limits {
         timeout_ms: fields.get("timeout").and_then(|item| item.duration(out)).or(defaults.timeout_ms),
         output_bytes_max: fields.get("output_max").and_then(|item| item.size(out)).unwrap_or(defaults.output_bytes_max),
     }
+}
+
+fn read_volumes(item: &Item<'_>, out: &mut Vec<Problem>) -> Vec<Volume> {
+    let items = item.list(out).into_iter().enumerate();
+    let read = |(i, item): (usize, Item<'_>)| {
+        let (name, path) = (format!("stand_in_{i}"), format!("/stand-in-{i}"));
+        let Some(fields) = Fields::open(&item, "volumes", out) else { return Volume { name, path, read_only: true } };
+        let given = fields.require("name", "write the name that operators give it", out);
+        let name = given.and_then(|item| item.text(out)).map_or(name, str::to_owned);
+        let given = fields.require("path", "write where programs are to find it, such as /data", out);
+        let path = given.and_then(|item| item.text(out)).map_or(path, str::to_owned);
+        let read_only = fields.get("read_only").and_then(|item| item.flag(out)).unwrap_or(true);
+        Volume { name, path, read_only }
+    };
+    items.map(read).collect()
 }
 
 fn read_retry(item: &Item<'_>, out: &mut Vec<Problem>) -> Retry {

@@ -6,6 +6,7 @@ use super::check::{COPIES, NAME_LEN_MAX, PARTITIONS, TASKS};
 use super::fields::TABLES;
 use crate::program::HealthCheck;
 use crate::secret::{NAME_LEN_MAX as SECRET_NAME_LEN_MAX, SECRETS_MAX};
+use crate::volume::VOLUMES_MAX;
 
 const PAGE: &str = include_str!("../../../docs/manifest.md");
 
@@ -54,6 +55,15 @@ pub fn schema() -> Value {
             "secret": with(object("secrets", &["name"], |_| json!({
                 "type": "string", "minLength": 1, "maxLength": SECRET_NAME_LEN_MAX,
             })), "oneOf", &one_of(&["env", "file"])),
+            "volumes": {
+                "type": "array",
+                "maxItems": VOLUMES_MAX,
+                "items": object("volumes", &["name", "path"], |key| match key {
+                    "name" => json!({ "type": "string", "pattern": "^[a-z][a-z0-9_]{0,31}$" }),
+                    "path" => json!({ "type": "string", "pattern": "^/." }),
+                    _ => json!({ "type": "boolean" }),
+                }),
+            },
             "batch": with(object("batch", &[], |key| match key {
                 "tasks" => count(*TASKS.start(), *TASKS.end()),
                 "inputs" => json!({ "type": "array", "items": reference("input") }),
@@ -102,7 +112,8 @@ fn input() -> Value {
     let table = object("[]", &[], |key| match key {
         "size" | "size_max" => reference("size"),
         "executable" => json!({ "type": "boolean" }),
-        "url" | "git" => json!({ "type": "string", "pattern": "^https?://" }),
+        "url" => json!({ "type": "string", "pattern": "^(https?|s3|az|gs|file)://" }),
+        "git" | "endpoint" => json!({ "type": "string", "pattern": "^https?://" }),
         "hash" => json!({ "type": "string", "pattern": "^(sha256|blake3):[0-9a-fA-F]{64}$" }),
         "revision" => json!({ "type": "string", "pattern": "^([0-9a-f]{40}|[0-9a-f]{64})$" }),
         _ => json!({ "type": "string" }),
@@ -217,6 +228,8 @@ mod tests {
             ("[batch]", "memory = \"12 apples\"\n[batch]"),
             ("[batch]", "network = \"all\"\n[batch]"),
             ("[batch]", "network = []\n[batch]"),
+            ("[batch]", "[[volumes]]\nname = \"v\"\n[batch]"),
+            ("[batch]", "[[volumes]]\nname = \"V\"\npath = \"/v\"\n[batch]"),
             ("[batch]", "limits.timeout = 30\n[batch]"),
             ("[batch]", "map_reduce.inputs = [\"x\"]\n[batch]"),
             ("command = \"a\"", "command = []"),

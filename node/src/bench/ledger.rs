@@ -45,6 +45,7 @@ fn spec(identity: &Identity, serial: u64) -> SignedSpec {
         copies: 1,
         network: sinew_crdt_state::network::Network::default(),
         secrets: Vec::new(),
+        volumes: Vec::new(),
     };
     SignedSpec::sign(identity, &spec)
 }

@@ -72,6 +72,7 @@ pub fn spawn_rate(count: u32, threads: u32) -> io::Result<SpawnRate> {
                 attempt: 1,
                 files: &files,
                 content: &NO_CONTENT,
+                volumes: &[],
                 env: &env,
                 secrets: None,
                 limits: Limits { timeout_ms: Some(60_000), ..Limits::default() },

@@ -34,5 +34,6 @@ pub mod split;
 pub mod stop;
 pub mod sweep;
 pub mod task;
+pub mod volumes;
 pub mod walk;
 pub mod wasm;

@@ -31,6 +31,7 @@ use super::lookup;
 use super::outcome::Failure;
 use super::runner::{Control, Ended, Execution, Health, Launch, Prepared, RunLimits, Runner, Streams, View};
 use super::sweep::{self, Target};
+use super::volumes;
 
 /// Variables of the daemon that programs see. Everything else, tokens above all, stays with the daemon.
 pub const INHERITED: [&str; 4] = ["PATH", "HOME", "LANG", "TMPDIR"];
@@ -156,6 +157,7 @@ impl ProcessRunner {
         for (name, value) in launch.fixed_env {
             command.env(name, value);
         }
+        command.envs(volumes::variables(launch.place.volumes, View::Host));
         command.env(TAG_VAR, self.tag.value()).env(RUN_VAR, launch.run.to_string());
         match &self.nothing {
             _ if launch.feeds_stdin => command.stdin(Stdio::piped()),
@@ -293,6 +295,7 @@ impl ProcessRunner {
         let mut env: Vec<(String, String)> = self.base.iter().map(|(n, v)| owned((n, v))).collect();
         env.extend(launch.env.iter().map(|(n, v)| owned((n, v))));
         env.extend(launch.fixed_env.iter().map(|(n, v)| owned((n, v))));
+        env.extend(volumes::variables(launch.place.volumes, View::Cell));
         env.extend([owned((TAG_VAR, self.tag.value())), (RUN_VAR.to_owned(), launch.run.to_string())]);
         let shown = prepared.program.display().to_string();
         let lease = sandbox.take(&launch.place)?;
@@ -322,6 +325,12 @@ pub(super) fn shown_path(sandbox: &Sandbox, path: &str) -> String {
     if shown.is_empty() { PATH_FALLBACK.to_owned() } else { shown.join(":") }
 }
 
+/// Whether a program is named in one of the job's volumes.
+fn in_volume(launch: &Launch<'_>, program: &Path) -> bool {
+    let plain = !program.components().any(|part| part == std::path::Component::ParentDir);
+    plain && launch.place.volumes.iter().any(|volume| program.starts_with(&volume.path))
+}
+
 /// Finds a program that is given by a path, or may be among the job's files, under the name that it has in a cell. Nothing is
 /// said about files of the host that a cell does not show.
 fn in_cell(sandbox: &Sandbox, launch: &Launch<'_>, name: &str, path: &str) -> Result<PathBuf, Failure> {
@@ -330,6 +339,8 @@ fn in_cell(sandbox: &Sandbox, launch: &Launch<'_>, name: &str, path: &str) -> Re
     let own = [cell::INPUT, cell::WORK].iter().find_map(|dir| given.strip_prefix(dir).ok());
     let name = match own {
         Some(own) => &format!("./{}", own.display()),
+        // Whether it is there shows when it is started.
+        None if in_volume(launch, given) => return Ok(given.to_owned()),
         None if given.is_absolute() && !sandbox.shows(given) => return Err(lookup::missing(name)),
         None => name,
     };

@@ -377,7 +377,7 @@ impl Slot {
     ) -> Place<'a> {
         let generation = self.work.generation + self.output.generation;
         let (slot, dir, input) = (self.number, &self.job, files.dir());
-        Place { slot, dir, generation, job, input, output_max, resources, network, secrets: None }
+        Place { slot, dir, generation, job, input, output_max, resources, network, secrets: None, volumes: &[] }
     }
 
     /// Makes both directories anew if `job` is another than the last: one job's program is not to find what another's made of

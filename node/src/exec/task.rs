@@ -27,6 +27,7 @@ use super::shuffle::{ShuffleConfig, Shuffler};
 use super::slot::{Slot, make};
 use super::stop::StopHandle;
 use super::sweep::next_run;
+use super::volumes::Mounted;
 use crate::secrets::job::JobSecrets;
 use crate::secrets::redact::Redacting;
 
@@ -47,6 +48,8 @@ pub struct TaskContext<'a> {
     pub files: &'a JobFiles,
     /// Where the content of its programs is.
     pub content: &'a Content,
+    /// Directories of this node that it has.
+    pub volumes: &'a [Mounted],
     /// The job's variables, with those that are secrets.
     pub env: &'a BTreeMap<String, String>,
     /// The job's secrets.
@@ -268,6 +271,7 @@ impl<'a> Attempt<'a> {
             task: ctx.task,
             dir: slot.work(),
             place: Place {
+                volumes: ctx.volumes,
                 secrets: ctx.secrets,
                 ..slot.place(ctx.job, ctx.files, ctx.limits.output_bytes_max, ctx.resources, ctx.network)
             },

@@ -1,13 +1,17 @@
-//! Fetches inputs from outside the mesh: files from web servers, trees from git repositories. Addresses come from specs that
+//! Fetches inputs from outside the mesh: files from web servers, trees from git repositories, objects from stores. Addresses come from specs that
 //! peers signed, so a node fetches only from hosts that its operator allows, and by default from none inside its own network.
 
 mod git;
 mod hosts;
 mod http;
+mod objects;
+mod receive;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
+use reqwest::redirect::Policy;
 use sinew_crdt_state::error_code::ErrorCode;
 
 use crate::exec::guardian::NodeTag;
@@ -46,6 +50,9 @@ pub struct Gather {
     hosts: Arc<Hosts>,
     ca: Option<PathBuf>,
     client: reqwest::Client,
+    /// Follows no redirects.
+    direct: reqwest::Client,
+    object_dirs: Arc<[PathBuf]>,
     tag: NodeTag,
 }
 
@@ -56,8 +63,24 @@ impl Gather {
     /// [`GatherError`].
     pub fn new(options: GatherOptions, tag: NodeTag) -> Result<Self, GatherError> {
         let hosts = Arc::new(options.hosts);
-        let client = http::client(&hosts, options.ca.as_deref())?;
-        Ok(Self { hosts, ca: options.ca, client, tag })
+        let client = http::client(&hosts, options.ca.as_deref(), http::redirects(&hosts), http::SILENCE_MAX)?;
+        let direct = http::client(&hosts, options.ca.as_deref(), Policy::none(), http::SILENCE_MAX)?;
+        Ok(Self { hosts, ca: options.ca, client, direct, object_dirs: Arc::default(), tag })
+    }
+
+    /// Offers jobs the files in these directories of this node.
+    #[must_use]
+    pub fn with_object_dirs(self, dirs: Vec<PathBuf>) -> Self {
+        Self { object_dirs: dirs.into(), ..self }
+    }
+
+    /// Gives up object stores that say nothing for so long, instead of half a minute.
+    ///
+    /// # Errors
+    /// [`GatherError`].
+    pub fn with_silence_max(self, silence_max: Duration) -> Result<Self, GatherError> {
+        let direct = http::client(&self.hosts, self.ca.as_deref(), Policy::none(), silence_max)?;
+        Ok(Self { direct, ..self })
     }
 }
 

@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use sinew_blobs::{Format, ImportMode};
 use sinew_crdt_state::program::Program;
-use sinew_crdt_state::remote::{ContentHash, HttpFile};
+use sinew_crdt_state::remote::ContentHash;
 use sinew_crdt_state::spec::{Batch, BlobRef, InputFile, Source, Work};
 use sinew_scheduler::io::StartTask;
 
@@ -17,6 +17,7 @@ use crate::exec::files::{JobFiles, Placing};
 use crate::exec::outcome::Failure;
 use crate::exec::slot::Slot;
 use crate::exec::task::{TaskContext, run_gather};
+use crate::secrets::SecretBytes;
 
 /// Places the files of the task's job, and runs its gather command if it has one.
 pub(super) fn files(
@@ -61,22 +62,42 @@ fn place(
             fetch(host, job, *blob, None, &task.providers)?;
             placing.add(&file.path, file.executable, &mut BlobRange::new(host, *blob, 0, blob.size))
         }
-        Source::Http(remote) => placing.add(&file.path, file.executable, &mut *http(host, task, remote)?),
+        Source::Http(remote) => {
+            let dir = host.means.work.content(&job.to_string());
+            let fetching = host.means.gather.http(remote, &dir);
+            placing.add(&file.path, file.executable, &mut *remote_file(host, task, remote.hash, fetching)?)
+        }
+        Source::Object(object) => {
+            let secret = secret(ctx, object.credentials.as_deref()).map(SecretBytes::bytes);
+            let dir = host.means.work.content(&job.to_string());
+            let fetching = host.means.gather.object(object, secret, &dir);
+            placing.add(&file.path, file.executable, &mut *remote_file(host, task, object.hash, fetching)?)
+        }
         Source::Git(tree) => {
             let dir = host.means.work.content(&job.to_string());
-            let token = tree.token.as_deref().and_then(|name| ctx.secrets.and_then(|secrets| secrets.get(name)));
+            let token = secret(ctx, tree.token.as_deref());
             host.means.gather.git(&host.runtime, tree, token, &dir, &file.path, placing, ctx.stop)
         }
     }
 }
 
-/// The content of a file on a web server. Under a BLAKE3 hash it may be here already, and is kept as a blob for as long as the job
+/// The job's secret of this name; a job has each that its inputs name.
+fn secret<'a>(ctx: &TaskContext<'a>, name: Option<&str>) -> Option<&'a SecretBytes> {
+    ctx.secrets?.get(name?)
+}
+
+/// The content of a file that is fetched. Under a BLAKE3 hash it may be here already, and is kept as a blob for as long as the job
 /// is.
-fn http(host: &TaskHost, task: &StartTask, remote: &HttpFile) -> Result<Box<dyn Read>, Failure> {
+fn remote_file(
+    host: &TaskHost,
+    task: &StartTask,
+    hash: ContentHash,
+    fetching: impl Future<Output = Result<File, Failure>>,
+) -> Result<Box<dyn Read>, Failure> {
     let job = task.key.lease.job;
     let dir = host.means.work.content(&job.to_string());
-    let ContentHash::Blake3(hash) = remote.hash else {
-        return Ok(Box::new(host.runtime.block_on(host.means.gather.http(remote, &dir))?));
+    let ContentHash::Blake3(hash) = hash else {
+        return Ok(Box::new(host.runtime.block_on(fetching)?));
     };
     let blob = host.runtime.block_on(async {
         let storage =
@@ -85,7 +106,7 @@ fn http(host: &TaskHost, task: &StartTask, remote: &HttpFile) -> Result<Box<dyn 
         let size = match here {
             Some(size) => size,
             None => {
-                let file = host.means.gather.http(remote, &dir).await?;
+                let file = fetching.await?;
                 let named = tempfile::Builder::new().tempfile_in(&dir).map_err(|e| storage(&e))?;
                 let mut copy = (file, named.as_file());
                 std::io::copy(&mut copy.0, &mut copy.1).map_err(|e| storage(&e))?;

@@ -25,6 +25,7 @@ use crate::exec::runner::Runner;
 use crate::exec::set::RunnerSet;
 use crate::exec::slot::WorkRoot;
 use crate::exec::stop::{StopHandle, StopReason};
+use crate::exec::volumes::NodeVolumes;
 use crate::gather::Gather;
 use crate::logs::LogHub;
 use crate::mesh_link::MeshLink;
@@ -62,6 +63,8 @@ pub struct Means {
     pub secrets: Arc<Keeper>,
     /// Marks what belongs to this run of the daemon.
     pub tag: NodeTag,
+    /// Directories that jobs may use.
+    pub volumes: NodeVolumes,
 }
 
 /// Nodes that say nothing although their connection looks open, and when that was looked up.

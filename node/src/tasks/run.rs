@@ -83,6 +83,7 @@ fn attempt_with(
     let content = cache.content(host, job, spec, &task.providers).map_err(none)?;
     let log = host.logs.attempt(job, key.phase, key.task, task.run.0);
     let env = secrets.map_or_else(|| spec.env(), JobSecrets::env);
+    let volumes = host.means.volumes.mount(spec).map_err(none)?;
     let no_files = JobFiles::none();
     let ctx = TaskContext {
         runner: &*host.means.runner,
@@ -92,6 +93,7 @@ fn attempt_with(
         attempt: task.run.0,
         files: &no_files,
         content: &content,
+        volumes: &volumes,
         env,
         secrets,
         limits: spec.limits,

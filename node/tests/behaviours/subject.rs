@@ -16,6 +16,7 @@ use sinew_node::exec::set::Content;
 use sinew_node::exec::slot::{Slot, WorkRoot};
 use sinew_node::exec::stop::StopHandle;
 use sinew_node::exec::task::{MapWork, TaskContext, run_batch, run_map};
+use sinew_node::exec::volumes::Mounted;
 
 /// Longest wait for something that happens within milliseconds on an idle machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -114,6 +115,7 @@ pub(crate) struct Bench {
     pub(crate) content: Content,
     pub(crate) files: JobFiles,
     pub(crate) env: BTreeMap<String, String>,
+    pub(crate) volumes: Vec<Mounted>,
     pub(crate) limits: Limits,
     pub(crate) resources: Resources,
     pub(crate) dir: tempfile::TempDir,
@@ -132,6 +134,7 @@ impl Bench {
             content,
             files: JobFiles::none(),
             env: BTreeMap::new(),
+            volumes: Vec::new(),
             limits: Limits { timeout_ms: Some(120_000), ..Limits::default() },
             resources: Resources { memory_bytes: MEMORY_BYTES, ..Resources::default() },
             dir,
@@ -166,6 +169,7 @@ impl Bench {
             attempt: 1,
             files: &self.files,
             content: &self.content,
+            volumes: &self.volumes,
             env: &self.env,
             secrets: None,
             limits: self.limits,

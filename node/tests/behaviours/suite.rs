@@ -212,6 +212,7 @@ pub(crate) fn it_is_missed_before_it_starts(subject: &impl Subject) {
         generation: 0,
         job: "job",
         input: None,
+        volumes: &[],
         output_max: 1 << 20,
         resources: bench.resources,
         network: &NO_NETWORK,

@@ -1,5 +1,7 @@
 //! Attempts to get out: other directories, the job's files, sockets, the daemon's variables and descriptors.
 
+use sinew_node::exec::volumes::Mounted;
+
 use crate::modules::{READ, WRITE, module, show_variables};
 use crate::wasm::Modules;
 
@@ -111,6 +113,46 @@ fn the_jobs_files_cannot_be_changed() {
     let codes = numbers(&rig.run_new(&module(&texts, &write)).text());
     assert!(codes[0] == 0 && codes[1] != 0 && codes[2] != 0, "{codes:?}");
     assert_eq!(std::fs::read(input.join("in.txt")).expect("still there"), b"as it was");
+}
+
+/// Volumes are the descriptors after its own: one to read, one to write to, and no way out of either.
+#[test]
+fn volumes_are_read_or_written_to_as_they_were_given() {
+    let mut rig = Modules::new();
+    let base = rig.bench.dir.path().to_owned();
+    std::fs::write(base.join("secret"), "the secret").expect("write");
+    for (name, path, read_only) in [("sets", "/data/sets", true), ("out", "/data/out", false)] {
+        let host = base.join(name);
+        std::fs::create_dir(&host).expect("dir");
+        std::fs::write(host.join("in"), "as it was").expect("file");
+        std::os::unix::fs::symlink("../secret", host.join("up")).expect("link");
+        rig.bench.volumes.push(Mounted { name: name.to_owned(), host, path: path.into(), read_only });
+    }
+    let texts = [("in", "in"), ("new", "new"), ("up", "up"), ("dots", "../secret"), ("other", "../out/in")];
+    let open = |dir: u32, path: &str, flags: u32, rights: &str| {
+        format!("(call $open (i32.const {dir}) {{{path}}} (i32.const {flags}) {rights})")
+    };
+    let works = [open(6, "in", 0, READ), open(7, "in", 0, READ), open(7, "new", 1, WRITE)];
+    let refused = [
+        open(6, "in", 0, WRITE),
+        open(6, "new", 1, WRITE),
+        "(call $path_unlink_file (i32.const 6) {in})".to_owned(),
+        "(call $path_rename (i32.const 6) {in} (i32.const 7) {new})".to_owned(),
+        "(call $path_link (i32.const 6) (i32.const 0) {in} (i32.const 7) {other})".to_owned(),
+        open(6, "up", 0, READ),
+        open(7, "up", 0, READ),
+        open(6, "dots", 0, READ),
+        open(7, "dots", 0, READ),
+        open(6, "other", 0, READ),
+    ];
+    let all: Vec<&str> = works.iter().chain(&refused).map(String::as_str).collect();
+    let codes = numbers(&rig.run_new(&attempts(&texts, &all)).text());
+    assert_eq!(codes.len(), all.len());
+    for (i, (attempt, code)) in all.iter().zip(codes).enumerate() {
+        assert_eq!(code == 0, i < works.len(), "{attempt}: {code}");
+    }
+    assert_eq!(std::fs::read(base.join("sets/in")).expect("still there"), b"as it was");
+    assert!(base.join("out/new").exists() && !base.join("sets/new").exists());
 }
 
 #[test]

@@ -1,6 +1,10 @@
 //! What a container is closed against.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+
 use sinew_crdt_state::error_code::ErrorCode;
+use sinew_node::exec::volumes::Mounted;
 
 use crate::engine::TestEngine;
 use crate::image::Recipe;
@@ -142,4 +146,29 @@ fn a_gpu_that_is_not_there_is_told_as_that() {
     rig.container.gpus = u32::MAX;
     rig.sh("true").fails_with(ErrorCode::NoGpu);
     assert!(rig.containers().is_empty());
+}
+
+#[test]
+fn volumes_are_read_or_written_to_as_they_were_given() {
+    let Some(engine) = TestEngine::shared() else { return };
+    let dir = tempfile::tempdir().expect("dir");
+    let open = |path: &std::path::Path| std::fs::set_permissions(path, Permissions::from_mode(0o777)).expect("mode");
+    open(dir.path());
+    let volume = |name: &str, path: &str, read_only| {
+        let host = dir.path().join(name);
+        std::fs::create_dir(&host).expect("dir");
+        open(&host);
+        std::fs::write(host.join("file"), name).expect("file");
+        Mounted { name: name.to_owned(), host, path: path.into(), read_only }
+    };
+    let mut rig = Rig::new(&engine);
+    rig.volumes = vec![volume("sets", "/data/sets", true), volume("out", "/data/out", false)];
+    let ran = rig.sh("cat $SINEW_VOLUME_SETS/file; echo text > /data/out/new; touch /data/sets/new || echo refused");
+    assert_eq!(ran.text(), "setsrefused");
+    assert!(ran.stderr.contains("Read-only"), "{ran:?}");
+    assert_eq!(std::fs::read_to_string(dir.path().join("out/new")).expect("file"), "text\n");
+    // What a link says is looked up in the container.
+    std::os::unix::fs::symlink(dir.path().join("out/file"), dir.path().join("sets/link")).expect("link");
+    rig.sh("cat /data/sets/link").fails_with(ErrorCode::Exit);
+    assert_eq!(std::fs::read_dir(dir.path().join("sets")).expect("dir").count(), 2);
 }

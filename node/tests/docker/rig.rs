@@ -20,6 +20,7 @@ use sinew_node::exec::set::Content;
 use sinew_node::exec::slot::{Slot, WorkRoot};
 use sinew_node::exec::stop::StopHandle;
 use sinew_node::exec::task::{TaskContext, run_batch};
+use sinew_node::exec::volumes::Mounted;
 use sinew_node::secrets::job::JobSecrets;
 
 use crate::engine::TestEngine;
@@ -37,6 +38,7 @@ pub(crate) struct Rig {
     pub(crate) files: JobFiles,
     pub(crate) env: BTreeMap<String, String>,
     pub(crate) secrets: Option<JobSecrets>,
+    pub(crate) volumes: Vec<Mounted>,
     pub(crate) limits: Limits,
     pub(crate) resources: Resources,
     pub(crate) network: Network,
@@ -117,6 +119,7 @@ impl Rig {
             files: JobFiles::none(),
             env: BTreeMap::new(),
             secrets: None,
+            volumes: Vec::new(),
             limits: Limits { timeout_ms: Some(60_000), ..Limits::default() },
             resources: Resources { cpu_milli: 1_000, memory_bytes: 64 << 20 },
             network: Network::default(),
@@ -197,6 +200,7 @@ impl Rig {
             attempt: 1,
             files: &self.files,
             content: &self.content,
+            volumes: &self.volumes,
             env: self.secrets.as_ref().map_or(&self.env, JobSecrets::env),
             secrets: self.secrets.as_ref(),
             limits: self.limits,

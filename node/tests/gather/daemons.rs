@@ -8,7 +8,7 @@ use sinew_crdt_state::fact::Outcome;
 use sinew_crdt_state::ids::Hash;
 use sinew_crdt_state::manifest::{Format, JobDraft, parse};
 use sinew_crdt_state::state::Status;
-use sinew_node::local_mesh::{LocalMesh, LocalMeshOptions};
+use sinew_node::local_mesh::{LocalMesh, LocalMeshOptions, Place};
 use sinew_scheduler::view::JobView;
 
 use crate::answer;
@@ -101,6 +101,97 @@ async fn what_cannot_be_gathered_fails_the_job_and_says_why() {
     let Some(Outcome::Failed { failure, .. }) = view.outcome else { panic!("{:?}", view.outcome) };
     assert_eq!((failure.code, words.asked()), (ErrorCode::Deny, asked));
     assert!(failure.message.contains("localhost") && failure.message.contains("gather_hosts"), "{failure:?}");
+    mesh.stop();
+}
+
+/// Objects are fetched once by each node, and files only where they are offered.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_node_fetches_an_object_once_and_takes_offered_files() {
+    let store = Server::start(answer(|asked| match asked.path.as_str() {
+        "/corpus/words.txt" => reply("200 OK", "", WORDS),
+        _ => reply("404 Not Found", "", b"<Error><Code>NoSuchKey</Code></Error>"),
+    }));
+    let dir = tempfile::tempdir().expect("dir");
+    let (offered, config) = (dir.path().join("offered"), dir.path().join("sinew.toml"));
+    std::fs::create_dir(&offered).expect("dir");
+    std::fs::write(offered.join("more.txt"), "more\n").expect("file");
+    std::fs::write(&config, format!("object_dirs = [{offered:?}]\n")).expect("settings");
+    let args = ["--gather-host", "127.0.0.1", "--config", &config.to_string_lossy()].map(str::to_owned).to_vec();
+    let options = LocalMeshOptions { exe: PathBuf::from(env!("CARGO_BIN_EXE_sinew")), nodes: 3, cpus: 1.0, args };
+    let mut mesh = LocalMesh::start(&options).await.expect("mesh");
+    let text = |file: &std::path::Path, content: &[u8]| {
+        format!(
+            "type = \"batch\"\nstrategy = \"spread\"\nretry.attempts = 0\n[batch]\ntasks = {TASKS}\n\
+             command = [\"sh\", \"-c\", \"sleep 0.3; cat words.txt more.txt > $SINEW_OUTPUT/all.txt\"]\ninputs = [\n\
+             {{ url = \"s3://corpus/words.txt\", endpoint = \"{}\", hash = \"blake3:{}\", to = \"words.txt\" }},\n\
+             {{ url = \"file://{}\", hash = \"blake3:{}\", to = \"more.txt\" }},\n]\n",
+            store.url(""),
+            blake3::hash(WORDS).to_hex(),
+            file.display(),
+            blake3::hash(content).to_hex(),
+        )
+    };
+    let view = run(&mesh, draft(&text(&offered.join("more.txt"), b"more\n"))).await;
+    assert!(matches!(view.outcome, Some(Outcome::Completed)), "{:?}", view.outcome);
+    let expected = Hash(*blake3::hash(b"the of and\nmore\n").as_bytes());
+    let found =
+        view.outputs.iter().filter(|out| out.output.name == "output/all.txt" && out.output.blob.hash == expected);
+    assert_eq!(found.count(), TASKS as usize, "{:?}", view.outputs);
+    let nodes = view.shares.iter().filter(|share| share.done.iter().any(|done| *done > 0)).count();
+    assert!(nodes > 1, "the tasks went to several nodes");
+    assert!(store.asked() >= nodes && store.asked() <= 3, "{} fetches on {nodes} nodes", store.asked());
+
+    // One that no node has by now: what is here already under its BLAKE3 hash is not fetched.
+    let view = run(&mesh, draft(&text(&config, b"settings"))).await;
+    let Some(Outcome::Failed { failure, .. }) = view.outcome else { panic!("{:?}", view.outcome) };
+    assert_eq!(failure.code, ErrorCode::Deny, "{failure:?}");
+    assert!(failure.message.contains("object_dirs"), "{failure:?}");
+    mesh.stop();
+}
+
+/// A job that uses a directory runs where one of that name is offered, and written to where that is allowed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn jobs_with_volumes_run_where_these_are_offered() {
+    let dir = tempfile::tempdir().expect("dir");
+    let open = |path: &std::path::Path, mode| {
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).expect("mode");
+    };
+    open(dir.path(), 0o755);
+    let place = |node: &str, read_only: bool| {
+        let (sets, config) = (dir.path().join(node), dir.path().join(format!("{node}.toml")));
+        std::fs::create_dir(&sets).expect("dir");
+        open(&sets, 0o777);
+        std::fs::write(sets.join("name"), node).expect("file");
+        std::fs::write(&config, format!("[volumes.sets]\npath = {sets:?}\nread_only = {read_only}\n")).expect("file");
+        let args = ["--config".to_owned(), config.to_string_lossy().into_owned()].to_vec();
+        Place { args, ..Place::default() }
+    };
+    let places = vec![Place::default(), place("reads", true), place("writes", false)];
+    let exe = PathBuf::from(env!("CARGO_BIN_EXE_sinew"));
+    let options = LocalMeshOptions { exe, nodes: 3, cpus: 1.0, args: Vec::new() };
+    let mut mesh = LocalMesh::start_at(&options, places).await.expect("mesh");
+    let text = |read_only: bool, script: &str| {
+        format!(
+            "type = \"batch\"\nstrategy = \"spread\"\nretry.attempts = 0\n[[volumes]]\nname = \"sets\"\npath = \"/data\"\n\
+             read_only = {read_only}\n[batch]\ntasks = {TASKS}\ncommand = [\"sh\", \"-c\", {script:?}]\n"
+        )
+    };
+    let names = |view: &JobView| -> Vec<Hash> {
+        let found = view.outputs.iter().filter(|out| out.output.name == "output/name");
+        found.map(|out| out.output.blob.hash).collect()
+    };
+    let of = |name: &str| Hash(*blake3::hash(name.as_bytes()).as_bytes());
+    let script = "cat /data/name > $SINEW_OUTPUT/name; sleep 0.3; touch /data/new 2>/dev/null && exit 7 || true";
+    let view = run(&mesh, draft(&text(true, script))).await;
+    assert!(matches!(view.outcome, Some(Outcome::Completed)), "{:?}", view.outcome);
+    let found = names(&view);
+    assert_eq!(found.len(), TASKS as usize);
+    assert!(found.iter().all(|hash| [of("reads"), of("writes")].contains(hash)), "where it is offered");
+    let view = run(&mesh, draft(&text(false, "cp /data/name $SINEW_OUTPUT/name && touch /data/of-$SINEW_TASK"))).await;
+    assert!(matches!(view.outcome, Some(Outcome::Completed)), "{:?}", view.outcome);
+    assert_eq!(names(&view), vec![of("writes"); TASKS as usize], "only where it is offered for writing");
+    let made = |node: &str| std::fs::read_dir(dir.path().join(node)).expect("dir").count() - 1;
+    assert_eq!((made("reads"), made("writes")), (0, TASKS as usize));
     mesh.stop();
 }
 

@@ -4,6 +4,7 @@ mod daemons;
 mod git;
 mod http;
 mod network;
+mod objects;
 mod prune;
 mod server;
 

@@ -1,13 +1,16 @@
 //! Functions that try to get out, or to fool the daemon.
 
+use std::fs::Permissions;
 use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use sinew_crdt_state::error_code::ErrorCode;
 use sinew_node::egress::{Egress, Rules};
 use sinew_node::exec::runner::Runner;
+use sinew_node::exec::volumes::Mounted;
 
 use crate::rig::{Rig, eventually};
 
@@ -87,6 +90,52 @@ def reach(name, port):
     assert_eq!(rig.call_with("m:reach", &call("there.test")).value(), "refused");
     bare.call_with("m:reach", &call("there.test")).fails(ErrorCode::Deny, "sandbox is off");
     assert_eq!(accepted.load(Ordering::SeqCst), 1);
+}
+
+/// A function finds its volumes where programs do; where nothing keeps it from writing it is told the directory itself.
+#[test]
+fn a_function_finds_its_volumes() {
+    let module = r#"
+import os
+def look(new):
+    at, seen = os.environ["SINEW_VOLUME_SETS"], []
+    for path in [at + "/file", at + "/up", at + "/../secret"]:
+        try: seen.append(open(path).read())
+        except OSError: seen.append(None)
+    try: open(at + "/" + new, "w"); seen.append("wrote")
+    except OSError: seen.append(None)
+    return [at] + seen
+"#;
+    for mut rig in Rig::each().map(|rig| rig.module(module)) {
+        let dir = tempfile::tempdir().expect("dir");
+        let host = dir.path().join("sets");
+        std::fs::create_dir(&host).expect("dir");
+        std::fs::write(host.join("file"), "text").expect("file");
+        std::fs::write(dir.path().join("secret"), "secret").expect("file");
+        std::os::unix::fs::symlink("../secret", host.join("up")).expect("link");
+        for path in [dir.path(), &host] {
+            std::fs::set_permissions(path, Permissions::from_mode(0o777)).expect("mode");
+        }
+        let volume = |read_only| {
+            let (name, path) = ("sets".to_owned(), "/data".into());
+            vec![Mounted { name, host: host.clone(), path, read_only }]
+        };
+        let (at, way_out) = if rig.sandboxed {
+            ("/data".to_owned(), serde_json::Value::Null)
+        } else {
+            (host.display().to_string(), "secret".into())
+        };
+        rig.volumes = volume(false);
+        let seen = rig.call_with("m:look", r#"{"new": "one"}"#).value();
+        assert_eq!(seen, serde_json::json!([at, "text", way_out, way_out, "wrote"]));
+        if rig.sandboxed {
+            // Another cell, and so another worker: the first may write.
+            rig.volumes = volume(true);
+            let seen = rig.call_with("m:look", r#"{"new": "two"}"#).value();
+            assert_eq!(seen, serde_json::json!([at, "text", null, null, null]));
+        }
+        assert!(host.join("one").exists() && !host.join("two").exists());
+    }
 }
 
 /// What each of these does to the worker's side of the connection, found as a task would find it.

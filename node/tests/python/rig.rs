@@ -22,6 +22,7 @@ use sinew_node::exec::set::{NO_CONTENT, RunnerSet};
 use sinew_node::exec::slot::{Slot, WorkRoot};
 use sinew_node::exec::stop::{StopHandle, StopReason};
 use sinew_node::exec::task::{MapWork, TaskContext, run_batch, run_map};
+use sinew_node::exec::volumes::Mounted;
 use sinew_node::secrets::job::JobSecrets;
 
 /// Longest wait for something that happens within milliseconds on an idle machine.
@@ -35,6 +36,7 @@ pub(crate) struct Rig {
     pub(crate) files: JobFiles,
     pub(crate) env: BTreeMap<String, String>,
     pub(crate) secrets: Option<JobSecrets>,
+    pub(crate) volumes: Vec<Mounted>,
     pub(crate) limits: Limits,
     pub(crate) resources: Resources,
     pub(crate) network: Network,
@@ -146,6 +148,7 @@ impl Rig {
             files: JobFiles::none(),
             env: BTreeMap::new(),
             secrets: None,
+            volumes: Vec::new(),
             limits: Limits { timeout_ms: Some(60_000), ..Limits::default() },
             resources: Resources::default(),
             network: Network::default(),
@@ -183,6 +186,7 @@ impl Rig {
             attempt: 1,
             files: &self.files,
             content: &NO_CONTENT,
+            volumes: &self.volumes,
             env: self.secrets.as_ref().map_or(&self.env, JobSecrets::env),
             secrets: self.secrets.as_ref(),
             limits: self.limits,

@@ -147,6 +147,7 @@ fn own_job(who: &Identity, mesh: MeshId, serial: u64) -> SignedSpec {
         copies: 1,
         network: sinew_crdt_state::network::Network::default(),
         secrets: Vec::new(),
+        volumes: Vec::new(),
     };
     SignedSpec::sign(who, &spec)
 }

@@ -7,3 +7,4 @@ mod network;
 mod network_hostile;
 mod rig;
 mod unprivileged;
+mod volumes;

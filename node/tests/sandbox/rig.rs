@@ -17,6 +17,7 @@ use sinew_node::exec::set::NO_CONTENT;
 use sinew_node::exec::slot::{Slot, WorkRoot};
 use sinew_node::exec::stop::StopHandle;
 use sinew_node::exec::task::{TaskContext, run_batch};
+use sinew_node::exec::volumes::Mounted;
 
 /// Longest wait for something that happens within milliseconds on an idle machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -29,6 +30,7 @@ pub(crate) struct Rig {
     pub(crate) runner: ProcessRunner,
     pub(crate) files: JobFiles,
     pub(crate) env: BTreeMap<String, String>,
+    pub(crate) volumes: Vec<Mounted>,
     pub(crate) limits: Limits,
     pub(crate) resources: Resources,
     pub(crate) network: Network,
@@ -108,6 +110,7 @@ impl Rig {
             runner: runner(NodeTag::new(dir.path().to_str().expect("utf-8"))),
             files: JobFiles::none(),
             env: BTreeMap::new(),
+            volumes: Vec::new(),
             limits: Limits { timeout_ms: Some(60_000), ..Limits::default() },
             resources: Resources::default(),
             network: Network::default(),
@@ -140,6 +143,7 @@ impl Rig {
             attempt: 1,
             files: &self.files,
             content: &NO_CONTENT,
+            volumes: &self.volumes,
             env: &self.env,
             secrets: None,
             limits: self.limits,

@@ -55,6 +55,8 @@ fn run(runner: &dyn Runner, program: &Program, content: &Content, secrets: &JobS
         files: &files,
         content,
         env: secrets.env(),
+        network: &sinew_crdt_state::network::NO_NETWORK,
+        volumes: &[],
         secrets: Some(secrets),
         limits: Limits::default(),
         resources: Resources::default(),

@@ -97,6 +97,7 @@ impl Brain {
                 memory_bytes: need.memory_bytes,
                 labels: self.spec.labels.clone(),
                 runners: self.spec.runners(),
+                volumes: self.spec.needed_volumes(),
             };
             ctx.effect(Effect::Publish { topic: Topic::Advert, payload: sinew_crdt_state::cbor::to_vec(&advert) });
         }

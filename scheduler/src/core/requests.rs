@@ -57,6 +57,7 @@ impl Core {
             copies: if alone { 1 } else { new.copies },
             network: new.network,
             secrets: new.secrets,
+            volumes: new.volumes,
         };
         let signed = SignedSpec::sign(self.ctx.identity(), &spec);
         signed.open()?;

@@ -81,6 +81,9 @@ fn restrict(setup: &Setup) -> Result<RulesetStatus, RulesetError> {
     // Names of directories are no secret here: whatever is below the root was put there for programs.
     ruleset = allow(ruleset, Path::new("/"), AccessFs::ReadDir.into())?;
     ruleset = allow(ruleset, Path::new("/dev"), device)?;
+    for volume in &setup.volumes {
+        ruleset = allow(ruleset, &volume.path, if volume.read_only { read } else { all })?;
+    }
     for path in own.iter().chain(&setup.writable) {
         ruleset = allow(ruleset, path, all)?;
     }

@@ -14,6 +14,7 @@ use rustix::mount::{
 
 use super::wire::{Missing, Setup};
 use super::{INPUT, SECRETS, SYSTEM, network, sys};
+use crate::exec::volumes::Mounted;
 use crate::secrets::files::SecretFile;
 
 /// Where the new root is put together: a directory that every system has.
@@ -74,6 +75,7 @@ pub(super) struct Sources {
     input: Option<OwnedFd>,
     readable: Vec<(PathBuf, OwnedFd)>,
     writable: Vec<(PathBuf, OwnedFd)>,
+    volumes: Vec<(PathBuf, OwnedFd, Writable)>,
 }
 
 impl Sources {
@@ -85,11 +87,16 @@ impl Sources {
         let several = |paths: &[PathBuf]| -> io::Result<Vec<_>> {
             paths.iter().map(|path| Ok((path.clone(), fd(path)?))).collect()
         };
+        let volume = |volume: &Mounted| -> io::Result<_> {
+            let writable = if volume.read_only { Writable::No } else { Writable::Yes };
+            Ok((volume.path.clone(), fd(&volume.host)?, writable))
+        };
         Ok(Self {
             job: fd(&setup.job)?,
             input: setup.input.as_deref().map(fd).transpose()?,
             readable: several(&setup.readable)?,
             writable: several(&setup.writable)?,
+            volumes: setup.volumes.iter().map(volume).collect::<io::Result<_>>()?,
         })
     }
 }
@@ -144,7 +151,8 @@ fn job(root: &Path, sources: &Sources) -> io::Result<()> {
 fn further(root: &Path, sources: &Sources) -> io::Result<()> {
     let no = sources.readable.iter().map(|(path, fd)| (path, fd, Writable::No));
     let yes = sources.writable.iter().map(|(path, fd)| (path, fd, Writable::Yes));
-    no.chain(yes).try_for_each(|(path, fd, writable)| bind_at(root, path, fd, writable))
+    let volumes = sources.volumes.iter().map(|(path, fd, writable)| (path, fd, *writable));
+    no.chain(yes).chain(volumes).try_for_each(|(path, fd, writable)| bind_at(root, path, fd, writable))
 }
 
 fn pivot(root: &Path) -> io::Result<()> {

@@ -19,6 +19,7 @@ use super::wire::{Missing, Setup, Spawn};
 use super::{SYSTEM, network};
 use crate::egress::{self, Egress};
 use crate::exec::guardian::NodeTag;
+use crate::exec::volumes::Mounted;
 use crate::secrets::job::JobSecrets;
 
 /// A cell without a task ends after this: its job's next task would find a slot sooner, if there were one.
@@ -98,6 +99,8 @@ pub struct Place<'a> {
     pub job: &'a str,
     /// The job's files.
     pub input: Option<&'a Path>,
+    /// Directories of this node that the job has.
+    pub volumes: &'a [Mounted],
     /// Bytes that one task may write.
     pub output_max: u64,
     /// What one task reserves, and is held to.
@@ -115,6 +118,7 @@ pub(in crate::exec) struct Fit {
     generation: u64,
     job: String,
     input: Option<PathBuf>,
+    volumes: Vec<Mounted>,
     output_max: u64,
     resources: Resources,
     network: Network,
@@ -125,7 +129,8 @@ impl Fit {
         let (dir, input) = (place.dir.to_owned(), place.input.map(Path::to_owned));
         let (generation, output_max, resources) = (place.generation, place.output_max, place.resources);
         let network = place.network.clone();
-        Self { dir, generation, job: place.job.to_owned(), input, output_max, resources, network }
+        let (job, volumes) = (place.job.to_owned(), place.volumes.to_vec());
+        Self { dir, generation, job, input, volumes, output_max, resources, network }
     }
 
     /// The job.
@@ -141,6 +146,7 @@ impl Fit {
             && self.job == place.job
             && self.dir == place.dir
             && self.input.as_deref() == place.input
+            && self.volumes == place.volumes
     }
 }
 
@@ -247,6 +253,7 @@ impl Sandbox {
             resources,
             network: &NO_NETWORK,
             secrets: None,
+            volumes: &[],
         };
         Ok(self.make(&place)?.missing().to_vec())
     }
@@ -334,6 +341,7 @@ impl Sandbox {
             input: place.input.map(Path::to_owned),
             readable: self.options.readable.clone(),
             writable: self.options.writable.clone(),
+            volumes: place.volumes.to_vec(),
             tmp_bytes: self.options.tmp_bytes,
             file_bytes_max: place.output_max.saturating_add(FILE_SLACK),
             processes_max: PROCESSES_MAX,

@@ -20,6 +20,8 @@ use zeroize::Zeroizing;
 use super::network::Route;
 use crate::secrets::files::SecretFile;
 
+use crate::exec::volumes::Mounted;
+
 /// Longest frame from a cell: a report, or a list of what the kernel lacks.
 pub(super) const REPORT_LEN_MAX: usize = 16 * 1024;
 /// Longest frame to a cell: arguments and environment of a spec's length, several times over.
@@ -57,6 +59,8 @@ pub(super) struct Setup {
     pub(super) readable: Vec<PathBuf>,
     /// Further paths, seen where they are, writable.
     pub(super) writable: Vec<PathBuf>,
+    /// Directories that the job has, seen where it wants them.
+    pub(super) volumes: Vec<Mounted>,
     /// Bytes that fit into `/tmp`, and again into `/dev/shm`.
     pub(super) tmp_bytes: u64,
     /// Largest file that a program can write, bytes.

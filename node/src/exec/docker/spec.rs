@@ -14,7 +14,8 @@ use sinew_crdt_state::program::{Container, HealthCheck};
 use super::images::Image;
 use crate::exec::cell;
 use crate::exec::outcome::Failure;
-use crate::exec::runner::Launch;
+use crate::exec::runner::{Launch, View};
+use crate::exec::volumes;
 
 /// Names this node on everything that is made for its tasks.
 pub(super) const NODE_LABEL: &str = "sinew.node";
@@ -131,6 +132,8 @@ fn env(launch: &Launch<'_>, marks: Vec<(&'static str, String)>) -> Vec<String> {
     let mut all: HashMap<&str, &str> = [("HOME", cell::TMP), ("TMPDIR", cell::TMP)].into();
     all.extend(launch.env.iter().map(|(name, value)| (name.as_str(), value.as_str())));
     all.extend(launch.fixed_env.iter().map(|(name, value)| (*name, value.as_str())));
+    let volumes: Vec<_> = volumes::variables(launch.place.volumes, View::Cell).collect();
+    all.extend(volumes.iter().map(|(name, value)| (name.as_str(), value.as_str())));
     all.extend(marks.iter().map(|(name, value)| (*name, value.as_str())));
     all.into_iter().map(|(name, value)| format!("{name}={value}")).collect()
 }
@@ -193,7 +196,9 @@ fn tmpfs(order: &Order<'_>) -> Result<HashMap<String, String>, Failure> {
         if clashes || !plain {
             return bad(format!("the image asks for a volume at `{volume}`, where none can be"));
         }
-        if !path.starts_with(cell::TMP) {
+        // What the job puts there counts, not what the image does.
+        let covered = order.launch.place.volumes.iter().any(|own| path.starts_with(&own.path));
+        if !path.starts_with(cell::TMP) && !covered {
             all.insert(volume.clone(), options.clone());
         }
     }
@@ -217,6 +222,12 @@ fn mounts(order: &Order<'_>) -> Result<Vec<Mount>, Failure> {
     let own = [("work", cell::WORK), ("output", cell::OUTPUT)];
     let mut all: Vec<Mount> = own.iter().map(|(dir, target)| bind(&place.dir.join(dir), target, false)).collect();
     all.extend(place.input.map(|input| bind(input, cell::INPUT, true)));
+    all.extend(place.volumes.iter().map(|volume| {
+        let mut mount = bind(&volume.host, &volume.path.to_string_lossy(), volume.read_only);
+        // What is mounted below it would stay writable: engines make only the mount itself read-only.
+        mount.bind_options.get_or_insert_default().non_recursive = Some(true);
+        mount
+    }));
     all.extend(secrets.map(|dir| bind(&dir, cell::SECRETS, true)));
     Ok(all)
 }

@@ -148,6 +148,7 @@ impl Bench {
             attempt: 1,
             files: &self.files,
             content: &NO_CONTENT,
+            volumes: &[],
             env: &env,
             secrets: None,
             limits: Limits { timeout_ms: Some(60_000), ..Limits::default() },

@@ -28,6 +28,7 @@ use crate::exec::outcome::Failure;
 use crate::exec::process::{Group, Pipe, ProcessRunner, lacking, not_started, shown_path};
 use crate::exec::runner::{Health, Launch, Runner, View};
 use crate::exec::sweep::{self, next_run};
+use crate::exec::volumes;
 
 /// An interpreter answers in a tenth of a second; on a disk that has just been woken, in a few.
 const TRIAL_MAX: Duration = Duration::from_secs(30);
@@ -157,6 +158,7 @@ impl Starter {
         // Where a name occurs twice, the later one counts.
         let mut all: Vec<(String, String)> = self.base.iter().map(|(n, v)| owned((n, v))).collect();
         all.extend(env.iter().map(|(n, v)| owned((n, v))));
+        all.extend(volumes::variables(place.volumes, self.view()));
         all.extend([owned((TAG_VAR, self.tag.value())), (RUN_VAR.to_owned(), run.to_string())]);
         Config { argv: words.collect(), env: all }
     }
@@ -176,6 +178,7 @@ impl Starter {
             generation: 0,
             job: "",
             input: None,
+            volumes: &[],
             output_max: TRIAL_OUTPUT_MAX,
             resources: Resources::default(),
             network: &NO_NETWORK,

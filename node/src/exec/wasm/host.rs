@@ -18,7 +18,8 @@ use super::fixed;
 use super::pipes::{Pipes, Stream};
 use crate::exec::cell;
 use crate::exec::outcome::Failure;
-use crate::exec::runner::Launch;
+use crate::exec::runner::{Launch, View};
+use crate::exec::volumes;
 
 /// What a module finds as its own name.
 const ARG0: &str = "program";
@@ -111,6 +112,9 @@ fn add_variables(wasi: &mut WasiCtxBuilder, launch: &Launch<'_>, deterministic: 
             wasi.env(name, value);
         }
     }
+    for (name, value) in volumes::variables(launch.place.volumes, View::Cell) {
+        wasi.env(name, value);
+    }
     Ok(())
 }
 
@@ -128,6 +132,12 @@ fn add_directories(wasi: &mut WasiCtxBuilder, launch: &Launch<'_>) -> Result<(),
             let error = e.downcast::<std::io::Error>().unwrap_or_else(|e| std::io::Error::other(e.to_string()));
             Failure::storage(&format!("open the task's {name}"), &error)
         })?;
+    }
+    for volume in launch.place.volumes {
+        let perms = if volume.read_only { FsPerms::ReadOnly } else { FsPerms::ReadWrite };
+        let opened = wasi.preopened_dir(&volume.host, volume.path.to_string_lossy(), perms);
+        let why = |_| Failure::new(ErrorCode::Deny, format!("volume `{}` of this node cannot be opened", volume.name));
+        opened.map_err(why)?;
     }
     Ok(())
 }

@@ -42,6 +42,8 @@ fn job(secrets: Vec<SecretUse>) -> SignedSpec {
         labels: BTreeMap::new(),
         strategy: Strategy::default(),
         copies: 1,
+        network: sinew_crdt_state::network::Network::default(),
+        volumes: Vec::new(),
         secrets,
     };
     SignedSpec::sign(&who(1), &spec)
