@@ -113,10 +113,10 @@ mod tests {
 
     #[test]
     fn nothing_is_sealed_to_what_is_no_key() {
-        // The neutral element, and bytes that are no point: anybody could open what is sealed to them.
-        let mut neutral = [0; 32];
-        neutral[0] = 1;
-        for bytes in [neutral, [0; 32], [2; 32].map(|_| 0xff)] {
+        // Points of order 1, 4 and 2: anybody could open what is sealed to them.
+        let (mut neutral, mut minus) = ([0; 32], [0xff; 32]);
+        (neutral[0], minus[0], minus[31]) = (1, 0xec, 0x7f);
+        for bytes in [neutral, [0; 32], minus] {
             let asker = NodeId(bytes);
             let purpose = Purpose { asker, ..purpose(&Identity::from_seed([1; 32])) };
             assert_eq!(seal(purpose, Vec::new()), Err(SealError::Key), "{bytes:?}");
