@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const WORDS: &[u8] = b"the of and\n";
 const TASKS: u32 = 9;
 
-async fn mesh(nodes: usize, host: &str) -> LocalMesh {
+pub(crate) async fn mesh(nodes: usize, host: &str) -> LocalMesh {
     let args = ["--gather-host", host].map(str::to_owned).to_vec();
     let options = LocalMeshOptions { exe: PathBuf::from(env!("CARGO_BIN_EXE_sinew")), nodes, cpus: 1.0, args };
     LocalMesh::start(&options).await.expect("mesh")

@@ -8,10 +8,14 @@ use s3s::auth::SimpleAuth;
 use s3s::service::S3ServiceBuilder;
 use s3s_fs::FileSystem;
 use sinew_crdt_state::error_code::ErrorCode;
+use sinew_crdt_state::fact::Outcome;
+use sinew_crdt_state::ids::Hash;
 use sinew_crdt_state::object::ObjectFile;
+use sinew_node::secrets::SecretBytes;
 use tokio::task::JoinHandle;
 
 use super::{BODY, fails, fetch, object, secret};
+use crate::daemons::{draft, mesh, run};
 use crate::gather;
 
 const KEY_ID: &str = "AKIAIOSFODNN7EXAMPLE";
@@ -122,4 +126,39 @@ async fn stores_inside_the_nodes_network_must_be_allowed() {
     }
     let named = ObjectFile { endpoint: by_name, ..there };
     assert_eq!(fetch(&gather(&["localhost"], None), &named, None).await.expect("object"), BODY);
+}
+
+/// From the manifest to the task: the submitter keeps the keys, the nodes that run the job fetch with them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_credentials_of_a_store_are_a_secret_of_the_job() {
+    let s3 = S3::start(true).await;
+    let mut mesh = mesh(2, "127.0.0.1").await;
+    let hash = blake3::hash(BODY).to_hex();
+    let manifest = format!(
+        "type = \"batch\"\nstrategy = \"spread\"\nretry.attempts = 0\n[batch]\ntasks = 4\n\
+         command = [\"sh\", \"-c\", \"sleep 0.3; cp object $SINEW_OUTPUT/copy\"]\n\
+         inputs = [{{ url = \"s3://data/dir/object 1\", endpoint = \"http://{}\", hash = \"blake3:{hash}\", to = \"object\", \
+         credentials = \"store\" }}]\n",
+        s3.address
+    );
+    let client = mesh.nodes[0].client();
+    let refused = client.submit(draft(&manifest), |_, _, _| {}).await.expect_err("it lacks the secret").to_string();
+    assert!(refused.contains("store") && refused.contains("sinew secret set"), "{refused}");
+    let value = SecretBytes::new(keys(KEY_ID, KEY).into_bytes());
+    client.secret_set("store", value).await.expect("set");
+    let view = run(&mesh, draft(&manifest)).await;
+    assert!(matches!(view.outcome, Some(Outcome::Completed)), "{view:?}");
+    let expected = Hash(*blake3::hash(BODY).as_bytes());
+    let copies = view.outputs.iter().filter(|out| out.output.name == "output/copy" && out.output.blob.hash == expected);
+    assert_eq!(copies.count(), 4, "{:?}", view.outputs);
+    let nodes = view.shares.iter().filter(|share| share.done.iter().any(|done| *done > 0)).count();
+    assert_eq!(nodes, 2, "one of them is not the submitter's: {:?}", view.shares);
+    client.secret_set("store", SecretBytes::new(b"nothing = \"of this\"".to_vec())).await.expect("set");
+    // What has a BLAKE3 hash is here already, and would not be asked for again.
+    let again = manifest.replace(&format!("blake3:{hash}"), &format!("sha256:{}", "0".repeat(64)));
+    let view = run(&mesh, draft(&again)).await;
+    let Some(Outcome::Failed { failure, .. }) = view.outcome else { panic!("{:?}", view.outcome) };
+    assert!(failure.code == ErrorCode::Invalid && failure.message.contains("secret `store`"), "{failure:?}");
+    assert!(!failure.message.contains("of this"), "{failure:?}");
+    mesh.stop();
 }
