@@ -44,8 +44,19 @@ struct Entry {
     path: String,
 }
 
+/// A tree that a job wants.
+#[derive(Debug, Clone, Copy)]
+pub struct GitInput<'a> {
+    /// Which.
+    pub tree: &'a GitTree,
+    /// The secret that it names.
+    pub token: Option<&'a SecretBytes>,
+    /// The relative path under which tasks find it.
+    pub to: &'a str,
+}
+
 impl Gather {
-    /// Fetches a tree and places its files under `to`. Blocks; runs in `runtime` what must. The server gets `token` as a password,
+    /// Fetches a tree and places its files. Blocks; runs in `runtime` what must. The server gets the token as a password,
     /// and nobody else does.
     ///
     /// # Errors
@@ -54,13 +65,12 @@ impl Gather {
     pub fn git(
         &self,
         runtime: &tokio::runtime::Handle,
-        tree: &GitTree,
-        token: Option<&SecretBytes>,
+        input: GitInput<'_>,
         dir: &Path,
-        to: &str,
         placing: &mut Placing,
         stop: &StopHandle,
     ) -> Result<(), Failure> {
+        let GitInput { tree, token, to } = input;
         let url: Url = tree.url.parse().map_err(|e| wrong(format!("`{}` is no address: {e}", tree.url)))?;
         self.hosts.check(&url)?;
         let pinned = runtime.block_on(self.pin(&url))?;

@@ -17,6 +17,7 @@ use sinew_crdt_state::error_code::ErrorCode;
 use crate::exec::guardian::NodeTag;
 use crate::exec::outcome::Failure;
 
+pub use git::GitInput;
 pub use hosts::{BadHostRule, Hosts};
 
 /// What an operator sets.

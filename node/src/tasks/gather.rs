@@ -17,6 +17,7 @@ use crate::exec::files::{JobFiles, Placing};
 use crate::exec::outcome::Failure;
 use crate::exec::slot::Slot;
 use crate::exec::task::{TaskContext, run_gather};
+use crate::gather::GitInput;
 use crate::secrets::SecretBytes;
 
 /// Places the files of the task's job, and runs its gather command if it has one.
@@ -76,7 +77,8 @@ fn place(
         Source::Git(tree) => {
             let dir = host.means.work.content(&job.to_string());
             let token = secret(ctx, tree.token.as_deref());
-            host.means.gather.git(&host.runtime, tree, token, &dir, &file.path, placing, ctx.stop)
+            let input = GitInput { tree, token, to: &file.path };
+            host.means.gather.git(&host.runtime, input, &dir, placing, ctx.stop)
         }
     }
 }
