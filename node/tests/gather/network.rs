@@ -64,5 +64,13 @@ async fn jobs_that_name_hosts_run_where_an_operator_lets_them_and_reach_those() 
     assert!(failure.code == ErrorCode::Deny && failure.message.contains("pypi.example"), "{failure:?}");
     assert!(failure.message.contains("job_hosts"), "{failure:?}");
     assert_eq!(words.asked(), 7);
+
+    // The example, with this server in the place of its host.
+    let examples = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
+    let text = std::fs::read_to_string(examples.join("network.toml")).expect("example");
+    let view = run(&mesh, draft(&text.replace("example.org", &format!("there.test:{port}")))).await;
+    assert!(matches!(view.outcome, Some(Outcome::Completed)), "{:?}", view.outcome);
+    let page = Hash(*blake3::hash(b"the of and\n").as_bytes());
+    assert!(view.outputs.iter().any(|out| out.output.name == "output/page" && out.output.blob.hash == page));
     mesh.stop();
 }

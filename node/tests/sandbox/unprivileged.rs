@@ -4,10 +4,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use sinew_crdt_state::network::Network;
 use sinew_node::exec::cell::pool::{Sandbox, SandboxMode};
 use sinew_node::exec::guardian::NodeTag;
 
-use crate::rig::{Rig, all_refused, options};
+use crate::network::Server;
+use crate::rig::{Rig, all_refused, options, policy, runtime};
 
 /// The user that owns nothing.
 const NOBODY: u32 = 65_534;
@@ -42,6 +44,20 @@ attempt('exe', lambda: os.open('/proc/1/exe', os.O_RDONLY))
         "open(os.environ['SINEW_OUTPUT'] + '/x', 'w').write('x')\nprint(os.getuid(), len(os.listdir('/proc')) > 0)",
     );
     assert_eq!((ran.text(), ran.outputs.as_slice()), ("1000 True", &["x".to_owned()][..]));
+    // A network takes no root either, ports of the system included.
+    let (runtime, server) = (runtime(), Server::shouting());
+    rig.let_out(&runtime, &["*", "there.test=127.0.0.1"]);
+    rig.network = policy(&[&format!("there.test:{}", server.port()), "there.test"]);
+    let talk = format!(
+        "
+s = socket.create_connection(('there.test', {port}), 20); s.sendall(b'hello'); s.shutdown(socket.SHUT_WR)
+print(s.makefile().read())
+attempt('address', lambda: socket.create_connection(('127.0.0.1', {port}), 5))
+",
+        port = server.port()
+    );
+    assert_eq!(rig.python(&talk).text(), "HELLO.\naddress refused: ECONNREFUSED");
+    rig.network = Network::default();
     // What a task closes to its own user, who is this one, goes all the same.
     let closed = "os.makedirs('a/b/c'); open('a/b/x', 'w'); os.chmod('a/b', 0); os.chmod('a', 0)";
     assert_eq!(rig.python(closed).text(), "");
