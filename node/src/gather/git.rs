@@ -36,6 +36,17 @@ const LIST_LEN_MAX: u64 = 64 << 20;
 /// Bytes of git's complaints that are passed on.
 const COMPLAINT_MAX: usize = 2_048;
 
+/// A tree to be fetched.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    /// Which.
+    pub tree: &'a GitTree,
+    /// The secret that it names, if it names one.
+    pub token: Option<&'a SecretBytes>,
+    /// Where its files go.
+    pub to: &'a str,
+}
+
 /// An entry of a tree.
 struct Entry {
     id: String,
@@ -45,8 +56,8 @@ struct Entry {
 }
 
 impl Gather {
-    /// Fetches a tree and places its files under `to`. Blocks; runs in `runtime` what must. The server gets `token` as a password,
-    /// and nobody else does.
+    /// Fetches a tree and places its files. Blocks; runs in `runtime` what must. The server gets the token as a password, and nobody
+    /// else does.
     ///
     /// # Errors
     /// `E_DENY` for a host that is not allowed here, `E_FETCH` when the commit cannot be had (for good where nobody else would fare
@@ -54,13 +65,12 @@ impl Gather {
     pub fn git(
         &self,
         runtime: &tokio::runtime::Handle,
-        tree: &GitTree,
-        token: Option<&SecretBytes>,
+        wanted: Wanted<'_>,
         dir: &Path,
-        to: &str,
         placing: &mut Placing,
         stop: &StopHandle,
     ) -> Result<(), Failure> {
+        let Wanted { tree, token, to } = wanted;
         let url: Url = tree.url.parse().map_err(|e| wrong(format!("`{}` is no address: {e}", tree.url)))?;
         self.hosts.check(&url)?;
         let pinned = runtime.block_on(self.pin(&url))?;

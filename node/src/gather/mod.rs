@@ -13,6 +13,7 @@ use sinew_crdt_state::error_code::ErrorCode;
 use crate::exec::guardian::NodeTag;
 use crate::exec::outcome::Failure;
 
+pub use git::Wanted;
 pub use hosts::{BadHostRule, Hosts};
 
 /// What an operator sets.

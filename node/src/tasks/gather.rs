@@ -17,6 +17,7 @@ use crate::exec::files::{JobFiles, Placing};
 use crate::exec::outcome::Failure;
 use crate::exec::slot::Slot;
 use crate::exec::task::{TaskContext, run_gather};
+use crate::gather::Wanted;
 
 /// Places the files of the task's job, and runs its gather command if it has one.
 pub(super) fn files(
@@ -65,7 +66,7 @@ fn place(
         Source::Git(tree) => {
             let dir = host.means.work.content(&job.to_string());
             let token = tree.token.as_deref().and_then(|name| ctx.secrets.and_then(|secrets| secrets.get(name)));
-            host.means.gather.git(&host.runtime, tree, token, &dir, &file.path, placing, ctx.stop)
+            host.means.gather.git(&host.runtime, Wanted { tree, token, to: &file.path }, &dir, placing, ctx.stop)
         }
     }
 }

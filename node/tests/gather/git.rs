@@ -12,6 +12,7 @@ use sinew_crdt_state::remote::GitTree;
 use sinew_node::exec::files::JobFiles;
 use sinew_node::exec::outcome::Failure;
 use sinew_node::exec::stop::{StopHandle, StopReason};
+use sinew_node::gather::Wanted;
 use sinew_node::secrets::SecretBytes;
 use tempfile::TempDir;
 
@@ -132,7 +133,8 @@ fn fetch_until(tree: &GitTree, rules: &[&str], stop: &StopHandle) -> Result<Plac
     let mut placing = JobFiles::place_in(&placed.root())?;
     let scratch = placed.dir.path().join("content");
     let token = tree.token.as_ref().map(|_| SecretBytes::new(format!("{TOKEN}\n").into_bytes()));
-    let done = gather(rules, None).git(runtime.handle(), tree, token.as_ref(), &scratch, "src", &mut placing, stop);
+    let wanted = Wanted { tree, token: token.as_ref(), to: "src" };
+    let done = gather(rules, None).git(runtime.handle(), wanted, &scratch, &mut placing, stop);
     assert_eq!(fs::read_dir(&scratch).map_or(0, Iterator::count), 0, "nothing is left lying about");
     done.map(|()| placed)
 }
