@@ -1,52 +1,48 @@
 //! The daemon: opens what is on disk, joins the mesh, starts the core, and keeps them talking until it is told to end.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+mod error;
+mod setup;
+mod shared;
+
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
 use bytes::Bytes;
-use sinew_blobs::{BlobStore, GcOptions, OpenError, ServeError, StoreOptions};
-use sinew_crdt_state::certificate::{Credential, Roles, Ticket, TicketBody};
-use sinew_crdt_state::identity::Identity;
-use sinew_crdt_state::ids::{JobId, NodeId};
-use sinew_crdt_state::program::Runners;
-use sinew_mesh::{
-    DropReason, GossipId, JoinRefusal, JoinReply, Mesh, MeshConfig, MeshEvent, MeshEvents, Multiaddr, StartError,
-    Topic, Verdict,
-};
+use sinew_blobs::{BlobStore, ServeError};
+use sinew_crdt_state::certificate::{Credential, Roles, Ticket};
+use sinew_crdt_state::ids::NodeId;
+use sinew_mesh::{DropReason, GossipId, JoinRefusal, JoinReply, Mesh, MeshEvent, MeshEvents, Topic, Verdict};
 use sinew_scheduler::Setup;
 use sinew_scheduler::config::CoreConfig;
-use sinew_scheduler::io::{Input, RequestId, Response};
+use sinew_scheduler::io::Input;
 use sinew_scheduler::wire;
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, oneshot};
 
 use crate::api::server;
 use crate::clock::unix_ms;
-use crate::config::{ConfigError, Settings};
-use crate::datadir::{CERTIFICATE_MS, DataDir, DataDirError, Membership};
+use crate::config::Settings;
+use crate::datadir::{CERTIFICATE_MS, DataDir, DataDirError};
 use crate::effects::Effects;
 use crate::engine::{Engine, EngineThread};
-use crate::exec::allowlist::AllowlistError;
 use crate::exec::guardian::{Guardian, NodeTag, become_subreaper, reconcile_leftovers};
 use crate::exec::runner::Runner;
-use crate::exec::set::RunnerSet;
 use crate::exec::slot::WorkRoot;
 use crate::exec::sweep::Sweeper;
-use crate::exec::volumes::BadVolume;
 use crate::frames::{self, Frame};
-use crate::gather::GatherError;
 use crate::logs::LogHub;
 use crate::mesh_link::MeshLink;
-use crate::probe;
-use crate::runners::{self, SandboxState, Shares};
+use crate::runners::{self, Shares};
 use crate::secrets::holder::Keeper;
 use crate::secrets::store::SecretStore;
 use crate::sightings::Sightings;
-use crate::storage::{Storage, StorageError, StorageEvent, StorageReader};
+use crate::storage::{Storage, StorageError, StorageEvent};
 use crate::tasks::{Means, TaskHost, TaskPool};
 
-/// Longest frame between nodes: the facts of a large round in one vote. Far below what would hurt a small node.
-const FRAME_LEN_MAX: usize = 16 << 20;
+pub use error::DaemonError;
+pub(crate) use error::io;
+use setup::{core_config, cpu_milli, memory_bytes, mesh_config, store_options};
+pub use shared::{Pending, Shared, Watchers};
+
 /// Processes that outlived their task are looked for this often.
 const SWEEP_EVERY: std::time::Duration = std::time::Duration::from_secs(2);
 /// Outputs that nobody asks for any more are let go of this often.
@@ -57,214 +53,6 @@ const MEASURES_EVERY: std::time::Duration = std::time::Duration::from_secs(5);
 pub const STDIN_VAR: &str = "SINEW_STOP_AT_STDIN_EOF";
 /// Blob streams served at once: bounds memory and descriptors that peers can take.
 const SERVES_MAX: usize = 64;
-
-/// Why a daemon could not start or go on.
-#[derive(Debug, thiserror::Error)]
-pub enum DaemonError {
-    /// The data dir.
-    #[error(transparent)]
-    DataDir(#[from] DataDirError),
-    /// The settings.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// Inputs cannot be fetched from outside.
-    #[error(transparent)]
-    Gather(GatherError),
-    /// A multiaddr in the settings.
-    #[error("`{value}` in `{key}` is no multiaddr: write it like /ip4/192.0.2.1/tcp/9000 ({problem})")]
-    Multiaddr {
-        /// Which setting.
-        key: &'static str,
-        /// Its value.
-        value: String,
-        /// What is wrong.
-        problem: String,
-    },
-    /// The list of programs that may run.
-    #[error(transparent)]
-    Allowlist(#[from] AllowlistError),
-    /// Programs would see the daemon's key and every job's files.
-    #[error(
-        "the data directory {} is below {}, which programs in the sandbox may read: choose another with --data-dir, or leave \
-         that path out of sandbox_readable and sandbox_writable", dir.display(), shown.display()
-    )]
-    DataDirShown {
-        /// The data directory.
-        dir: std::path::PathBuf,
-        /// What programs see.
-        shown: std::path::PathBuf,
-    },
-    /// A directory cannot be offered.
-    #[error(transparent)]
-    Volume(BadVolume),
-    /// The ledger.
-    #[error(transparent)]
-    Storage(#[from] StorageError),
-    /// The blob store.
-    #[error(transparent)]
-    Blobs(#[from] OpenError),
-    /// The mesh.
-    #[error(transparent)]
-    Mesh(#[from] StartError),
-    /// The system.
-    #[error("cannot {doing}: {source}")]
-    Io {
-        /// What was tried.
-        doing: &'static str,
-        /// Why not.
-        source: std::io::Error,
-    },
-}
-
-impl DaemonError {
-    /// For the command line.
-    #[must_use]
-    pub const fn exit_code(&self) -> u8 {
-        match self {
-            Self::DataDir(e) => e.exit_code(),
-            Self::Gather(GatherError::Ca { .. })
-            | Self::Config(_)
-            | Self::Allowlist(_)
-            | Self::DataDirShown { .. }
-            | Self::Volume(_)
-            | Self::Multiaddr { .. } => 2,
-            _ => 1,
-        }
-    }
-}
-
-pub(crate) fn io(doing: &'static str) -> impl FnOnce(std::io::Error) -> DaemonError {
-    move |source| DaemonError::Io { doing, source }
-}
-
-/// Requests that wait for the core's answer.
-#[derive(Debug, Default)]
-pub struct Pending {
-    last: u64,
-    waiting: BTreeMap<RequestId, oneshot::Sender<Response>>,
-}
-
-/// News of jobs, for those who wait for it.
-#[derive(Debug, Default)]
-pub struct Watchers {
-    jobs: Mutex<BTreeMap<JobId, watch::Sender<u64>>>,
-}
-
-impl Watchers {
-    /// A receiver that sees a change whenever the job changed.
-    #[must_use]
-    pub fn subscribe(&self, job: JobId) -> watch::Receiver<u64> {
-        let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
-        jobs.retain(|_, sender| !sender.is_closed());
-        jobs.entry(job).or_insert_with(|| watch::channel(0).0).subscribe()
-    }
-
-    /// The job changed.
-    pub fn changed(&self, job: JobId) {
-        let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(sender) = jobs.get(&job) {
-            sender.send_modify(|n| *n += 1);
-        }
-    }
-}
-
-/// What the parts of a running daemon share.
-#[derive(Debug)]
-pub struct Shared {
-    /// The data dir.
-    pub data_dir: DataDir,
-    /// The core.
-    pub engine: Engine,
-    /// The mesh.
-    pub link: MeshLink,
-    /// Blobs.
-    pub store: BlobStore,
-    /// The ledger's file.
-    pub ledger: StorageReader,
-    /// Live output.
-    pub logs: LogHub,
-    /// The key pair.
-    pub identity: Identity,
-    /// The membership.
-    pub membership: Membership,
-    /// This node's roles.
-    pub roles: Roles,
-    /// When the daemon started.
-    pub started: Instant,
-    /// Who waits for news of which job.
-    pub watchers: Watchers,
-    /// What was seen lately.
-    pub sightings: Sightings,
-    /// Ends the daemon.
-    pub shutdown: Notify,
-    /// How programs are isolated.
-    pub sandbox: SandboxState,
-    /// What executes programs.
-    pub runners: Arc<RunnerSet>,
-    /// Where tasks run, from the moment that they can.
-    pub host: OnceLock<TaskPool>,
-    /// What this node keeps for its user.
-    pub secrets: Arc<Keeper>,
-    /// How long outputs of forgotten jobs stay, ms.
-    pub outputs_kept_ms: u64,
-    pending: Mutex<Pending>,
-}
-
-impl Shared {
-    /// Asks the core and waits for its answer.
-    ///
-    /// # Errors
-    /// [`crate::engine::Gone`] when the daemon ends first.
-    pub async fn ask(&self, request: sinew_scheduler::io::Request) -> Result<Response, crate::engine::Gone> {
-        let (tx, rx) = oneshot::channel();
-        let id = {
-            let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-            pending.last += 1;
-            let id = RequestId(pending.last);
-            pending.waiting.insert(id, tx);
-            id
-        };
-        self.engine.input(Input::Request { id, request });
-        rx.await.map_err(|_| crate::engine::Gone)
-    }
-
-    /// The core answered.
-    pub(crate) fn answer(&self, id: RequestId, response: Response) {
-        let waiting = self.pending.lock().unwrap_or_else(PoisonError::into_inner).waiting.remove(&id);
-        if let Some(waiting) = waiting {
-            // Whoever asked may have hung up; the answer's effect stands all the same.
-            let _ = waiting.send(response);
-        }
-    }
-
-    /// A ticket for the mesh, issued by this node.
-    #[must_use]
-    pub fn ticket(&self, roles: Roles, expires_ms: u64) -> Ticket {
-        let addrs = self.dialable_addrs();
-        let body = TicketBody {
-            mesh: self.membership.mesh,
-            name: self.membership.mesh_name.clone(),
-            issuer: self.identity.id(),
-            addrs,
-            roles,
-            expires_ms: unix_ms().saturating_add(expires_ms),
-        };
-        Ticket::sign(&self.identity, body)
-    }
-
-    fn dialable_addrs(&self) -> Vec<String> {
-        let mesh = self.link.mesh();
-        let mut addrs: Vec<String> = mesh.external_addrs().iter().map(ToString::to_string).collect();
-        let listen: Vec<String> = mesh.listen_addrs().iter().map(ToString::to_string).collect();
-        let (local, wide): (Vec<String>, Vec<String>) =
-            listen.into_iter().partition(|a| a.starts_with("/ip4/127.") || a.starts_with("/ip6/::1/"));
-        // Loopback only helps where there is nothing else: a mesh on one machine.
-        addrs.extend(if wide.is_empty() { local } else { wide });
-        addrs.dedup();
-        addrs.truncate(sinew_crdt_state::certificate::TICKET_ADDRS_MAX);
-        addrs
-    }
-}
 
 /// Runs a daemon until it is told to end.
 ///
@@ -610,64 +398,6 @@ fn open_storage(data_dir: &DataDir, engine: &Engine) -> Result<Arc<Storage>, Sto
         }
     })?;
     Ok(Arc::new(storage))
-}
-
-fn store_options(data_dir: &DataDir) -> StoreOptions {
-    let mut options = StoreOptions { gc: GcOptions::default(), ..StoreOptions::default() };
-    // A small disk cannot spare the default reserve: keep a twentieth of it.
-    if let Some(size) = probe::disk_size(data_dir.path()) {
-        options.reserve = options.reserve.min(size / 20);
-    }
-    options
-}
-
-fn mesh_config(settings: &Settings, membership: &Membership) -> Result<MeshConfig, DaemonError> {
-    let mut config = MeshConfig::default();
-    config.listen = multiaddrs("listen", &settings.listen)?;
-    config.bootstrap = multiaddrs("bootstrap", &settings.bootstrap)?;
-    config.bootstrap.extend(multiaddrs("the ticket", &membership.bootstrap)?);
-    config.mdns = settings.mdns;
-    config.kad = settings.kad;
-    config.relay_server = settings.relay_server;
-    config.relay_client = settings.relay_client;
-    config.autonat = settings.autonat;
-    config.dcutr = settings.dcutr;
-    config.frame_len_max = FRAME_LEN_MAX;
-    Ok(config)
-}
-
-fn multiaddrs(key: &'static str, values: &[String]) -> Result<Vec<Multiaddr>, DaemonError> {
-    let parse = |value: &String| {
-        let parsed = value.parse::<Multiaddr>();
-        parsed.map_err(|e| DaemonError::Multiaddr { key, value: value.clone(), problem: e.to_string() })
-    };
-    values.iter().map(parse).collect()
-}
-
-fn core_config(settings: &Settings, roles: Roles, runners: Runners) -> CoreConfig {
-    let machine = probe::machine();
-    CoreConfig {
-        cpu_milli: if roles.contains(Roles::RUN) { cpu_milli(settings) } else { 0 },
-        // What cannot be isolated is not offered, so that no job is awarded here only to be refused.
-        runners,
-        memory_bytes: memory_bytes(settings),
-        labels: settings.labels.clone(),
-        about: machine.about,
-        start_ahead: 1,
-        ledger_grace_ms: settings.ledger_grace_s.saturating_mul(1_000),
-        ..CoreConfig::default()
-    }
-}
-
-/// Thousandths of cores for tasks.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to be 0 to 65536 cores")]
-fn cpu_milli(settings: &Settings) -> u32 {
-    settings.cpus.map_or_else(|| probe::machine().cpu_milli, |cpus| (cpus * 1000.0).round() as u32)
-}
-
-/// Bytes of memory for tasks.
-fn memory_bytes(settings: &Settings) -> u64 {
-    settings.memory.unwrap_or_else(|| probe::machine().memory_bytes / 10 * 9)
 }
 
 fn random_seed() -> [u8; 32] {

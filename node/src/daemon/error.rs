@@ -1,0 +1,90 @@
+//! Why a daemon could not start or go on.
+
+use sinew_blobs::OpenError;
+use sinew_mesh::StartError;
+
+use crate::config::ConfigError;
+use crate::datadir::DataDirError;
+use crate::exec::allowlist::AllowlistError;
+use crate::exec::volumes::BadVolume;
+use crate::gather::GatherError;
+use crate::storage::StorageError;
+
+/// Why a daemon could not start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The data dir.
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    /// The settings.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Inputs cannot be fetched from outside.
+    #[error(transparent)]
+    Gather(GatherError),
+    /// A multiaddr in the settings.
+    #[error("`{value}` in `{key}` is no multiaddr: write it like /ip4/192.0.2.1/tcp/9000 ({problem})")]
+    Multiaddr {
+        /// Which setting.
+        key: &'static str,
+        /// Its value.
+        value: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The list of programs that may run.
+    #[error(transparent)]
+    Allowlist(#[from] AllowlistError),
+    /// Programs would see the daemon's key and every job's files.
+    #[error(
+        "the data directory {} is below {}, which programs in the sandbox may read: choose another with --data-dir, or leave \
+         that path out of sandbox_readable and sandbox_writable", dir.display(), shown.display()
+    )]
+    DataDirShown {
+        /// The data directory.
+        dir: std::path::PathBuf,
+        /// What programs see.
+        shown: std::path::PathBuf,
+    },
+    /// A directory cannot be offered.
+    #[error(transparent)]
+    Volume(BadVolume),
+    /// The ledger.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The blob store.
+    #[error(transparent)]
+    Blobs(#[from] OpenError),
+    /// The mesh.
+    #[error(transparent)]
+    Mesh(#[from] StartError),
+    /// The system.
+    #[error("cannot {doing}: {source}")]
+    Io {
+        /// What was tried.
+        doing: &'static str,
+        /// Why not.
+        source: std::io::Error,
+    },
+}
+
+impl DaemonError {
+    /// For the command line.
+    #[must_use]
+    pub const fn exit_code(&self) -> u8 {
+        match self {
+            Self::DataDir(e) => e.exit_code(),
+            Self::Gather(GatherError::Ca { .. })
+            | Self::Config(_)
+            | Self::Allowlist(_)
+            | Self::DataDirShown { .. }
+            | Self::Volume(_)
+            | Self::Multiaddr { .. } => 2,
+            _ => 1,
+        }
+    }
+}
+
+pub(crate) fn io(doing: &'static str) -> impl FnOnce(std::io::Error) -> DaemonError {
+    move |source| DaemonError::Io { doing, source }
+}
