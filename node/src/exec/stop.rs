@@ -4,11 +4,16 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
 use sinew_crdt_state::error_code::ErrorCode;
+use tokio::io::unix::AsyncFd;
 
 use super::outcome::Failure;
+
+/// How often the wish to stop is looked for where it cannot be waited for.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// Why a task is to be ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,9 +79,55 @@ impl StopHandle {
         }
     }
 
+    /// Waits until somebody asks for the end, and says why.
+    pub async fn stopped(&self) -> StopReason {
+        #[expect(deprecated, reason = "sound for an OwnedFd, whose number never changes; what replaces it is unsafe")]
+        let watched = self.wake_fd().try_clone_to_owned().and_then(AsyncFd::new);
+        loop {
+            if let Some(reason) = self.reason() {
+                return reason;
+            }
+            match &watched {
+                Ok(watched) if watched.readable().await.is_ok() => {}
+                // Short of descriptors: then it is noticed a little later.
+                _ => tokio::time::sleep(LOOK_EVERY).await,
+            }
+        }
+    }
+
+    /// What `work` gives, unless somebody asks for the end first.
+    ///
+    /// # Errors
+    /// Those of `work`, and that of the reason for the end.
+    pub async fn unless_stopped<T>(&self, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+        tokio::select! {
+            done = work => done,
+            reason = self.stopped() => Err(reason.failure()),
+        }
+    }
+
     /// Becomes readable, and stays so, once somebody asked.
     #[must_use]
     pub fn wake_fd(&self) -> BorrowedFd<'_> {
         self.0.wake.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn work_without_an_end_ends_when_told_and_other_work_is_done() {
+        let stop = StopHandle::new().expect("handle");
+        assert_eq!(stop.unless_stopped(async { Ok(3) }).await.expect("done"), 3);
+        let other = stop.clone();
+        let teller = std::thread::spawn(move || other.stop(StopReason::Cancelled));
+        let ended = stop.unless_stopped(std::future::pending::<Result<(), Failure>>()).await;
+        teller.join().expect("told");
+        assert_eq!(ended.expect_err("stopped").code, ErrorCode::Cancelled);
+        // Also where it was told before.
+        let late = stop.unless_stopped(std::future::pending::<Result<(), Failure>>()).await;
+        assert_eq!(late.expect_err("stopped").code, ErrorCode::Cancelled);
     }
 }

@@ -11,6 +11,7 @@ use sinew_crdt_state::spec::BlobRef;
 
 use super::{TaskHost, job_tag};
 use crate::exec::outcome::Failure;
+use crate::exec::stop::StopHandle;
 
 /// Bytes read from the store at once: large enough that the store's overhead per read does not show.
 const PIECE: u64 = 256 * 1024;
@@ -20,15 +21,16 @@ pub(super) fn fetch_failure(error: &dyn std::error::Error) -> Failure {
     Failure::new(ErrorCode::Fetch, error.to_string())
 }
 
-/// Sees to it that a blob, or a range of it, is here. Whole blobs are kept for the job.
+/// Sees to it that a blob, or a range of it, is here, unless the task is to stop. Whole blobs are kept for the job.
 pub(super) fn fetch(
     host: &TaskHost,
     job: JobId,
     blob: BlobRef,
     range: Option<(u64, u64)>,
     providers: &[NodeId],
+    stop: &StopHandle,
 ) -> Result<(), Failure> {
-    host.runtime.block_on(fetch_async(host, job, blob, range, providers))
+    host.runtime.block_on(stop.unless_stopped(fetch_async(host, job, blob, range, providers)))
 }
 
 /// [`fetch`] for asynchronous callers.

@@ -60,19 +60,27 @@ fn place(
     match &file.source {
         Source::Inline(bytes) => placing.add(&file.path, file.executable, &mut &bytes[..]),
         Source::Blob(blob) => {
-            fetch(host, job, *blob, None, &task.providers)?;
+            fetch(host, job, *blob, None, &task.providers, ctx.stop)?;
             placing.add(&file.path, file.executable, &mut BlobRange::new(host, *blob, 0, blob.size))
         }
         Source::Http(remote) => {
             let dir = host.means.work.content(&job.to_string());
             let fetching = host.means.gather.http(remote, &dir);
-            placing.add(&file.path, file.executable, &mut *remote_file(host, task, remote.hash, fetching)?)
+            placing.add(
+                &file.path,
+                file.executable,
+                &mut *remote_file(host, task, remote.hash, ctx.stop.unless_stopped(fetching))?,
+            )
         }
         Source::Object(object) => {
             let secret = secret(ctx, object.credentials.as_deref()).map(SecretBytes::bytes);
             let dir = host.means.work.content(&job.to_string());
             let fetching = host.means.gather.object(object, secret, &dir);
-            placing.add(&file.path, file.executable, &mut *remote_file(host, task, object.hash, fetching)?)
+            placing.add(
+                &file.path,
+                file.executable,
+                &mut *remote_file(host, task, object.hash, ctx.stop.unless_stopped(fetching))?,
+            )
         }
         Source::Git(tree) => {
             let dir = host.means.work.content(&job.to_string());

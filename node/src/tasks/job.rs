@@ -4,8 +4,7 @@ use std::collections::btree_map::Entry;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use sinew_crdt_state::error_code::ErrorCode;
-use sinew_crdt_state::ids::{JobId, NodeId};
-use sinew_crdt_state::spec::{BlobRef, Chunk, JobSpec, Program, Work};
+use sinew_crdt_state::spec::{BlobRef, Chunk, Program, Work};
 
 use sinew_scheduler::io::StartTask;
 
@@ -75,18 +74,18 @@ impl JobCache {
     pub(super) fn content(
         &self,
         host: &TaskHost,
-        job: JobId,
-        spec: &JobSpec,
-        providers: &[NodeId],
+        task: &StartTask,
+        stop: &StopHandle,
     ) -> Result<Arc<Content>, Failure> {
+        let job = task.key.lease.job;
         let mut content = self.content.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(content) = &*content {
             return Ok(Arc::clone(content));
         }
         let mut placed = Content::new();
-        for blob in spec.programs().filter_map(Program::content) {
+        for blob in task.spec.programs().filter_map(Program::content) {
             let Entry::Vacant(place) = placed.entry(blob.hash) else { continue };
-            fetch(host, job, *blob, None, providers)?;
+            fetch(host, job, *blob, None, &task.providers, stop)?;
             let mut bytes = BlobRange::new(host, *blob, 0, blob.size);
             let path = host.means.work.content(&job.to_string()).join(blob.hash.to_string());
             files::place_one(&path, &mut bytes)?;
@@ -101,15 +100,14 @@ impl JobCache {
     pub(super) fn chunk(
         &self,
         host: &TaskHost,
-        job: JobId,
-        spec: &JobSpec,
-        task: u32,
-        providers: &[NodeId],
+        task: &StartTask,
+        stop: &StopHandle,
     ) -> Result<(BlobRef, Chunk), Failure> {
-        let Work::MapReduce(round) = &spec.work else {
+        let Work::MapReduce(round) = &task.spec.work else {
             return Err(Failure::new(ErrorCode::Invalid, "only map-reduce rounds have chunks"));
         };
-        let table = self.table(host, job, round.chunk_table, providers)?;
+        let table = self.table(host, task, round.chunk_table, stop)?;
+        let task = task.key.task;
         let bad = |what: String| Failure::new(ErrorCode::Invalid, what).for_good();
         let chunk = *table.get(task as usize).ok_or_else(|| bad(format!("the chunk table has no chunk {task}")))?;
         let input = round.inputs.get(chunk.input as usize);
@@ -123,15 +121,15 @@ impl JobCache {
     fn table(
         &self,
         host: &TaskHost,
-        job: JobId,
+        task: &StartTask,
         blob: BlobRef,
-        providers: &[NodeId],
+        stop: &StopHandle,
     ) -> Result<Arc<Vec<Chunk>>, Failure> {
         let mut chunks = self.chunks.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(chunks) = &*chunks {
             return Ok(Arc::clone(chunks));
         }
-        fetch(host, job, blob, None, providers)?;
+        fetch(host, task.key.lease.job, blob, None, &task.providers, stop)?;
         let bytes =
             host.runtime.block_on(host.store.read(blob.hash, CHUNK_TABLE_MAX)).map_err(|e| fetch_failure(&e))?;
         let table: Vec<Chunk> = sinew_crdt_state::cbor::from_slice(&bytes).map_err(|e| {

@@ -80,7 +80,7 @@ fn attempt_with(
     let spec = &task.spec;
     let none = |f: Failure| (f, fact::Usage { gather_ms: ms_since(began), ..fact::Usage::default() });
     let cache = host.job(job);
-    let content = cache.content(host, job, spec, &task.providers).map_err(none)?;
+    let content = cache.content(host, task, stop).map_err(none)?;
     let log = host.logs.attempt(job, key.phase, key.task, task.run.0);
     let env = secrets.map_or_else(|| spec.env(), JobSecrets::env);
     let volumes = host.means.volumes.mount(spec).map_err(none)?;
@@ -117,8 +117,8 @@ fn attempt_with(
             finish(host, task, done.outcome, gather_ms, &left)
         }
         Work::MapReduce(round) if key.phase == PHASE_MAP => {
-            let (input, chunk) = cache.chunk(host, job, spec, key.task, &task.providers).map_err(none)?;
-            fetch(host, job, input, Some((chunk.offset, chunk.len)), &task.providers).map_err(none)?;
+            let (input, chunk) = cache.chunk(host, task, stop).map_err(none)?;
+            fetch(host, job, input, Some((chunk.offset, chunk.len)), &task.providers, stop).map_err(none)?;
             let gather_ms = ms_since(began);
             let mut reader = BlobRange::new(host, input, chunk.offset, chunk.len);
             let work = MapWork {
@@ -134,7 +134,7 @@ fn attempt_with(
         }
         Work::MapReduce(round) => {
             let sources = task.sources.clone().unwrap_or_default();
-            let inputs = reduce_inputs(host, task, &sources).map_err(none)?;
+            let inputs = reduce_inputs(host, task, &sources, stop).map_err(none)?;
             let gather_ms = ms_since(began);
             let done = run_reduce(&ctx, slot, &round.reduce, inputs);
             let left: Vec<(String, &Path)> =
@@ -163,11 +163,16 @@ fn finish(
 }
 
 /// This task's partition of every map output.
-fn reduce_inputs(host: &TaskHost, task: &StartTask, sources: &[Located]) -> Result<Vec<Input>, Failure> {
+fn reduce_inputs(
+    host: &TaskHost,
+    task: &StartTask,
+    sources: &[Located],
+    stop: &StopHandle,
+) -> Result<Vec<Input>, Failure> {
     let fetches = futures::stream::iter(sources.iter().enumerate()).map(|(chunk, source)| async move {
         partition_of(host, task, source).await.map(|range| range.map(|(at, len)| (chunk, source, at, len)))
     });
-    let ranges: Vec<_> = host.runtime.block_on(fetches.buffered(FETCHES).try_collect())?;
+    let ranges: Vec<_> = host.runtime.block_on(stop.unless_stopped(fetches.buffered(FETCHES).try_collect()))?;
     let inputs = ranges.into_iter().flatten().map(|(chunk, source, at, len)| Input {
         name: format!(
             "the output of map task {chunk} (blob {}, made by node {})",

@@ -30,8 +30,9 @@ async fn what_nobody_needs_goes_and_the_rest_stays() {
     let text = "type = \"batch\"\n[batch]\ncommand = [\"sh\", \"-c\", \"echo kept > $SINEW_OUTPUT/o\"]\n";
     let job = client.submit(draft(text), |_, _, _| {}).await.expect("submit").to_string();
     let deadline = Instant::now() + Duration::from_secs(60);
+    let (work_dir, outputs) = (("work".to_owned(), "leftover".to_owned()), ("outputs".to_owned(), job.clone()));
     // First it is over, then the ledger forgets it.
-    while names(&sinew(&mesh, &["prune", "--all", "--dry-run"])).is_empty() {
+    while names(&sinew(&mesh, &["prune", "--all", "--dry-run"])) != std::slice::from_ref(&outputs) {
         assert!(Instant::now() < deadline, "the job is not forgotten");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -41,7 +42,6 @@ async fn what_nobody_needs_goes_and_the_rest_stays() {
     let beside = mesh.nodes[0].data_dir.join("mine");
     std::fs::write(&beside, "not Sinew's").expect("write");
 
-    let (work_dir, outputs) = (("work".to_owned(), "leftover".to_owned()), ("outputs".to_owned(), job.clone()));
     assert_eq!(
         names(&sinew(&mesh, &["prune", "--dry-run"])),
         std::slice::from_ref(&work_dir),

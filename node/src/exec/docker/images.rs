@@ -7,7 +7,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -23,10 +22,8 @@ use tokio::sync::mpsc;
 
 use super::archive::{self, Archived};
 use super::engine::Engine;
-use super::shared::stopped;
 use crate::exec::outcome::Failure;
 use crate::exec::runner::Launch;
-use crate::exec::stop::StopReason;
 
 /// A part of an archive on its way to the engine.
 const PART_LEN: usize = 256 * 1024;
@@ -93,12 +90,6 @@ impl Images {
         launch: &Launch<'_>,
     ) -> Result<Image, Failure> {
         let job = launch.place.job;
-        let unless_stopped = async |found: Pin<&mut (dyn Future<Output = Result<Image, Failure>> + Send)>| {
-            tokio::select! {
-                found = found => found,
-                () = stopped(launch.stop) => Err(launch.stop.reason().unwrap_or(StopReason::Cancelled).failure()),
-            }
-        };
         let name = match &container.image {
             ImageOf::Archive(blob) => blob.hash.to_string(),
             ImageOf::Digest(reference) => reference.clone(),
@@ -107,7 +98,7 @@ impl Images {
         let mut known = lock(&place);
         let found = match &container.image {
             ImageOf::Digest(reference) => {
-                runtime.block_on(unless_stopped(std::pin::pin!(self.pulled(engine, reference))))?
+                runtime.block_on(launch.stop.unless_stopped(self.pulled(engine, reference)))?
             }
             ImageOf::Archive(_) => {
                 let missing = || Failure::new(ErrorCode::Fetch, "the image's archive is not on this node");
@@ -116,7 +107,7 @@ impl Images {
                     *known = Some(Arc::new(archive::open(path)?));
                 }
                 let archived = known.as_ref().ok_or_else(missing)?;
-                runtime.block_on(unless_stopped(std::pin::pin!(self.loaded(engine, archived, &name, path))))?
+                runtime.block_on(launch.stop.unless_stopped(self.loaded(engine, archived, &name, path)))?
             }
         };
         if let Some(brought) = lock(&self.brought).get_mut(&found.id) {

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use bollard::query_parameters::StatsOptionsBuilder;
 use futures::StreamExt;
-use tokio::io::unix::AsyncFd;
 
 use super::engine::Engine;
 use crate::exec::control::Tail;
@@ -17,8 +16,7 @@ use crate::exec::stop::{StopHandle, StopReason};
 /// get a figure, and long ones do not cost the engine anything to speak of.
 const STATS_FIRST: Duration = Duration::from_millis(50);
 const STATS_EVERY_MAX: Duration = Duration::from_secs(1);
-/// How often the wish to stop is looked for where it cannot be waited for.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+
 /// What the driving thread shares with [`Control`].
 #[derive(Debug)]
 pub(super) struct Shared {
@@ -91,18 +89,5 @@ pub(super) async fn sample(engine: Engine, name: String, shared: Arc<Shared>) {
         let used = memory.usage.unwrap_or(0).saturating_sub(inactive.copied().unwrap_or(0));
         shared.rss_bytes.store(used, Ordering::Relaxed);
         shared.rss_peak.fetch_max(used, Ordering::Relaxed);
-    }
-}
-
-/// Ready once somebody asks for the end.
-pub(super) async fn stopped(stop: &StopHandle) {
-    #[expect(deprecated, reason = "sound for an OwnedFd, whose number never changes; what replaces it is unsafe")]
-    let watched = stop.wake_fd().try_clone_to_owned().and_then(AsyncFd::new);
-    while stop.reason().is_none() {
-        match &watched {
-            Ok(watched) if watched.readable().await.is_ok() => return,
-            // Short of descriptors: then it is noticed a little later.
-            _ => tokio::time::sleep(LOOK_EVERY).await,
-        }
     }
 }
