@@ -10,6 +10,7 @@ mod gpus;
 mod health;
 mod images;
 mod network;
+mod oom;
 mod pause;
 mod run;
 mod shared;

@@ -1,6 +1,5 @@
 //! One container from its start to its removal, driven on the calling thread: streams, limits and the wish to stop.
 
-use std::collections::HashMap;
 use std::io::Read;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -8,9 +7,7 @@ use std::time::{Duration, Instant};
 
 use bollard::container::{AttachContainerResults, LogOutput};
 use bollard::errors::Error;
-use bollard::query_parameters::{
-    EventsOptionsBuilder, InspectContainerOptions, KillContainerOptionsBuilder, WaitContainerOptions,
-};
+use bollard::query_parameters::{InspectContainerOptions, KillContainerOptionsBuilder, WaitContainerOptions};
 use futures::StreamExt;
 use rustix::process::Signal;
 use sinew_crdt_state::error_code::ErrorCode;
@@ -18,13 +15,12 @@ use sinew_crdt_state::program::HealthCheck;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::time::{MissedTickBehavior, sleep_until};
 
-use super::Inner;
 use super::engine::Engine;
 use super::gpus::Gpus;
 use super::health::unhealthy;
 use super::network::Net;
 use super::shared::{Shared, sample};
-use crate::clock::unix_ms;
+use super::{Inner, oom};
 use crate::exec::outcome::{Failure, Usage};
 use crate::exec::runner::{Control, Ended, Execution, RunLimits, Streams};
 use crate::exec::sweep;
@@ -41,8 +37,6 @@ const FEED_LEN: usize = 64 * 1024;
 const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 /// A status above this is a signal's, by the convention of shells, engines and `tini`.
 const SIGNAL_BASE: i32 = 128;
-/// News that the kernel ended a process for want of memory come within this, ms, of the container's end.
-const OOM_NEWS_MS: u64 = 500;
 /// How the engine's own process 1 says that the image lacks the program.
 const NO_PROGRAM: &str = "[FATAL tini";
 
@@ -147,8 +141,6 @@ struct Driver<'r, 's> {
     /// When waiting for the effect of a SIGKILL ends.
     give_up_at: Option<Instant>,
     stdin: Feed,
-    /// From when on the engine's events are about this run, Unix ms.
-    since_ms: u64,
 }
 
 /// What goes to stdin.
@@ -182,8 +174,6 @@ impl<'r, 's> Driver<'r, 's> {
             kill_at: None,
             give_up_at: None,
             stdin,
-            // Started a moment ago.
-            since_ms: unix_ms().saturating_sub(60_000),
         }
     }
 
@@ -414,8 +404,8 @@ impl<'r, 's> Driver<'r, 's> {
     /// Why the container ended badly, if it did.
     async fn exit_failure(&self) -> Option<Failure> {
         let run = self.run;
-        let state = match run.engine.docker.inspect_container(&run.name, None::<InspectContainerOptions>).await {
-            Ok(found) => found.state.unwrap_or_default(),
+        let (id, state) = match run.engine.docker.inspect_container(&run.name, None::<InspectContainerOptions>).await {
+            Ok(found) => (found.id.unwrap_or_default(), found.state.unwrap_or_default()),
             Err(error @ Error::DockerResponseServerError { .. }) => {
                 // Somebody else removed it: how it ended is not known.
                 let message = format!("the task's container is gone from the Docker engine: {error}");
@@ -425,23 +415,11 @@ impl<'r, 's> Driver<'r, 's> {
         };
         let code = i32::try_from(state.exit_code.unwrap_or(-1)).unwrap_or(-1);
         let killed = self.verdict.is_none() && code == SIGNAL_BASE + Signal::KILL.as_raw();
-        if state.oom_killed == Some(true) || (killed && self.ran_out_of_memory().await) {
+        // Of a container that ends at once with its last process the engine often misses why.
+        if state.oom_killed == Some(true) || (killed && oom::is_in_kernel_log(&id)) {
             return Some(Failure::out_of_memory(run.memory_bytes));
         }
         (code != 0).then(|| self.exit_of(code))
-    }
-
-    /// Whether the kernel ended a process of the container for want of memory. The engine may hear of that after the exit, and then
-    /// only its events say so.
-    async fn ran_out_of_memory(&self) -> bool {
-        let filters: HashMap<&str, Vec<&str>> = [("container", vec![&*self.run.name]), ("event", vec!["oom"])].into();
-        let at = |ms: u64| format!("{}.{:03}", ms / 1_000, ms % 1_000);
-        let until = at(unix_ms().saturating_add(OOM_NEWS_MS));
-        let options = EventsOptionsBuilder::default().since(&at(self.since_ms)).until(&until).filters(&filters).build();
-        let mut events = std::pin::pin!(self.run.engine.docker.events(Some(options)));
-        // The engine ends the stream in time; one that does not is not waited for.
-        let patience = Duration::from_millis(2 * OOM_NEWS_MS);
-        matches!(tokio::time::timeout(patience, events.next()).await, Ok(Some(Ok(_))))
     }
 
     fn exit_of(&self, code: i32) -> Failure {
