@@ -109,7 +109,7 @@ const LOOK_AT_ALL_EVERY: Span = Span::ms(10_000);
 
 /// Strangers' states put aside. Far above the nodes that wait for their certificate to arrive; bounds what a member can
 /// make us store.
-const HEARSAY_MAX: usize = 1_024;
+const HEARSAY_MAX: usize = 256;
 
 /// The failure detector of one node.
 pub struct Membership {

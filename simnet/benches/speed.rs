@@ -2,10 +2,24 @@
 //! `cargo bench -p sinew-simnet -- events`, `-- idle 10000 600`, `-- claims 100 1000 100 lan`.
 #![allow(clippy::disallowed_methods, reason = "a bench reads files")]
 
+use std::os::unix::process::CommandExt;
+
 use sinew_simnet::run::{self, Options};
 use sinew_simnet::{World, cli, job, millis, seconds};
 
+/// Where a world's gigabytes lie in small pages, looking up addresses takes a good part of the time. glibc asks for large ones when it is
+/// told so before a program starts; others do not heed this.
+fn with_large_pages() {
+    const VARIABLE: &str = "GLIBC_TUNABLES";
+    if std::env::var_os(VARIABLE).is_none() {
+        let mut own = std::process::Command::new(std::env::current_exe().expect("this program"));
+        let error = own.args(std::env::args_os().skip(1)).env(VARIABLE, "glibc.malloc.hugetlb=1").exec();
+        panic!("cannot start again: {error}");
+    }
+}
+
 fn main() {
+    with_large_pages();
     let args: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
     let number = |i: usize, default: u64| args.get(i).map_or(default, |a| a.parse().expect("a whole number"));
     match args.first().map(String::as_str) {

@@ -40,6 +40,7 @@ mod report;
 mod roll;
 pub mod run;
 mod sight;
+mod trace;
 mod traffic;
 mod units;
 mod world;

@@ -202,7 +202,7 @@ impl World {
             self.counters.control_frames += 1;
             self.counters.control_bytes += bytes.len() as u64;
         }
-        self.trace.update(&bytes);
+        self.trace.add(&bytes);
         let len = bytes.len() as u64;
         self.links.frame = bytes;
         if self.links.loss > 0 && self.dice(10_000) < self.links.loss {

@@ -142,7 +142,7 @@ impl World {
     }
 
     pub(crate) fn publish(&mut self, from: Index, topic: Topic, payload: &[u8]) {
-        self.trace.update(payload);
+        self.trace.add(payload);
         self.note_advert(from, topic, payload);
         self.counters.gossip_published += 1;
         self.overlay.last += 1;

@@ -26,6 +26,7 @@ use crate::plan::Plan;
 use crate::queue::{Event, Index, Life, Queue};
 use crate::report::{Counters, Took};
 use crate::roll::{Roll, Ticked};
+use crate::trace::Trace;
 use crate::units::millis;
 
 /// Unix time at the start: any date does.
@@ -59,7 +60,8 @@ pub struct World {
     pub(crate) outcomes: BTreeMap<JobId, (Time, Outcome)>,
     pub(crate) acknowledged: BTreeMap<JobId, Time>,
     pub(crate) answers: BTreeMap<RequestId, (Time, Response)>,
-    pub(crate) trace: blake3::Hasher,
+    names: BTreeMap<String, Index>,
+    pub(crate) trace: Trace,
     pub(crate) verbose: bool,
     log: std::collections::VecDeque<String>,
     pub(crate) rng: ChaCha8Rng,
@@ -104,7 +106,8 @@ impl World {
             outcomes: BTreeMap::new(),
             acknowledged: BTreeMap::new(),
             answers: BTreeMap::new(),
-            trace: blake3::Hasher::new(),
+            names: BTreeMap::new(),
+            trace: Trace::default(),
             verbose: false,
             log: std::collections::VecDeque::new(),
             rng: ChaCha8Rng::seed_from_u64(seed),
@@ -155,7 +158,8 @@ impl World {
 
     /// A node joins and dials the nodes that it has met, or those that it would.
     pub(crate) fn join_with(&mut self, name: &str, setup: NodeSetup, met: Option<Vec<Index>>) {
-        assert!(self.nodes.iter().all(|n| n.name != name), "{name} is there already");
+        let known = self.names.insert(name.to_owned(), self.nodes.len());
+        assert!(known.is_none(), "{name} is there already");
         let identity = Identity::from_seed(self.rng.random());
         let (admin, own) = &self.founder;
         let credential = own.issue(admin, identity.id(), setup.roles, EPOCH_MS, u64::MAX);
@@ -254,7 +258,7 @@ impl World {
         let Some((at, event)) = self.queue.pop() else { return false };
         self.now = at;
         self.counters.events += 1;
-        self.trace.update(&at.0.to_le_bytes());
+        self.trace.add(&at.0.to_le_bytes());
         self.happen(event);
         true
     }
@@ -415,7 +419,7 @@ impl World {
     }
 
     pub(crate) fn index(&self, name: &str) -> Index {
-        self.nodes.iter().position(|n| n.name == name).unwrap_or_else(|| panic!("no node is called {name}"))
+        self.names.get(name).copied().unwrap_or_else(|| panic!("no node is called {name}"))
     }
 
     pub(crate) fn index_of(&self, id: NodeId) -> Option<Index> {
@@ -453,7 +457,7 @@ impl World {
     /// A hash over everything that happened: equal for equal seeds and scenarios.
     #[must_use]
     pub fn trace(&self) -> Hash {
-        Hash(*self.trace.finalize().as_bytes())
+        self.trace.hash()
     }
 
     /// The virtual time.

@@ -95,17 +95,17 @@ impl Membership {
         self.trust_own_word(packet.header.src);
         self.screen_message(packet);
         let mut claim = None;
-        for update in std::mem::take(&mut packet.updates) {
+        packet.updates.retain(|update| {
             let id = *update.id();
-            if id == *self.foca.identity() || self.members.contains_key(&id.node) {
-                packet.updates.push(update);
-            } else if id.node == self.own {
+            let known = id == *self.foca.identity() || self.members.contains_key(&id.node);
+            if !known && id.node == self.own {
                 // foca would store itself as a member. Older lives of ours need no answer: ours wins against them.
                 claim = claim.max(Some(id).filter(|id| id > self.foca.identity()));
-            } else {
+            } else if !known {
                 self.put_aside(update);
             }
-        }
+            known
+        });
         claim
     }
 
@@ -183,11 +183,12 @@ impl Membership {
         }
     }
 
-    fn put_aside(&mut self, update: Member<Identity>) {
-        let node = update.id().node;
-        let newer = self.hearsay.get(&node).is_none_or(|held| held.id() <= update.id());
-        if newer && (self.hearsay.len() < HEARSAY_MAX || self.hearsay.contains_key(&node)) {
-            self.hearsay.insert(node, update);
+    fn put_aside(&mut self, update: &Member<Identity>) {
+        let has_room = self.hearsay.len() < HEARSAY_MAX;
+        match self.hearsay.get_mut(&update.id().node) {
+            Some(held) if held.id() <= update.id() => *held = update.clone(),
+            None if has_room => drop(self.hearsay.insert(update.id().node, update.clone())),
+            _ => {}
         }
     }
 }
