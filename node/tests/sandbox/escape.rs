@@ -7,8 +7,9 @@ use std::process::{Child, Command, Stdio};
 
 use sinew_crdt_state::error_code::ErrorCode;
 
-use crate::limits::walk;
-use crate::rig::{Rig, all_refused, all_refused_with, all_worked, both, eventually, processes_with, secret};
+use crate::rig::{
+    Rig, all_refused, all_refused_with, all_worked, both, eventually, processes_with, remove_groups, secret,
+};
 
 /// A process of the host; it ends with the value.
 struct Victim(Child);
@@ -278,13 +279,7 @@ fn nothing_of_a_cell_survives_a_daemon_that_is_killed() {
     daemon.kill().expect("kill -9");
     daemon.wait().expect("wait");
     eventually("all to be gone without any help", || processes_with(&mark).is_empty());
-    // What a guardian, or the next start, would remove besides.
-    let tag = std::fs::read_to_string(dir.path().join("tag")).expect("tag");
-    let mut guardian = Command::new(env!("CARGO_BIN_EXE_sinew"));
-    assert!(guardian.args(["__guardian", &tag]).stdin(Stdio::null()).status().expect("guardian").success());
-    let left = walk("/sys/fs/cgroup".into(), 6);
-    let name = tag.replace(':', "-");
-    assert!(!left.iter().any(|dir| dir.to_string_lossy().contains(&name)), "{left:?}");
+    remove_groups(dir.path());
 }
 
 mod stand_in {
@@ -296,8 +291,7 @@ mod stand_in {
         let Ok(mark) = std::env::var("SLEEP_FOR") else { return };
         let script = format!("setsid env -i sleep {mark} & setsid sleep {mark} & sleep {mark}");
         let mut rig = Rig::sandboxed();
-        let tag = std::env::temp_dir().join("tag");
-        std::fs::write(tag, rig.runner.tag().value()).expect("tag");
+        rig.note_tag();
         rig.run(&["sh", "-c", &script]);
     }
 }

@@ -124,6 +124,7 @@ fn nothing_of_a_network_survives_a_daemon_that_is_killed() {
     daemon.wait().expect("wait");
     eventually("the connection is closed", || server.open() == 0);
     eventually("its processes are gone", || crate::rig::processes_with(&mark).is_empty());
+    crate::rig::remove_groups(dir.path());
 }
 
 mod stand_in {
@@ -134,6 +135,7 @@ mod stand_in {
     fn for_a_daemon() {
         let Ok(port) = std::env::var("TALK_TO") else { return };
         let (runtime, mut rig) = (runtime(), Rig::sandboxed());
+        rig.note_tag();
         rig.let_out(&runtime, &["there.test=127.0.0.1"]);
         rig.network = policy(&[&format!("there.test:{port}")]);
         let script = format!(

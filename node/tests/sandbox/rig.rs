@@ -75,7 +75,15 @@ pub(crate) fn options() -> SandboxOptions {
     }
 }
 
+/// Where a daemon that is to be killed notes its tag, in the directory for temporary files that it was given.
+const TAG_FILE: &str = "tag";
+
 impl Rig {
+    /// For [`remove_groups`].
+    pub(crate) fn note_tag(&self) {
+        std::fs::write(std::env::temp_dir().join(TAG_FILE), self.runner.tag().value()).expect("tag");
+    }
+
     /// Programs run in cells, with every piece in place.
     pub(crate) fn sandboxed() -> Self {
         Self::with(&options())
@@ -256,4 +264,15 @@ impl Rig {
         self.runner.sandbox().expect("a sandbox").let_out(egress);
         connections_max
     }
+}
+
+/// Removes the control groups of a killed daemon that noted its tag in `dir`, as its guardian would, or its next start.
+pub(crate) fn remove_groups(dir: &Path) {
+    let tag = std::fs::read_to_string(dir.join(TAG_FILE)).expect("tag");
+    let mut guardian = std::process::Command::new(env!("CARGO_BIN_EXE_sinew"));
+    let guardian = guardian.args(["__guardian", &tag]).stdin(std::process::Stdio::null());
+    assert!(guardian.status().expect("guardian").success());
+    let left = crate::limits::walk("/sys/fs/cgroup".into(), 6);
+    let name = tag.replace(':', "-");
+    assert!(!left.iter().any(|dir| dir.to_string_lossy().contains(&name)), "{left:?}");
 }
