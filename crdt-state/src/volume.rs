@@ -238,9 +238,13 @@ mod tests {
             "/var/tmp/x",
             "/lib64",
             "/data\n",
-            "/root/.ssh",
         ] {
             assert!(volume("data", path).check().is_err(), "{path}");
+        }
+        for taken in TAKEN {
+            for path in [taken.to_owned(), format!("{taken}/x")] {
+                assert!(volume("data", &path).check().is_err(), "{path}");
+            }
         }
         let long = format!("/{}", "x".repeat(PATH_LEN_MAX));
         assert!(volume("data", &long).check().is_err());
