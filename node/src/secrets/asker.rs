@@ -3,7 +3,6 @@
 
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sinew_crdt_state::envelope::Envelope;
 use sinew_crdt_state::error_code::ErrorCode;
 use sinew_crdt_state::fact::Fence;
@@ -22,7 +21,7 @@ use crate::tasks::TaskHost;
 /// A submitter that is away is waited for, before the attempt counts as failed: a restart, or a laptop's way between two networks.
 const PATIENCE: Duration = Duration::from_secs(300);
 /// Between two questions.
-const ASK_EVERY: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+const ASK_EVERY: Duration = Duration::from_secs(1);
 /// One question and its answer.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 
@@ -49,12 +48,14 @@ pub fn obtain(host: &TaskHost, task: &StartTask, stop: &StopHandle) -> Result<Va
         let names: Vec<String> = task.spec.secret_names().into_iter().map(str::to_owned).collect();
         return values(&host.means.secrets, &names).map_err(|refusal| refused(submitter, &refusal));
     }
+    host.runtime.block_on(stop.unless_stopped(ask_until(host, task, submitter)))
+}
+
+/// Asks again and again, until there is an answer or patience is at its end.
+async fn ask_until(host: &TaskHost, task: &StartTask, submitter: NodeId) -> Result<Values, Failure> {
     let (began, mut told) = (Instant::now(), false);
     loop {
-        if let Some(reason) = stop.reason() {
-            return Err(reason.failure());
-        }
-        let why = match host.runtime.block_on(ask(host, task, submitter)) {
+        let why = match ask(host, task, submitter).await {
             Ok(values) => return Ok(values),
             Err(NotYet::Refused(refusal @ (Refusal::Denied(_) | Refusal::Unknown(_) | Refusal::Broken))) => {
                 return Err(refused(submitter, &refusal));
@@ -76,9 +77,7 @@ pub fn obtain(host: &TaskHost, task: &StartTask, stop: &StopHandle) -> Result<Va
             );
             return Err(Failure::new(ErrorCode::Fetch, message));
         }
-        // Whether it was woken or interrupted shows when the reason is looked at.
-        let wake = stop.wake_fd();
-        let _ = poll(&mut [PollFd::new(&wake, PollFlags::IN)], Some(&ASK_EVERY));
+        tokio::time::sleep(ASK_EVERY).await;
     }
 }
 
