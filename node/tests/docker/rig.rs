@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bollard::models::ContainerSummary;
 use bollard::query_parameters::ListContainersOptionsBuilder;
@@ -23,11 +23,10 @@ use sinew_node::exec::task::{TaskContext, run_batch};
 use sinew_node::exec::volumes::Mounted;
 use sinew_node::secrets::job::JobSecrets;
 
+pub(crate) use crate::behaviours::subject::{PATIENCE, eventually};
 use crate::engine::TestEngine;
 use crate::image::{Made, Recipe, make};
 
-/// Longest wait for something that happens within a second on an idle machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// What fits into a task's `/tmp`.
 pub(crate) const TMP_BYTES: u64 = 16 << 20;
 
@@ -234,12 +233,4 @@ impl Rig {
 
 pub(crate) fn of_blob(blob: BlobRef) -> Container {
     Container { image: ImageOf::Archive(blob), entrypoint: None, argv: Vec::new(), gpus: 0, health: None }
-}
-
-pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !condition() {
-        assert!(Instant::now() < deadline, "waited too long for: {what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
