@@ -16,6 +16,8 @@ pub(crate) struct Brains {
     timer_of: BTreeMap<JobId, Time>,
     /// Jobs that found no room, in order of arrival: served first when something frees up.
     seen_news: u64,
+    /// Jobs of brains that have ended since somebody asked: sealed, or led elsewhere.
+    ended: Vec<JobId>,
 }
 
 impl Brains {
@@ -90,11 +92,20 @@ impl Brains {
             }
             if brain.is_over() {
                 self.map.remove(&job);
+                self.ended.push(job);
             } else if let Some(at) = brain.timeout(ctx) {
                 self.timers.insert((at, job));
                 self.timer_of.insert(job, at);
             }
         }
+    }
+
+    pub(crate) fn take_ended(&mut self) -> Vec<JobId> {
+        std::mem::take(&mut self.ended)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.map.is_empty()
     }
 
     pub(crate) fn has_work(&self) -> bool {

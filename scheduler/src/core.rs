@@ -86,6 +86,9 @@ pub struct Core {
     load_told: (Time, Option<LoadDigest>),
     compact_at: Time,
     serial_last: u64,
+    /// Until when nothing here needs to be called but the failure detector, unless an input stirs it; unknown after one, and as long
+    /// as this node leads jobs.
+    rests_until: Option<Time>,
     /// Sealed in this batch: dropped from memory once their last facts are signed and on their way.
     dehydrate: Vec<JobId>,
 }
@@ -112,6 +115,7 @@ impl Core {
             load_told: (now.at, None),
             compact_at: now.at + COMPACT_EVERY,
             serial_last: 0,
+            rests_until: None,
             dehydrate: Vec::new(),
         };
         core.ctx.peers.up(own, roles, now.at);
@@ -181,6 +185,9 @@ impl Core {
     /// Handles one input at `now`. Call [`Self::flush`] after a batch.
     pub fn handle(&mut self, now: Now, input: Input) {
         self.ctx.now = now;
+        if stirs(&input) {
+            self.rests_until = None;
+        }
         match input {
             Input::Member(credential) => members::keep(&mut self.ctx, &credential, true),
             Input::PeerUp { node, roles } => self.on_peer_up(node, roles),
@@ -225,6 +232,12 @@ impl Core {
     /// Runs due timers, lets every part that changed have its say, and turns the outcome into effects.
     pub fn flush(&mut self, now: Now) {
         self.ctx.now = now;
+        if self.rests_until.is_some_and(|until| now.at < until) {
+            // Most calls of a node in a large mesh: somebody looks whether it lives, or the other way round.
+            self.membership.tick(now.at);
+            self.poll_membership();
+            return self.ctx.flush();
+        }
         self.tick();
         self.worker.flush(&mut self.ctx);
         self.settle();
@@ -236,6 +249,7 @@ impl Core {
             self.worker.flush(&mut self.ctx);
             self.settle();
         }
+        self.stewards.after_steps(&self.ctx, &mut self.brains);
         if self.worker.take_load_changed() {
             self.refresh_own_load();
         }
@@ -245,6 +259,7 @@ impl Core {
         for job in std::mem::take(&mut self.dehydrate) {
             self.ctx.ledger.dehydrate(&job);
         }
+        self.rests_until = self.brains.is_empty().then(|| self.rest_timeout());
     }
 
     /// The next thing to do.
@@ -255,12 +270,17 @@ impl Core {
     /// When [`Input::Tick`] (or a flush) is due at the latest.
     #[must_use]
     pub fn poll_timeout(&self) -> Time {
+        let rest = self.rests_until.unwrap_or_else(|| self.rest_timeout());
+        self.membership.poll_timeout().map_or(rest, |at| rest.min(at))
+    }
+
+    /// When anything but the failure detector is due.
+    fn rest_timeout(&self) -> Time {
         let always = self.sync.timeout(&self.ctx).min(self.compact_at);
         [
             self.worker.timeout(),
             self.brains.timeout(),
             self.stewards.timeout(&self.brains),
-            self.membership.poll_timeout(),
             self.load_at,
             self.restore.timeout(),
         ]
@@ -526,6 +546,21 @@ impl Core {
     /// Notes that blobs are here, for locality in bids.
     pub fn holds(&mut self, blobs: impl IntoIterator<Item = BlobRef>) {
         self.worker.blobs.extend(blobs.into_iter().map(|b| b.hash));
+    }
+}
+
+/// Whether an input may give any part of a node that leads no job something to do, now or sooner than it said, beyond what
+/// answers it. A beat that was answered only moves deadlines on.
+const fn stirs(input: &Input) -> bool {
+    match input {
+        Input::Tick | Input::Rtt { .. } => false,
+        Input::Message { message, .. } => match message {
+            Message::Swim(_) | Message::Load(_) => false,
+            Message::BeatAck { void, .. } => !void.is_empty(),
+            Message::SetBeat { doubts, .. } => !doubts.is_empty(),
+            _ => true,
+        },
+        _ => true,
     }
 }
 

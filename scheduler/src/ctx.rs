@@ -35,6 +35,9 @@ pub(crate) enum After {
     CaughtUp { job: JobId },
 }
 
+/// Messages for whose place is kept from one flush to the next.
+const OUTBOX_KEPT: usize = 8;
+
 #[derive(Debug)]
 pub(crate) struct Ctx {
     pub(crate) now: Now,
@@ -52,7 +55,8 @@ pub(crate) struct Ctx {
     /// Jobs forgotten a moment ago, and when: peers that have not got round to it yet are not asked for them.
     pub(crate) forgotten: BTreeMap<JobId, Time>,
     identity: Identity,
-    outbox: BTreeMap<(NodeId, Class), Vec<Message>>,
+    /// In the order of sending.
+    outbox: Vec<(NodeId, Class, Message)>,
     /// Messages to this node itself, handled before the flush.
     pub(crate) local: VecDeque<Message>,
     effects: VecDeque<Effect>,
@@ -105,7 +109,7 @@ impl Ctx {
             forgotten: BTreeMap::new(),
             config: setup.config,
             identity: setup.identity,
-            outbox: BTreeMap::new(),
+            outbox: Vec::new(),
             local: VecDeque::new(),
             effects: VecDeque::new(),
             unsigned: Vec::new(),
@@ -209,7 +213,7 @@ impl Ctx {
         if to == self.own {
             self.local.push_back(message);
         } else {
-            self.outbox.entry((to, message.class())).or_default().push(message);
+            self.outbox.push((to, message.class(), message));
         }
     }
 
@@ -236,8 +240,25 @@ impl Ctx {
             self.waiting.insert(ticket, std::mem::take(&mut self.after));
             self.effects.push_back(Effect::Persist { ticket, records: std::mem::take(&mut self.records), urgent });
         }
-        for ((to, class), messages) in std::mem::take(&mut self.outbox) {
+        self.hand_out();
+    }
+
+    /// Puts what goes to one node on one stream together.
+    fn hand_out(&mut self) {
+        let mut outbox = std::mem::take(&mut self.outbox);
+        outbox.sort_by_key(|(to, class, _)| (*to, *class));
+        let mut rest = outbox.drain(..);
+        while let Some((to, class, first)) = rest.next() {
+            let more = rest.as_slice().iter().take_while(|(t, c, _)| (*t, *c) == (to, class)).count();
+            let mut messages = Vec::with_capacity(1 + more);
+            messages.push(first);
+            messages.extend(rest.by_ref().take(more).map(|(.., message)| message));
             self.effects.push_back(Effect::Send { to, class, messages });
+        }
+        drop(rest);
+        // The next call will need it again.
+        if outbox.capacity() <= OUTBOX_KEPT {
+            self.outbox = outbox;
         }
     }
 
@@ -268,7 +289,7 @@ impl Ctx {
             After::Send { message, .. } => Some(message),
             After::Own { .. } | After::CaughtUp { .. } => None,
         });
-        for message in self.outbox.values_mut().flatten().chain(gated) {
+        for message in self.outbox.iter_mut().map(|(_, _, message)| message).chain(gated) {
             message.for_each_envelope(patch);
         }
     }

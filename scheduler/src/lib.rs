@@ -18,6 +18,7 @@ mod restore;
 mod steward;
 mod stored;
 mod sync;
+mod table;
 pub mod time;
 pub mod view;
 pub mod wire;

@@ -31,6 +31,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use sinew_crdt_state::ids::NodeId;
 
+use crate::table::Table;
 use crate::time::{Span, Time};
 use config::foca_config;
 use io::{Due, Io};
@@ -118,7 +119,7 @@ pub struct Membership {
     foca: Foca<Identity, Wire, ChaCha8Rng, NoCustomBroadcast>,
     io: Io,
     /// Every verified member but this node, and how it was last reported.
-    members: BTreeMap<NodeId, Seen>,
+    members: Table<Seen>,
     connected: BTreeSet<NodeId>,
     hearsay: BTreeMap<NodeId, Member<Identity>>,
     /// Members of whom foca may hold something else than was last read off it. Reading all of them after every input would
@@ -158,7 +159,7 @@ impl Membership {
             config,
             foca: Foca::new(identity, foca_config(&config, 1), ChaCha8Rng::from_seed(seed), Wire),
             io: Io::new(jitter),
-            members: BTreeMap::new(),
+            members: Table::default(),
             connected: BTreeSet::new(),
             hearsay: BTreeMap::new(),
             touched: Vec::new(),
@@ -190,7 +191,7 @@ impl Membership {
     /// `node` is no member any more: its certificate expired or was revoked. It ends as [`NodeState::Left`].
     pub fn forget(&mut self, now: Time, node: NodeId) {
         self.io.now = now;
-        let Some(seen) = self.members.remove(&node) else { return };
+        let Some(seen) = self.members.swap_remove(&node) else { return };
         self.connected.remove(&node);
         self.probes.remove(&node);
         self.unlearn(node);
@@ -230,6 +231,9 @@ impl Membership {
     /// Runs every timer due at `now`.
     pub fn tick(&mut self, now: Time) {
         self.io.now = now;
+        if !self.io.is_due() {
+            return;
+        }
         self.io.excuse_pause(self.config.probe_period);
         while let Some(due) = self.io.pop_due() {
             match due {
@@ -271,8 +275,10 @@ impl Membership {
     pub fn iter(&self) -> impl Iterator<Item = (NodeId, NodeState, u64)> + '_ {
         let own = (self.own, self.own_state(), self.foca.identity().incarnation);
         let others = |(node, seen): (&NodeId, &Seen)| (*node, seen.state, seen.incarnation());
-        let (before, after) = (self.members.range(..self.own), self.members.range(self.own..));
-        before.map(others).chain(std::iter::once(own)).chain(after.map(others))
+        let mut all: Vec<(NodeId, NodeState, u64)> =
+            self.members.iter().map(others).chain(std::iter::once(own)).collect();
+        all.sort_unstable_by_key(|(node, ..)| *node);
+        all.into_iter()
     }
 
     /// Says goodbye. Afterwards only the messages already queued as effects remain to be sent.

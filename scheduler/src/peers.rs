@@ -8,6 +8,7 @@ use sinew_crdt_state::spec::{JobSpec, Strategy};
 use sinew_crdt_state::state::JobState;
 
 use crate::config::{ASK_AGAIN, ASK_AGAIN_DOUBLED_MAX, silent_after};
+use crate::table::Table;
 use crate::time::{Span, Time};
 use crate::wire::{Card, LoadDigest};
 
@@ -51,7 +52,7 @@ pub struct Peer {
 #[derive(Debug)]
 pub struct Peers {
     own: NodeId,
-    map: BTreeMap<NodeId, Peer>,
+    map: Table<Peer>,
     /// How many of them are connected, this node left out.
     connections: usize,
     /// Members of the mesh as the transport counts them.
@@ -63,8 +64,8 @@ pub struct Peers {
 }
 
 impl Peers {
-    pub(crate) const fn new(own: NodeId) -> Self {
-        Self { own, map: BTreeMap::new(), connections: 0, mesh_size: 0, contacts: BTreeMap::new(), news: 0 }
+    pub(crate) fn new(own: NodeId) -> Self {
+        Self { own, map: Table::default(), connections: 0, mesh_size: 0, contacts: BTreeMap::new(), news: 0 }
     }
 
     pub(crate) fn up(&mut self, node: NodeId, roles: Roles, now: Time) {
@@ -221,7 +222,7 @@ impl Peers {
         self.mesh_size = nodes;
     }
 
-    /// Every node, in order.
+    /// Every node, in the order in which they became known.
     pub fn iter(&self) -> impl Iterator<Item = (&NodeId, &Peer)> {
         self.map.iter()
     }

@@ -4,7 +4,6 @@
 use sinew_scheduler::time::Span;
 use sinew_scheduler::wire::{Class, Message};
 
-use crate::link::pair;
 use crate::queue::{Event, Index, Model};
 use crate::world::World;
 
@@ -94,7 +93,7 @@ impl World {
         self.links.failed.remove(&(from, to));
         if !self.links.are_partners(from, to) {
             let now = self.now;
-            if self.links.casual.insert(pair(from, to), now).is_none() {
+            if self.links.make_casual(from, to, now) {
                 self.queue.push(now + IDLE, Event::Model(Model::Idle { a: from, b: to }));
             }
         }
@@ -104,13 +103,13 @@ impl World {
     }
 
     pub(crate) fn idle(&mut self, a: Index, b: Index) {
-        let Some(used) = self.links.casual.get(&pair(a, b)).copied() else { return };
+        let Some(used) = self.links.casual(a, b) else { return };
         if !self.links.is_connected(a, b) {
-            self.links.casual.remove(&pair(a, b));
+            self.links.end_casual(a, b);
         } else if self.now - used < IDLE {
             self.queue.push(used + IDLE, Event::Model(Model::Idle { a, b }));
         } else {
-            self.links.casual.remove(&pair(a, b));
+            self.links.end_casual(a, b);
             self.counters.idle_closed += 1;
             self.disconnect(a, b, Span(0));
         }
@@ -140,9 +139,9 @@ mod tests {
         assert!(world.links.is_connected(from, to) && world.counters.dials == 1);
         world.idle(from, to);
         assert!(world.links.is_connected(from, to), "it was used just now");
-        world.links.casual.insert(pair(from, to), Time(0));
+        world.links.make_casual(from, to, Time(0));
         world.run_for(IDLE);
-        world.links.casual.insert(pair(from, to), Time(0));
+        world.links.make_casual(from, to, Time(0));
         world.idle(from, to);
         assert!(!world.links.is_connected(from, to) && world.counters.idle_closed > 0);
     }

@@ -60,32 +60,39 @@ pub(crate) struct Links {
     pub(crate) waiting: BTreeMap<(Index, Index), Vec<Parcel>>,
     /// Dials that failed, and when.
     pub(crate) failed: BTreeMap<(Index, Index), Time>,
-    /// Connections made for a message, and when they were last used.
-    pub(crate) casual: BTreeMap<(Index, Index), Time>,
     /// Directed cuts, each with the number of its making.
     cuts: BTreeMap<(Index, Index), u64>,
     cut_last: u64,
     stalled: BTreeMap<(Index, Index), Vec<Stalled>>,
     /// Where frames are encoded: one after another in the same memory.
     frame: Vec<u8>,
-    /// What each frame asks about its way, by [`way`].
-    ways: Lookup<Way>,
+    /// What each frame asks about its link, by [`number_of`].
+    links: Lookup<Link>,
 }
 
-/// The way from one node to another.
+/// What is between two nodes. One entry for both of its ends: an answer finds it where the question left it.
 #[derive(Debug, Default)]
-struct Way {
-    /// Whether there is a connection, in both directions alike.
+struct Link {
+    /// Whether there is a connection.
     connected: bool,
-    /// The incarnation of the node at its beginning whose core was told that the one at its end is connected; 0 for none.
-    told: u64,
-    /// When the last frame of each stream arrives: later ones do not overtake it.
-    last_at: [Time; 2],
+    /// Whether a connection was made for a message, and is to go once it is idle.
+    casual: bool,
+    /// Each end's incarnation whose core was told that the other is connected; 0 for none. By [`end`].
+    told: [u32; 2],
+    /// When a casual connection was last used.
+    used: Time,
+    /// When the last frame of each stream from each end arrives: later ones do not overtake it.
+    last_at: [[Time; 2]; 2],
 }
 
-/// The number of a way.
-const fn way(from: Index, to: Index) -> u64 {
-    (from as u64) << 32 | to as u64
+/// The number of a link: the same from both ends.
+fn number_of(a: Index, b: Index) -> u64 {
+    (a.min(b) as u64) << 32 | a.max(b) as u64
+}
+
+/// Which end of the link between two nodes the first is.
+const fn end(node: Index, peer: Index) -> usize {
+    (node > peer) as usize
 }
 
 impl Default for Links {
@@ -103,18 +110,13 @@ impl Default for Links {
             expected: 0,
             waiting: BTreeMap::new(),
             failed: BTreeMap::new(),
-            casual: BTreeMap::new(),
             cuts: BTreeMap::new(),
             cut_last: 0,
             stalled: BTreeMap::new(),
-            ways: Lookup::default(),
+            links: Lookup::default(),
             frame: Vec::new(),
         }
     }
-}
-
-pub(crate) fn pair(a: Index, b: Index) -> (Index, Index) {
-    (a.min(b), a.max(b))
 }
 
 fn insert(sets: &mut Vec<BTreeSet<Index>>, a: Index, b: Index) -> bool {
@@ -131,7 +133,27 @@ impl Links {
     }
 
     pub(crate) fn is_connected(&self, a: Index, b: Index) -> bool {
-        self.ways.get(&way(a, b)).is_some_and(|way| way.connected)
+        self.links.get(&number_of(a, b)).is_some_and(|link| link.connected)
+    }
+
+    fn link(&mut self, a: Index, b: Index) -> &mut Link {
+        self.links.entry(number_of(a, b)).or_default()
+    }
+
+    /// When the connection made for a message was last used, if it is one.
+    pub(crate) fn casual(&self, a: Index, b: Index) -> Option<Time> {
+        self.links.get(&number_of(a, b)).filter(|link| link.casual).map(|link| link.used)
+    }
+
+    /// The connection was made for a message, which goes now. Returns whether it was none such before.
+    pub(crate) fn make_casual(&mut self, a: Index, b: Index, now: Time) -> bool {
+        let link = self.link(a, b);
+        link.used = now;
+        !std::mem::replace(&mut link.casual, true)
+    }
+
+    pub(crate) fn end_casual(&mut self, a: Index, b: Index) {
+        self.link(a, b).casual = false;
     }
 
     /// Whom a node is connected to.
@@ -153,9 +175,7 @@ impl Links {
     }
 
     fn connect(&mut self, a: Index, b: Index) -> bool {
-        for key in [way(a, b), way(b, a)] {
-            self.ways.entry(key).or_default().connected = true;
-        }
+        self.link(a, b).connected = true;
         insert(&mut self.connected, a, b)
     }
 
@@ -163,9 +183,7 @@ impl Links {
         if !self.is_connected(a, b) {
             return false;
         }
-        for key in [way(a, b), way(b, a)] {
-            self.ways.entry(key).or_default().connected = false;
-        }
+        self.link(a, b).connected = false;
         self.connected[a].remove(&b);
         self.connected[b].remove(&a);
         true
@@ -179,13 +197,9 @@ impl World {
     }
 
     pub(crate) fn send(&mut self, from: Index, to: Index, class: Class, messages: Vec<Message>) {
-        if !self.links.is_connected(from, to) {
-            return self.dial_for(from, to, class, messages);
-        }
-        if !self.links.casual.is_empty()
-            && let Some(used) = self.links.casual.get_mut(&pair(from, to))
-        {
-            *used = self.now;
+        match self.links.links.get_mut(&number_of(from, to)).filter(|link| link.connected) {
+            Some(link) => link.used = self.now,
+            None => return self.dial_for(from, to, class, messages),
         }
         if self.verbose {
             let text = messages.iter().map(crate::world::brief).collect::<Vec<_>>().join(" ");
@@ -221,14 +235,15 @@ impl World {
     }
 
     fn deliver(&mut self, from: Index, to: Life, class: Class, messages: Vec<Message>, latency: Span) {
-        let last = &mut self.links.ways.entry(way(from, to.node)).or_default().last_at[class as usize];
+        let last = &mut self.links.link(from, to.node).last_at[end(from, to.node)][class as usize];
         let at = (self.now + latency).max(*last);
         *last = at;
         self.queue.push(at, Event::Frame { from, to, messages });
     }
 
     pub(crate) fn frame_arrived(&mut self, from: Index, to: Life, messages: Vec<Message>) {
-        let told = self.links.ways.get(&way(to.node, from)).is_some_and(|way| way.told == to.incarnation);
+        let link = self.links.links.get(&number_of(to.node, from));
+        let told = link.is_some_and(|link| link.told[end(to.node, from)] == to.incarnation);
         if !told || !self.is_alive(to) {
             return;
         }
@@ -257,7 +272,7 @@ impl World {
         for (node, peer) in [(a, b), (b, a)] {
             // A leftover of an earlier connection that this end has not seen close.
             self.close_seen(node, peer);
-            self.links.ways.entry(way(node, peer)).or_default().told = self.roll.life(node).incarnation;
+            self.links.link(node, peer).told[end(node, peer)] = self.roll.life(node).incarnation;
             let (id, roles) = (self.roll.id(peer), self.nodes[peer].setup.roles);
             let credential = self.nodes[peer].credential.clone();
             let size = Input::MeshSize(self.nodes.len());
@@ -267,8 +282,8 @@ impl World {
 
     pub(crate) fn close_seen(&mut self, node: Index, peer: Index) {
         let current = self.roll.life(node).incarnation;
-        let way = self.links.ways.entry(way(node, peer)).or_default();
-        if std::mem::take(&mut way.told) == current {
+        let told = &mut self.links.link(node, peer).told[end(node, peer)];
+        if std::mem::take(told) == current {
             let id = self.roll.id(peer);
             self.input(node, Input::PeerDown { node: id });
         }

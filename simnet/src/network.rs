@@ -39,18 +39,6 @@ pub enum Latency {
     },
 }
 
-impl Latency {
-    fn between(&self, from: usize, to: usize) -> Distribution {
-        match self {
-            Self::Same(distribution) => *distribution,
-            Self::Regions { median_us, sigma } => {
-                let row = &median_us[from % median_us.len()];
-                Distribution::LogNormal { median: row[to % row.len()], sigma: *sigma }
-            }
-        }
-    }
-}
-
 /// What the links of a world are like.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Network {
@@ -200,7 +188,13 @@ impl World {
     }
 
     fn delay(&self, from: Index, to: Index) -> Distribution {
-        self.links.network.latency.between(self.region(from), self.region(to))
+        match &self.links.network.latency {
+            Latency::Same(distribution) => *distribution,
+            Latency::Regions { median_us, sigma } => {
+                let row = &median_us[self.region(from) % median_us.len()];
+                Distribution::LogNormal { median: row[self.region(to) % row.len()], sigma: *sigma }
+            }
+        }
     }
 
     /// How long a message of `len` bytes takes, without waiting for the link.

@@ -10,7 +10,7 @@ use crate::queue::{Index, Life};
 #[derive(Debug, Default)]
 struct Pulse {
     /// Counts up with every start and every end.
-    incarnation: u64,
+    incarnation: u32,
     /// The tick that counts; others are leftovers.
     tick_at: Option<Time>,
     /// When its core wants to be called, as it said when it was called last.
@@ -55,7 +55,9 @@ impl Roll {
     }
 
     pub(crate) fn index_of(&self, id: NodeId) -> Option<Index> {
-        self.by_id.get(&short(id)).copied().filter(|node| self.ids[*node] == id)
+        let node = self.by_id.get(&short(id)).copied();
+        debug_assert!(node.is_none_or(|node| self.ids[node] == id), "no id begins as another one's does");
+        node
     }
 
     pub(crate) fn life(&self, node: Index) -> Life {
@@ -67,7 +69,7 @@ impl Roll {
     }
 
     /// What is meant for the node as it was is void from here on.
-    pub(crate) fn begin_life(&mut self, node: Index) -> u64 {
+    pub(crate) fn begin_life(&mut self, node: Index) -> u32 {
         let pulse = &mut self.pulses[node];
         pulse.tick_at = None;
         pulse.incarnation += 1;

@@ -63,7 +63,7 @@ pub struct World {
     names: BTreeMap<String, Index>,
     pub(crate) trace: Trace,
     pub(crate) verbose: bool,
-    log: std::collections::VecDeque<String>,
+    log: std::collections::VecDeque<(Time, Index, Said)>,
     pub(crate) rng: ChaCha8Rng,
     seed: u64,
     /// The admin who let every node in, and its own certificate.
@@ -181,7 +181,7 @@ impl World {
             identity: n.identity.clone(),
             mesh: self.mesh,
             roles: n.setup.roles,
-            incarnation,
+            incarnation: u64::from(incarnation),
             disk: n.disk.id,
             seed,
             config: n.config.clone(),
@@ -405,8 +405,8 @@ impl World {
             Note::Stale { .. } => self.counters.stale_results += 1,
             Note::Peer { .. } => {}
         }
-        self.say(node, format!("{note:?}"));
         self.notes.push((self.now, node, note));
+        self.log_line(node, Said::Note(self.notes.len() - 1));
     }
 
     pub(crate) fn dice(&mut self, sides: u64) -> u64 {
@@ -467,22 +467,42 @@ impl World {
     }
 
     pub(crate) fn say(&mut self, node: Index, what: String) {
+        self.log_line(node, Said::Text(what));
+    }
+
+    fn log_line(&mut self, node: Index, said: Said) {
         if self.log.len() == LOG_LEN_MAX {
             self.log.pop_front();
         }
-        let name = self.nodes.get(node).map_or("-", |n| &n.name);
         if self.verbose {
-            println!("{:>10.4} {name:>6} {what}", self.now.0 as f64 / 1e6);
+            println!("{}", self.line(self.now, node, &said));
         }
-        self.log.push_back(format!("{:>10.4} {name:>6} {what}", self.now.0 as f64 / 1e6));
+        self.log.push_back((self.now, node, said));
+    }
+
+    fn line(&self, at: Time, node: Index, said: &Said) -> String {
+        let name = self.nodes.get(node).map_or("-", |n| &n.name);
+        let what = match said {
+            Said::Text(text) => text,
+            Said::Note(number) => &format!("{:?}", self.notes[*number].2),
+        };
+        format!("{:>10.4} {name:>6} {what}", at.0 as f64 / 1e6)
     }
 
     /// The last lines of the log.
     #[must_use]
     pub fn log_tail(&self) -> String {
-        let lines = self.log.iter().map(String::as_str).collect::<Vec<_>>().join("\n");
+        let lines = self.log.iter().map(|(at, node, said)| self.line(*at, *node, said)).collect::<Vec<_>>().join("\n");
         format!("{lines}\nseed {}", self.seed)
     }
+}
+
+/// A line of the log. Nearly all are overwritten before anybody reads them, so they are put into words only then.
+#[derive(Debug)]
+enum Said {
+    Text(String),
+    /// By its number in the world's list.
+    Note(usize),
 }
 
 /// A message in a few words, for the log; facts are decoded.

@@ -36,6 +36,8 @@ pub(super) struct Io {
     /// The node foca probes in this period. foca does not compare it with what a forwarded answer is about; we do.
     pub(super) probing: Option<NodeId>,
     timers: BTreeMap<(Time, u64), Due>,
+    /// When the first of them is due: nearly every call asks, and few find anything due.
+    first: Option<Time>,
     /// foca's turn of passing on news, while there are none.
     parked: Option<Timer<Identity>>,
     /// Keeps timers of one instant in the order they were asked for.
@@ -50,6 +52,7 @@ impl Io {
             effects: VecDeque::new(),
             probing: None,
             timers: BTreeMap::new(),
+            first: None,
             parked: None,
             sequence: 0,
             rng,
@@ -62,7 +65,14 @@ impl Io {
 
     pub(super) fn schedule(&mut self, after: Span, due: Due) {
         self.sequence += 1;
-        self.timers.insert((self.now + after, self.sequence), due);
+        let at = self.now + after;
+        self.timers.insert((at, self.sequence), due);
+        self.first = Some(self.first.map_or(at, |first| first.min(at)));
+    }
+
+    /// Timers went, or moved.
+    fn look_first(&mut self) {
+        self.first = self.timers.first_key_value().map(|((at, _), _)| *at);
     }
 
     /// `span` give or take a tenth, so that nodes started together do not stay in step.
@@ -70,13 +80,21 @@ impl Io {
         Span(span.0.saturating_mul(self.rng.random_range(900..=1100)) / 1000)
     }
 
-    pub(super) fn poll_timeout(&self) -> Option<Time> {
-        self.timers.first_key_value().map(|((at, _), _)| *at)
+    pub(super) const fn poll_timeout(&self) -> Option<Time> {
+        self.first
+    }
+
+    pub(super) fn is_due(&self) -> bool {
+        self.first.is_some_and(|at| at <= self.now)
     }
 
     pub(super) fn pop_due(&mut self) -> Option<Due> {
-        let entry = self.timers.first_entry()?;
-        (entry.key().0 <= self.now).then(|| entry.remove())
+        if !self.is_due() {
+            return None;
+        }
+        let (_, due) = self.timers.pop_first()?;
+        self.look_first();
+        Some(due)
     }
 
     /// After this process was held up for longer than `tolerated`, moves every timer by as much: what nobody could
@@ -87,11 +105,13 @@ impl Io {
         if late > tolerated {
             let timers = std::mem::take(&mut self.timers);
             self.timers = timers.into_iter().map(|((at, sequence), due)| ((at + late, sequence), due)).collect();
+            self.look_first();
         }
     }
 
     pub(super) fn clear_timers(&mut self) {
         self.timers.clear();
+        self.first = None;
         self.parked = None;
     }
 
@@ -100,7 +120,9 @@ impl Io {
         let second =
             |due: &Due| matches!(due, Due::Foca(Timer::SendIndirectProbe { probed_id, .. }) if probed_id.node == node);
         let key = self.timers.iter().find(|(_, due)| second(due)).map(|(key, _)| *key)?;
-        match self.timers.remove(&key) {
+        let second = self.timers.remove(&key);
+        self.look_first();
+        match second {
             Some(Due::Foca(timer)) => Some(timer),
             _ => None,
         }
@@ -142,6 +164,7 @@ impl foca::Runtime<Identity> for Io {
             // foca tells an outdated chain by an 8-bit token only; with one chain of each kind it cannot mix them up.
             let kind = std::mem::discriminant(&event);
             self.timers.retain(|_, due| !matches!(due, Due::Foca(timer) if std::mem::discriminant(timer) == kind));
+            self.look_first();
         }
         self.schedule(after, Due::Foca(event));
     }

@@ -88,12 +88,9 @@ impl Membership {
     /// Up to [`HELPERS`] healthy members other than `node`, the first after it in id order: spread over the mesh since
     /// ids are, and no draw needed. Connected ones come first, they are sure to be reachable.
     fn helpers(&self, node: NodeId) -> Vec<Identity> {
-        let after = self.members.range(node..).chain(self.members.range(..node));
-        let mut healthy: Vec<NodeId> = after
-            .filter(|(helper, seen)| **helper != node && seen.state == NodeState::Healthy)
-            .map(|(helper, _)| *helper)
-            .collect();
-        healthy.sort_by_key(|helper| !self.connected.contains(helper));
+        let others = self.members.iter().filter(|(helper, seen)| **helper != node && seen.state == NodeState::Healthy);
+        let mut healthy: Vec<NodeId> = others.map(|(helper, _)| *helper).collect();
+        healthy.sort_by_key(|helper| (!self.connected.contains(helper), *helper < node, *helper));
         healthy.iter().take(HELPERS).filter_map(|helper| self.member(*helper).map(|member| *member.id())).collect()
     }
 }

@@ -48,8 +48,7 @@ impl Stewards {
         let term = self.leader_term(ctx, job);
         let spec = &ctx.ledger.live(&job)?.state.spec;
         let brain = brain_of(spec, term)?;
-        // The brain itself, restarted, need not wait for its own silence.
-        let patience = if brain == ctx.own { BEAT_EVERY } else { TAKEOVER_AFTER + stagger(spec, ctx.own) };
+        let patience = patience(spec, ctx.own, brain);
         let silent = ctx.now.at - self.brain_heard(job, brain);
         let quiet = brain != ctx.own && self.is_quiet(ctx, job);
         let watched = self.watched.get_mut(&job)?;
@@ -317,6 +316,12 @@ pub(super) fn in_touch(ctx: &Ctx, state: &JobState) -> bool {
     let near =
         |n: &NodeId| *n == ctx.own || ctx.peers.set_contact(*n, state).is_some_and(|t| ctx.now.at - t <= STICKY_FOR);
     spec.brain_set.iter().filter(|n| near(n)).count() >= spec.majority()
+}
+
+/// How long `brain` may be silent before `own` stands for it.
+pub(super) fn patience(spec: &JobSpec, own: NodeId, brain: NodeId) -> Span {
+    // The brain itself, restarted, need not wait for its own silence.
+    if brain == own { BEAT_EVERY } else { TAKEOVER_AFTER + stagger(spec, own) }
 }
 
 fn stagger(spec: &JobSpec, own: NodeId) -> Span {

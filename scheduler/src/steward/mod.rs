@@ -7,6 +7,7 @@
 mod election;
 mod rejoin;
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use sinew_crdt_state::envelope::Envelope;
@@ -70,6 +71,7 @@ pub(crate) struct Stewards {
     beat_at: Time,
     beat_seq: u64,
     beats: std::collections::VecDeque<(u64, Time)>,
+    /// When the watched jobs are looked at next: no later than the first of them may need it.
     check_at: Time,
 }
 
@@ -87,17 +89,20 @@ impl Stewards {
             return;
         }
         let now = ctx.now.at;
-        self.watched.entry(job).or_insert(Watched {
-            since: now,
-            quiet_since: now,
-            disowned: false,
-            heard_term: 0,
-            campaign: None,
-            recall: None,
-            not_before: Time::default(),
-            led_until: None,
-        });
+        if let Entry::Vacant(entry) = self.watched.entry(job) {
+            entry.insert(Watched {
+                since: now,
+                quiet_since: now,
+                disowned: false,
+                heard_term: 0,
+                campaign: None,
+                recall: None,
+                not_before: Time::default(),
+                led_until: None,
+            });
+        }
         self.note_promise(ctx, job);
+        self.check_by(ctx, job);
     }
 
     /// Remembers for whom this node must deny others.
@@ -339,9 +344,11 @@ impl Stewards {
 
     pub(crate) fn tick(&mut self, ctx: &mut Ctx, brains: &mut Brains) {
         if ctx.now.at >= self.check_at {
-            self.check_at = ctx.now.at + CHECK_EVERY;
             self.kept.retain(|_, at| ctx.now.at - *at <= LEASE);
             self.check(ctx, brains);
+            let not_led = self.watched.keys().filter(|job| brains.get(job).is_none());
+            let calm = not_led.map(|job| self.calm_until(ctx, *job)).min();
+            self.check_at = calm.unwrap_or(Time(u64::MAX)).max(ctx.now.at + CHECK_EVERY);
         }
         if ctx.now.at >= self.beat_at {
             self.beat_at = ctx.now.at + BEAT_EVERY;
@@ -406,6 +413,36 @@ impl Stewards {
         }
     }
 
+    /// Something came up that no look before could foresee: the next one must not be too late for this job.
+    fn check_by(&mut self, ctx: &Ctx, job: JobId) {
+        let by = self.calm_until(ctx, job).max(ctx.now.at + CHECK_EVERY);
+        self.check_at = self.check_at.min(by);
+    }
+
+    /// Jobs that were led from here until now, and may need another brain if they go on.
+    pub(crate) fn after_steps(&mut self, ctx: &Ctx, brains: &mut Brains) {
+        for job in brains.take_ended() {
+            self.check_by(ctx, job);
+        }
+    }
+
+    /// Until when nothing need be done for a job that is not led here: for as long as its brain, heard of a moment ago, may yet be
+    /// silent. Signs of life only move that on; whatever else may move it forward calls [`Self::check_by`].
+    fn calm_until(&self, ctx: &Ctx, job: JobId) -> Time {
+        let (Some(watched), Some(live)) = (self.watched.get(&job), ctx.ledger.live(&job)) else {
+            return Time(u64::MAX);
+        };
+        let busy = watched.disowned || watched.campaign.is_some() || watched.recall.is_some() || !counts(ctx, job);
+        let spec = &live.state.spec;
+        match brain_of(spec, self.leader_term(ctx, job)).filter(|_| !busy) {
+            Some(brain) => {
+                let quiet_at = watched.quiet_since.max(watched.since) + QUIET_AFTER;
+                quiet_at.min(self.brain_heard(job, brain) + election::patience(spec, ctx.own, brain))
+            }
+            None => Time::default(),
+        }
+    }
+
     /// Whether the job's brain, alive, has not spoken of it for long: then it should be asked.
     fn is_quiet(&self, ctx: &Ctx, job: JobId) -> bool {
         let watched = self.watched.get(&job);
@@ -432,6 +469,7 @@ impl Stewards {
             let brain = ctx.ledger.live(job).and_then(|l| brain_of(&l.state.spec, self.leader_term(ctx, *job)));
             if let Some(watched) = self.watched.get_mut(job).filter(|_| brain == Some(from)) {
                 watched.disowned = true;
+                self.check_by(ctx, *job);
             }
         }
     }

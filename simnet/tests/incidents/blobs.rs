@@ -172,5 +172,6 @@ fn copies_that_everybody_refuses_are_asked_for_with_patience() {
         world.run_until(completed(job));
         all_ends_well(&mut world);
     }
-    assert!((8..80).contains(&most), "{most} times of eight outputs in seven beats");
+    // Two of the outputs are d's, and each is asked for at least twice.
+    assert!((4..80).contains(&most), "{most} times of eight outputs in seven beats");
 }
