@@ -35,9 +35,6 @@ pub(crate) enum After {
     CaughtUp { job: JobId },
 }
 
-/// Messages for whose place is kept from one flush to the next.
-const OUTBOX_KEPT: usize = 8;
-
 #[derive(Debug)]
 pub(crate) struct Ctx {
     pub(crate) now: Now,
@@ -247,18 +244,13 @@ impl Ctx {
     fn hand_out(&mut self) {
         let mut outbox = std::mem::take(&mut self.outbox);
         outbox.sort_by_key(|(to, class, _)| (*to, *class));
-        let mut rest = outbox.drain(..);
+        let mut rest = outbox.into_iter();
         while let Some((to, class, first)) = rest.next() {
             let more = rest.as_slice().iter().take_while(|(t, c, _)| (*t, *c) == (to, class)).count();
             let mut messages = Vec::with_capacity(1 + more);
             messages.push(first);
             messages.extend(rest.by_ref().take(more).map(|(.., message)| message));
             self.effects.push_back(Effect::Send { to, class, messages });
-        }
-        drop(rest);
-        // The next call will need it again.
-        if outbox.capacity() <= OUTBOX_KEPT {
-            self.outbox = outbox;
         }
     }
 
@@ -295,7 +287,13 @@ impl Ctx {
     }
 
     pub(crate) fn poll_effect(&mut self) -> Option<Effect> {
-        self.effects.pop_front()
+        let next = self.effects.pop_front();
+        if next.is_none() {
+            // Not kept for the next call, like the outbox: where thousands of cores take turns, memory that another one has just
+            // given back is still in a cache, and this core's own would not be.
+            self.effects = VecDeque::new();
+        }
+        next
     }
 }
 

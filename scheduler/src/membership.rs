@@ -22,7 +22,7 @@ mod screen;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 
 use foca::{Foca, Member, NoCustomBroadcast, State, Timer};
@@ -262,7 +262,11 @@ impl Membership {
 
     /// The next thing to do. Drain after every input.
     pub fn poll_effect(&mut self) -> Option<MembershipEffect> {
-        self.io.effects.pop_front()
+        let next = self.io.effects.pop_front();
+        if next.is_none() {
+            self.io.effects = VecDeque::new();
+        }
+        next
     }
 
     /// How `node` is seen; none for strangers. This node itself is healthy until it leaves.
