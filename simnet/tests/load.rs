@@ -94,3 +94,23 @@ fn a_node_that_had_no_room_is_asked_again() {
     world.run_until_idle();
     world.check_invariants();
 }
+
+/// While a task runs, its worker beats five times a second, its brain too, and both are answered. The stewards wait for beats to
+/// stay away: they are not called to see whether one has.
+#[test]
+fn stewards_are_not_called_while_their_brain_lives() {
+    let events = |world: &mut World| {
+        let before = world.counters().events;
+        world.run_for(seconds(20));
+        (world.counters().events - before) / 20
+    };
+    let mut world = World::seed(420).nodes(["a", "b", "c", "d", "e"]);
+    world.run_for(seconds(10));
+    let idle = events(&mut world);
+    let job = world.submit("a", &job().tasks(1).lasting(seconds(60)));
+    world.run_for(seconds(5));
+    let busy = events(&mut world);
+    // 45 a second are beats and answers; looks ten times a second from two stewards would be 20 more.
+    assert!(busy - idle < 55, "{idle} events a second idle, {busy} with one task running");
+    world.run_until(completed(job));
+}
