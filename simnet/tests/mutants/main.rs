@@ -164,7 +164,8 @@ sound! {
     without_a_bug_takeovers_pass: takeover_with_room;
 }
 
-/// Counts for the table: `MUTANTS=20 cargo nextest run ... --run-ignored all measure --no-capture`, or one bug's with
+/// Counts for the table, for longer than `nextest` lets a test run:
+/// `MUTANTS=20 cargo test -p sinew-simnet --features planted --test mutants -- --ignored --nocapture measure`, or one bug's with
 /// `MUTANTS_BUG=ForgetVote`.
 #[test]
 #[ignore = "takes many minutes"]
