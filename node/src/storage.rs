@@ -498,3 +498,23 @@ fn next_start(db: &Database) -> Result<(u64, DiskId), redb::Error> {
     txn.commit()?;
     Ok(next)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_keeps_its_number_and_each_start_gets_a_new_one() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let start = |name: &str| {
+            let storage = Storage::open(&dir.path().join(name), |_| {}).expect("a ledger");
+            let (_, incarnation, disk) = storage.reader().load().expect("it reads");
+            storage.close();
+            (incarnation, disk)
+        };
+        let (first, disk) = start("ledger.redb");
+        assert_eq!(start("ledger.redb"), (first + 1, disk), "the same file");
+        let (_, other) = start("other.redb");
+        assert_ne!(other, disk, "a file that was lost and made again is another disk");
+    }
+}
