@@ -43,7 +43,7 @@ pub const RESTORE_EVERY: Span = Span::ms(2_000);
 pub const RESTORE_FAR_EVERY: Span = Span::ms(20_000);
 /// Fetches of such outputs under way at most: what nodes work on now should not wait for what is only kept safe.
 pub const RESTORE_AT_ONCE: usize = 16;
-/// Looks for silent brains: this often.
+/// Looks for silent brains come no sooner after each other than this, and only when one may have been silent for too long.
 pub const CHECK_EVERY: Span = Span::ms(100);
 /// A brain that is heard of, but not of a certain job for this long, is asked whether it still leads that job: it may have lost
 /// its disk, or given the job up.
