@@ -19,8 +19,8 @@ use tempfile::TempDir;
 use crate::server::{Asked, Server, reply};
 use crate::{Answer, answer, gather};
 
-/// Where trees are placed.
-const SCRATCH: &str = "sinew-git-tests";
+/// How the directories begin in which trees are placed.
+const SCRATCH: &str = "sinew-git-test-";
 /// The secret of those trees that name one.
 const TOKEN: &str = "ghp_tokentokentoken";
 
@@ -127,9 +127,7 @@ impl Placed {
 
 fn fetch_until(tree: &GitTree, rules: &[&str], stop: &StopHandle) -> Result<Placed, Failure> {
     let runtime = tokio::runtime::Runtime::new().expect("runtime");
-    let all = std::env::temp_dir().join(SCRATCH);
-    fs::create_dir_all(&all).expect("dir");
-    let placed = Placed { dir: tempfile::tempdir_in(all).expect("dir") };
+    let placed = Placed { dir: tempfile::Builder::new().prefix(SCRATCH).tempdir().expect("dir") };
     let mut placing = JobFiles::place_in(&placed.root())?;
     let scratch = placed.dir.path().join("content");
     let token = tree.token.as_ref().map(|_| SecretBytes::new(format!("{TOKEN}\n").into_bytes()));
@@ -228,7 +226,9 @@ fn shown(what: &str) -> Vec<PathBuf> {
         bytes.windows(what.len()).any(|w| w == what.as_bytes())
     };
     let processes = fs::read_dir("/proc").expect("proc").flatten().map(|entry| entry.path().join("cmdline"));
-    let files = walkdir::WalkDir::new(std::env::temp_dir().join(SCRATCH)).into_iter().flatten();
+    let placed = fs::read_dir(std::env::temp_dir()).expect("the directory for temporary files").flatten();
+    let placed = placed.filter(|entry| entry.file_name().as_encoded_bytes().starts_with(SCRATCH.as_bytes()));
+    let files = placed.flat_map(|entry| walkdir::WalkDir::new(entry.path()).into_iter().flatten());
     let files = files.filter(|entry| entry.file_type().is_file()).map(walkdir::DirEntry::into_path);
     processes.chain(files).filter(holds).collect()
 }
