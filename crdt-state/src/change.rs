@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 
 use automerge::{ActorId, Automerge, AutomergeError, Change, ExpandedChange, ReadDoc, ScalarValue, Value};
 
+use crate::derivation::Derivation;
 use crate::ids::{FactId, NodeId, encode_base32};
 
 const SUFFIX_LEN: usize = 16;
@@ -108,7 +109,8 @@ impl Uleb {
 }
 
 fn suffix_of(author: NodeId, payload: &[u8]) -> [u8; SUFFIX_LEN] {
-    let mut hasher = blake3::Hasher::new_derive_key("sinew fact actor 1");
+    static ACTOR: Derivation = Derivation::new("sinew fact actor 1");
+    let mut hasher = ACTOR.hasher();
     hasher.update(&author.0).update(payload);
     let mut suffix = [0; SUFFIX_LEN];
     suffix.copy_from_slice(&hasher.finalize().as_bytes()[..SUFFIX_LEN]);

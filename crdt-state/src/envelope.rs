@@ -6,10 +6,13 @@
 //! of the i-th entry of `path` the way up from the leaf lies: 1 for the right, 0 for the left. A node without a sibling moves up as
 //! it is and has no entry.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::cbor;
 use crate::change::fact_id;
+use crate::derivation::Derivation;
 use crate::fact::{FACT_LEN_MAX, Statement};
 use crate::identity::{Domain, Identity, Signature, verify};
 use crate::ids::{FactId, JobId, MeshId, NodeId};
@@ -67,14 +70,17 @@ pub struct Opened {
     pub statement: Statement,
 }
 
-/// Roots that verified lately, so that a batch costs one signature check. Holds a fixed number, oldest out first.
+/// Roots that verified lately, so that a batch costs one signature check. Holds a fixed number: those of the last
+/// [`ROOTS_LEN_MAX`] checks, and up to as many from before.
 #[derive(Debug, Default)]
 pub struct VerifiedRoots {
-    recent: std::collections::VecDeque<(NodeId, Digest, Signature)>,
+    recent: BTreeMap<(Digest, NodeId), Signature>,
+    before: BTreeMap<(Digest, NodeId), Signature>,
 }
 
-/// Batches in flight at once between a few peers; each costs 128 bytes.
-const ROOTS_LEN_MAX: usize = 32;
+/// Facts of a batch come to a node one by one, with the jobs that they belong to: over some seconds of a busy mesh, in
+/// which each member signs a few hundred batches a second. A root costs some 200 bytes.
+const ROOTS_LEN_MAX: usize = 1_024;
 
 /// Signs `statements` as one batch.
 ///
@@ -82,7 +88,6 @@ const ROOTS_LEN_MAX: usize = 32;
 /// When given more than [`BATCH_LEN_MAX`]: callers cut batches.
 #[must_use]
 pub fn seal_batch(identity: &Identity, mesh: MeshId, statements: &[(JobId, Statement)]) -> Vec<(FactId, Envelope)> {
-    assert!(statements.len() <= BATCH_LEN_MAX, "callers cut batches");
     let author = identity.id();
     let mut items: Vec<(FactId, Envelope)> = statements
         .iter()
@@ -94,31 +99,62 @@ pub fn seal_batch(identity: &Identity, mesh: MeshId, statements: &[(JobId, State
             (id, envelope)
         })
         .collect();
-    let mut level: Vec<Digest> = items.iter().map(|(id, e)| leaf(e.entry, *id)).collect();
-    let mut position: Vec<usize> = (0..items.len()).collect();
+    let facts: Vec<(JobId, FactId)> = items.iter().map(|(id, e)| (e.entry, *id)).collect();
+    for ((_, envelope), stamp) in items.iter_mut().zip(sign_batch(identity, mesh, &facts)) {
+        envelope.stamp(&stamp);
+    }
+    items
+}
+
+/// What signs one fact of a batch: the way to the batch's root, and the signature over that.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stamp {
+    sides: u16,
+    path: Vec<Digest>,
+    signature: Signature,
+}
+
+/// Signs facts, known by entry and id, as one batch: a stamp for each, in their order.
+///
+/// # Panics
+/// When given more than [`BATCH_LEN_MAX`]: callers cut batches.
+#[must_use]
+pub fn sign_batch(identity: &Identity, mesh: MeshId, facts: &[(JobId, FactId)]) -> Vec<Stamp> {
+    assert!(facts.len() <= BATCH_LEN_MAX, "callers cut batches");
+    let mut level: Vec<Digest> = facts.iter().map(|(entry, id)| leaf(*entry, *id)).collect();
+    let unsigned = Stamp { sides: 0, path: Vec::new(), signature: Signature([0; 64]) };
+    let mut stamps = vec![unsigned; facts.len()];
+    let mut position: Vec<usize> = (0..facts.len()).collect();
     while level.len() > 1 {
-        for (i, (_, envelope)) in items.iter_mut().enumerate() {
-            let sibling = position[i] ^ 1;
+        for (stamp, position) in stamps.iter_mut().zip(&mut position) {
+            let sibling = *position ^ 1;
             if let Some(digest) = level.get(sibling) {
-                if position[i] & 1 == 1 {
-                    envelope.sides |= 1 << envelope.path.len();
+                if *position & 1 == 1 {
+                    stamp.sides |= 1 << stamp.path.len();
                 }
-                envelope.path.push(*digest);
+                stamp.path.push(*digest);
             }
-            position[i] /= 2;
+            *position /= 2;
         }
         level = level.chunks(2).map(|pair| if let [l, r] = pair { inner(l, r) } else { pair[0] }).collect();
     }
     if let Some(root) = level.first() {
         let signature = identity.sign(Domain::Envelope, &signed_bytes(mesh, root));
-        for (_, envelope) in &mut items {
-            envelope.signature = signature;
+        for stamp in &mut stamps {
+            stamp.signature = signature;
         }
     }
-    items
+    stamps
 }
 
 impl Envelope {
+    /// Puts a signature on it, in place of what was there.
+    pub fn stamp(&mut self, stamp: &Stamp) {
+        self.sides = stamp.sides;
+        self.path.clone_from(&stamp.path);
+        self.signature = stamp.signature;
+    }
+
     /// Checks bounds and signature and decodes the statement.
     ///
     /// # Errors
@@ -153,26 +189,30 @@ impl VerifiedRoots {
         root: Digest,
         signature: &Signature,
     ) -> Result<(), EnvelopeError> {
-        let known = self.recent.iter().any(|(a, r, s)| *a == author && *r == root && s == signature);
-        if known || planted(Bug::AcceptUnsigned) {
+        let key = (root, author);
+        let known = self.recent.get(&key).or_else(|| self.before.get(&key));
+        if known == Some(signature) || planted(Bug::AcceptUnsigned) {
             return Ok(());
         }
         verify(&author.0, Domain::Envelope, &signed_bytes(mesh, &root), signature)
             .map_err(|_| EnvelopeError::BadSignature)?;
-        if self.recent.len() == ROOTS_LEN_MAX {
-            self.recent.pop_front();
+        if self.recent.len() >= ROOTS_LEN_MAX {
+            self.before = std::mem::take(&mut self.recent);
         }
-        self.recent.push_back((author, root, *signature));
+        self.recent.insert(key, *signature);
         Ok(())
     }
 }
 
+static LEAF: Derivation = Derivation::new("sinew leaf 1");
+static INNER: Derivation = Derivation::new("sinew node 1");
+
 fn leaf(entry: JobId, id: FactId) -> Digest {
-    *blake3::Hasher::new_derive_key("sinew leaf 1").update(&entry.0).update(&id.0).finalize().as_bytes()
+    *LEAF.hasher().update(&entry.0).update(&id.0).finalize().as_bytes()
 }
 
 fn inner(left: &Digest, right: &Digest) -> Digest {
-    *blake3::Hasher::new_derive_key("sinew node 1").update(left).update(right).finalize().as_bytes()
+    *INNER.hasher().update(left).update(right).finalize().as_bytes()
 }
 
 fn signed_bytes(mesh: MeshId, root: &Digest) -> [u8; 64] {

@@ -1,13 +1,15 @@
 //! A node's key pair and domain-separated signatures. Where the key is kept is the daemon's business.
 
+mod keys;
 mod memo;
 
 use std::fmt;
 
-use ed25519_dalek::{Signer, SigningKey, VerifyingKey};
+use ed25519_dalek::{Signer, SigningKey};
 use serde::{Deserialize, Serialize};
 
 use crate::ids::NodeId;
+use crate::tally;
 
 pub use memo::remember_signatures;
 
@@ -102,6 +104,7 @@ impl Identity {
     /// Signs `message` for `domain`.
     #[must_use]
     pub fn sign(&self, domain: Domain, message: &[u8]) -> Signature {
+        tally::signed();
         let signature = Signature(self.key.sign(&framed(domain, message)).to_bytes());
         if let Some(key) = memo::key(&self.id.0, domain, message, &signature) {
             memo::remember(key);
@@ -116,11 +119,12 @@ impl Identity {
 /// # Errors
 /// [`BadSignature`].
 pub fn verify(author: &[u8; 32], domain: Domain, message: &[u8], signature: &Signature) -> Result<(), BadSignature> {
+    tally::checked();
     let known = memo::key(author, domain, message, signature);
     if known.as_ref().is_some_and(memo::holds) {
         return Ok(());
     }
-    let key = VerifyingKey::from_bytes(author).map_err(|_| BadSignature)?;
+    let key = keys::of(author).ok_or(BadSignature)?;
     let signature = ed25519_dalek::Signature::from_bytes(&signature.0);
     key.verify_strict(&framed(domain, message), &signature).map_err(|_| BadSignature)?;
     if let Some(key) = known {

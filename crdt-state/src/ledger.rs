@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::certificate::Roles;
-use crate::envelope::{Envelope, EnvelopeError, Opened, VerifiedRoots};
+use crate::derivation::Derivation;
+use crate::envelope::{Envelope, EnvelopeError, Opened, Stamp, VerifiedRoots};
 use crate::fact::{FACT_LEN_MAX, Fact, Outcome, Statement};
 use crate::ids::{FactId, JobId, MeshId, NodeId};
 use crate::planted::{Bug, planted};
@@ -16,6 +17,7 @@ use crate::reconcile::{Digest, Index};
 use crate::rules::{self, RuleError};
 use crate::spec::SpecError;
 use crate::state::JobState;
+use crate::tally;
 
 /// Most facts in one entry. A round of a day with 200 ms progress from dozens of nodes stays far below; a flood does not.
 pub const FACTS_MAX: usize = 200_000;
@@ -177,12 +179,31 @@ impl Ledger {
         roles: impl Fn(NodeId) -> Option<Roles>,
         now_ms: u64,
     ) -> Result<Admitted, Refusal> {
+        self.take_in(envelope, roles, now_ms, false).map(|(admitted, _)| admitted)
+    }
+
+    /// As [`Self::admit`] or, with `remains`, [`Self::admit_remains`], and gives what a new fact says.
+    ///
+    /// # Errors
+    /// [`Refusal`]; nothing has changed then.
+    pub fn take_in(
+        &mut self,
+        envelope: &Envelope,
+        roles: impl Fn(NodeId) -> Option<Roles>,
+        now_ms: u64,
+        remains: bool,
+    ) -> Result<(Admitted, Option<Statement>), Refusal> {
         if let Some(known) = self.known(envelope) {
-            return Ok(known);
+            return Ok((known, None));
         }
         let opened = envelope.open(self.mesh, &mut self.roots)?;
-        self.check_complete(envelope.entry, &opened.statement)?;
-        self.merge(envelope, &opened, roles, now_ms)
+        let old = || opened.statement.at_ms.saturating_add(self.grace_ms) <= now_ms;
+        if !(remains && old()) {
+            self.check_complete(envelope.entry, &opened.statement)?;
+        }
+        let admitted = self.merge(envelope, &opened, roles, now_ms)?;
+        let news = matches!(admitted, Admitted::New(_)).then_some(opened.statement);
+        Ok((admitted, news))
     }
 
     /// As [`Self::admit`], for what a peer sent that was asked for the whole entry and had no more: takes a seal without all
@@ -197,14 +218,7 @@ impl Ledger {
         roles: impl Fn(NodeId) -> Option<Roles>,
         now_ms: u64,
     ) -> Result<Admitted, Refusal> {
-        if let Some(known) = self.known(envelope) {
-            return Ok(known);
-        }
-        let opened = envelope.open(self.mesh, &mut self.roots)?;
-        if opened.statement.at_ms.saturating_add(self.grace_ms) > now_ms {
-            self.check_complete(envelope.entry, &opened.statement)?;
-        }
-        self.merge(envelope, &opened, roles, now_ms)
+        self.take_in(envelope, roles, now_ms, true).map(|(admitted, _)| admitted)
     }
 
     /// After a seal nothing more is taken in, so a completed job's waits until all that it seals is here: otherwise this
@@ -224,10 +238,10 @@ impl Ledger {
         self.merge(envelope, opened, |_| Some(Roles::ALL), now_ms)
     }
 
-    /// Replaces an own fact's envelope by its signed form.
-    pub fn set_signed(&mut self, entry: &JobId, id: &FactId, envelope: &Envelope) {
+    /// Signs an own fact that was merged before.
+    pub fn set_signed(&mut self, entry: &JobId, id: &FactId, stamp: &Stamp) {
         if let Some(held) = self.live.get_mut(entry).and_then(|live| live.facts.get_mut(id)) {
-            held.clone_from(envelope);
+            held.stamp(stamp);
         }
     }
 
@@ -287,7 +301,9 @@ impl Ledger {
         if signed.id() != envelope.entry {
             return Err(Refusal::Misplaced);
         }
-        let spec = signed.open()?;
+        // The submitter's signature on the envelope covers the job's id, and so every byte of this: a second check of the same
+        // author's word would tell nothing. That the author is the submitter is one of the rules.
+        let spec = signed.decode()?;
         if spec.mesh != self.mesh {
             return Err(Refusal::Misplaced);
         }
@@ -304,6 +320,7 @@ impl Ledger {
     fn insert(&mut self, envelope: &Envelope, opened: &Opened, now_ms: u64) {
         let entry = envelope.entry;
         let Some(live) = self.live.get_mut(&entry) else { return };
+        tally::merged();
         let rebase = live.state.apply(opened.id, envelope.author, &opened.statement);
         live.facts.insert(opened.id, envelope.clone());
         if rebase {
@@ -431,7 +448,8 @@ fn short_digest(id: FactId) -> Digest {
 /// A sealed entry is known by being sealed: what else a replica has of it no longer matters, not even which seal. Two brains
 /// may both have sealed it in good faith, and replicas that hold one seal each must not look different for ever.
 fn sealed_digest(entry: JobId) -> Digest {
-    short_digest(FactId(*blake3::Hasher::new_derive_key("sinew sealed entry 1").update(&entry.0).finalize().as_bytes()))
+    static SEALED: Derivation = Derivation::new("sinew sealed entry 1");
+    short_digest(FactId(*SEALED.hasher().update(&entry.0).finalize().as_bytes()))
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 pub mod cbor;
 pub mod certificate;
 pub mod change;
+mod derivation;
 pub mod envelope;
 pub mod error_code;
 pub mod fact;
@@ -24,5 +25,6 @@ pub mod rules;
 pub mod secret;
 pub mod spec;
 pub mod state;
+pub mod tally;
 mod trust;
 pub mod volume;

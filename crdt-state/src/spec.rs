@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::cbor;
+use crate::derivation::Derivation;
 use crate::identity::{BadSignature, Domain, Identity, Signature, verify};
 use crate::ids::{DiskId, Hash, JobId, MeshId, NodeId};
 use crate::network::Network;
@@ -425,7 +426,8 @@ impl SignedSpec {
     /// The job's id.
     #[must_use]
     pub fn id(&self) -> JobId {
-        let mut hasher = blake3::Hasher::new_derive_key("sinew job id 1");
+        static ID: Derivation = Derivation::new("sinew job id 1");
+        let mut hasher = ID.hasher();
         hasher.update(&self.spec).update(&self.signature.0);
         JobId(*hasher.finalize().as_bytes())
     }
@@ -435,11 +437,21 @@ impl SignedSpec {
     /// # Errors
     /// [`SpecError`].
     pub fn open(&self) -> Result<JobSpec, SpecError> {
+        let spec = self.decode()?;
+        verify(spec.submitter.as_bytes(), Domain::Spec, &self.spec, &self.signature)?;
+        Ok(spec)
+    }
+
+    /// Decodes and checks every bound, but not the signature: for a spec that its submitter signed otherwise as well, as the
+    /// one in an envelope that was checked, or that this node has signed or stored itself.
+    ///
+    /// # Errors
+    /// [`SpecError`].
+    pub fn decode(&self) -> Result<JobSpec, SpecError> {
         if self.spec.len() > SPEC_LEN_MAX {
             return Err(SpecError::TooLong(self.spec.len()));
         }
         let spec: JobSpec = cbor::from_slice(&self.spec)?;
-        verify(spec.submitter.as_bytes(), Domain::Spec, &self.spec, &self.signature)?;
         check(&spec)?;
         Ok(spec)
     }

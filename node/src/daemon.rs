@@ -29,6 +29,7 @@ use crate::exec::runner::Runner;
 use crate::exec::slot::WorkRoot;
 use crate::exec::sweep::Sweeper;
 use crate::frames::{self, Frame};
+use crate::job_blobs::JobBlobs;
 use crate::logs::LogHub;
 use crate::mesh_link::MeshLink;
 use crate::runners::{self, Shares};
@@ -94,6 +95,7 @@ impl Daemon {
         let storage = open_storage(&data_dir, &engine)?;
         let (stored, incarnation, disk) = storage.reader().load()?;
         let store = BlobStore::open(&data_dir.blobs(), store_options(&data_dir)).await?;
+        let blobs = Arc::new(JobBlobs::open(store.clone()).await.map_err(DaemonError::Tags)?);
         let config = mesh_config(&settings, &membership)?;
         let (mesh, events) =
             Mesh::start(config, &identity, membership.credential.clone(), membership.mesh, unix_ms).await?;
@@ -107,6 +109,7 @@ impl Daemon {
             engine: engine.clone(),
             link: link.clone(),
             store: store.clone(),
+            blobs: Arc::clone(&blobs),
             ledger: storage.reader(),
             logs: logs.clone(),
             identity: identity.clone(),
@@ -125,6 +128,7 @@ impl Daemon {
         let runtime = tokio::runtime::Handle::current();
         let host = TaskHost::new(
             store,
+            blobs,
             link,
             Means { runner: Arc::clone(&runners), gather, work, secrets, volumes, tag: tag.clone() },
             logs,

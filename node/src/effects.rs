@@ -16,7 +16,7 @@ use crate::daemon::{Shared, gossip_frame};
 use crate::engine::Driver;
 use crate::frames::encode_messages;
 use crate::storage::Storage;
-use crate::tasks::{TaskPool, job_tag};
+use crate::tasks::TaskPool;
 
 /// The daemon's driver.
 #[derive(Debug)]
@@ -93,7 +93,7 @@ async fn fetch_all(
         let guard = shared.store.temp_tag(blob.hash, Format::Raw).await;
         let options = FetchOptions { max_size: blob.size, ..FetchOptions::default() };
         shared.store.fetch(blob.hash, &others, &shared.link, &options).await?;
-        shared.store.tag(&job_tag(job, blob.hash), blob.hash, Format::Raw).await?;
+        shared.blobs.keep(job, blob.hash).await?;
         drop(guard);
     }
     let hashes: Vec<_> = blobs.iter().filter(|b| b.size > 0).map(|b| b.hash).collect();
@@ -146,6 +146,7 @@ impl Driver for Effects {
                 let pool = self.pool.clone();
                 self.runtime.spawn(async move { pool.host().end_job(job, &keep).await });
             }
+            Effect::Forgot { job } if !self.shared.blobs.has(job) => {}
             Effect::Forgot { job } => {
                 let shared = Arc::clone(&self.shared);
                 self.runtime.spawn(async move {

@@ -14,6 +14,7 @@ pub mod engine;
 pub mod exec;
 pub mod frames;
 pub mod gather;
+pub mod job_blobs;
 pub mod local_mesh;
 pub mod logs;
 pub mod mesh_link;

@@ -7,7 +7,8 @@ use sinew_crdt_state::ids::JobId;
 
 use crate::clock::unix_ms;
 use crate::daemon::Shared;
-use crate::tasks::{TaskHost, job_tag_prefix};
+use crate::job_blobs::job_tag_prefix;
+use crate::tasks::TaskHost;
 
 /// Tags that say when a job was forgotten begin with this.
 const FORGOTTEN: &str = "forgotten/";
@@ -84,7 +85,7 @@ mod tests {
     use sinew_blobs::StoreOptions;
 
     use super::*;
-    use crate::tasks::job_tag;
+    use crate::job_blobs::job_tag;
 
     #[tokio::test]
     async fn outputs_of_a_forgotten_job_go_when_they_are_old() {

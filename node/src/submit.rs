@@ -4,7 +4,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use sinew_blobs::{AddError, BlobStore, Format, ImportMode, StoreError, TempTag};
+use sinew_blobs::{AddError, BlobStore, ImportMode, StoreError, TempTag};
 use sinew_crdt_state::cbor;
 use sinew_crdt_state::ids::{Hash, JobId};
 use sinew_crdt_state::manifest::{
@@ -15,7 +15,7 @@ use sinew_scheduler::io::NewJob;
 
 use crate::exec::split::{SplitBy, SplitError, plan};
 use crate::exec::walk::{LocalFile, WalkError, walk};
-use crate::tasks::job_tag;
+use crate::job_blobs::JobBlobs;
 
 /// Called with what is being done, bytes done, and bytes in all.
 pub type OnProgress<'a> = &'a (dyn Fn(&str, u64, u64) + Send + Sync);
@@ -78,9 +78,9 @@ impl Prepared {
     ///
     /// # Errors
     /// Whatever the store says.
-    pub async fn keep(self, store: &BlobStore, id: JobId) -> Result<(), StoreError> {
+    pub async fn keep(self, blobs: &JobBlobs, id: JobId) -> Result<(), StoreError> {
         for guard in &self.guards {
-            store.tag(&job_tag(id, guard.hash()), guard.hash(), Format::Raw).await?;
+            blobs.keep(id, guard.hash()).await?;
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ use rand_chacha::ChaCha8Rng;
 use sinew_crdt_state::cbor;
 use sinew_crdt_state::certificate::Roles;
 use sinew_crdt_state::change::fact_id;
-use sinew_crdt_state::envelope::{BATCH_LEN_MAX, Envelope, Opened, seal_batch};
+use sinew_crdt_state::envelope::{BATCH_LEN_MAX, Envelope, Opened, Stamp, sign_batch};
 use sinew_crdt_state::fact::{Fact, Statement};
 use sinew_crdt_state::identity::{Identity, Signature};
 use sinew_crdt_state::ids::{DiskId, FactId, JobId, MeshId, NodeId};
@@ -57,7 +57,8 @@ pub(crate) struct Ctx {
     /// Messages to this node itself, handled before the flush.
     pub(crate) local: VecDeque<Message>,
     effects: VecDeque<Effect>,
-    unsigned: Vec<(JobId, Statement, FactId)>,
+    /// Facts of this node since the last flush, in the order of their numbers.
+    unsigned: Vec<(JobId, FactId)>,
     records: Vec<Record>,
     after: Vec<After>,
     pub(crate) waiting: BTreeMap<Ticket, Vec<After>>,
@@ -137,13 +138,13 @@ impl Ctx {
             path: Vec::new(),
             signature: placeholder(number),
         };
-        let opened = Opened { id, statement: statement.clone() };
+        let opened = Opened { id, statement };
         // Own facts follow the rules by construction; a refusal means the entry is gone or full, and then nothing is lost.
         if let Ok(Admitted::New(_)) = self.ledger.admit_own(&envelope, &opened, self.now.unix_ms) {
             self.records.push(Record::Fact { id, envelope: envelope.clone() });
-            self.fresh.push_back((job, id, self.own, statement.clone()));
+            self.fresh.push_back((job, id, self.own, opened.statement));
         }
-        self.unsigned.push((job, statement, id));
+        self.unsigned.push((job, id));
         (id, envelope)
     }
 
@@ -169,23 +170,23 @@ impl Ctx {
         }
         let (own, own_roles, peers) = (self.own, self.roles, &self.peers);
         let roles = |node| if node == own { Some(own_roles) } else { peers.roles(node) };
-        let admitted = if remains {
-            self.ledger.admit_remains(envelope, roles, self.now.unix_ms)
-        } else {
-            self.ledger.admit(envelope, roles, self.now.unix_ms)
-        };
-        match &admitted {
-            Ok(Admitted::New(id)) => {
-                self.records.push(Record::Fact { id: *id, envelope: envelope.clone() });
-                if let Ok(statement) = cbor::from_slice::<Statement>(&envelope.payload) {
+        let taken = self.ledger.take_in(envelope, roles, self.now.unix_ms, remains);
+        let refusal = match taken {
+            Ok((admitted, news)) => {
+                if let (Admitted::New(id), Some(statement)) = (&admitted, news) {
+                    self.records.push(Record::Fact { id: *id, envelope: envelope.clone() });
                     self.fresh.push_back((envelope.entry, *id, envelope.author, statement));
                 }
+                return Ok(admitted);
             }
-            Err(Refusal::UnknownAuthor(author)) => self.members.missing(from, *author),
-            Err(refusal) if refusal.is_offence() => self.offence(from, refusal.to_string()),
+            Err(refusal) => refusal,
+        };
+        match &refusal {
+            Refusal::UnknownAuthor(author) => self.members.missing(from, *author),
+            offence if offence.is_offence() => self.offence(from, offence.to_string()),
             _ => {}
         }
-        admitted
+        Err(refusal)
     }
 
     pub(crate) fn offence(&mut self, peer: NodeId, what: String) {
@@ -259,18 +260,15 @@ impl Ctx {
             return;
         }
         let unsigned = std::mem::take(&mut self.unsigned);
-        let mut signed: Vec<Envelope> = Vec::with_capacity(unsigned.len());
-        for batch in unsigned.chunks(BATCH_LEN_MAX) {
-            let statements: Vec<(JobId, Statement)> = batch.iter().map(|(job, s, _)| (*job, s.clone())).collect();
-            signed.extend(seal_batch(&self.identity, self.mesh, &statements).into_iter().map(|(_, e)| e));
-        }
+        let batches = unsigned.chunks(BATCH_LEN_MAX);
+        let stamps: Vec<Stamp> = batches.flat_map(|batch| sign_batch(&self.identity, self.mesh, batch)).collect();
         let patch = |envelope: &mut Envelope| {
-            if let Some(done) = number_of(envelope).and_then(|n| signed.get(n)) {
-                envelope.clone_from(done);
+            if let Some(stamp) = number_of(envelope).and_then(|n| stamps.get(n)) {
+                envelope.stamp(stamp);
             }
         };
-        for ((job, _, id), envelope) in unsigned.iter().zip(&signed) {
-            self.ledger.set_signed(job, id, envelope);
+        for ((job, id), stamp) in unsigned.iter().zip(&stamps) {
+            self.ledger.set_signed(job, id, stamp);
         }
         for record in &mut self.records {
             if let Record::Fact { envelope, .. } = record {

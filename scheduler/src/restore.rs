@@ -100,7 +100,7 @@ impl Restore {
         let open = |e: &Envelope| Some((e.fact_id(), e.author, cbor::from_slice::<Statement>(&e.payload).ok()?));
         let opened: Vec<_> = facts.iter().filter_map(open).collect();
         let spec = opened.iter().find_map(|(_, _, s)| match &s.fact {
-            Fact::Submit(signed) => signed.open().ok(),
+            Fact::Submit(signed) => signed.decode().ok(),
             _ => None,
         });
         if let Some(spec) = spec {

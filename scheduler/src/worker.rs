@@ -85,8 +85,9 @@ pub(crate) struct Worker {
     beat_at: Time,
     beat_seq: u64,
     beats: VecDeque<(u64, Time)>,
-    /// Bids, and when they were made: an award renews nothing by coming late.
-    bids: BTreeMap<FactId, Time>,
+    /// Bids, and when they were made: an award renews nothing by coming late. By job as well: a fact's id is of what it says,
+    /// and bids for two jobs made in one millisecond often say the same.
+    bids: BTreeMap<(JobId, FactId), Time>,
     /// Old bids are dropped once there are so many.
     bids_max: usize,
     /// Blobs this node holds, for locality in bids.
@@ -183,16 +184,16 @@ impl Worker {
         let free_share = u64::from(self.pool.free().cpu_milli) * 100 / u64::from(ctx.config.cpu_milli.max(1));
         let score = i32::try_from(free_share).unwrap_or(100);
         let (id, bid) = ctx.state(job, Fact::Bid { slots: can, score, held_bytes, start_in_ms: 0 });
-        self.note_bid(id, ctx.now.at);
+        self.note_bid(job, id, ctx.now.at);
         ctx.send(from, Message::Bid(Box::new(bid)));
     }
 
-    fn note_bid(&mut self, id: FactId, now: Time) {
+    fn note_bid(&mut self, job: JobId, id: FactId, now: Time) {
         if self.bids.len() >= self.bids_max {
             self.bids.retain(|_, at| now - *at < FENCE_AFTER);
             self.bids_max = 2 * self.bids.len() + BIDS_KEPT;
         }
-        self.bids.entry(id).or_insert(now);
+        self.bids.entry((job, id)).or_insert(now);
     }
 
     pub(crate) fn on_advert(&self, ctx: &mut Ctx, from: NodeId, advert: &crate::wire::Advert) {
@@ -220,7 +221,7 @@ impl Worker {
         if node != ctx.own || fence != lease.fence || award.author != from {
             return ctx.offence(from, "an award for somebody else".to_owned());
         }
-        let bid_at = self.bids.remove(&bid).filter(|at| ctx.now.at - *at < FENCE_AFTER);
+        let bid_at = self.bids.remove(&(lease.job, bid)).filter(|at| ctx.now.at - *at < FENCE_AFTER);
         if bid_at.is_some_and(|at| self.claim(ctx, from, lease, slots, at)) {
             self.on_assign(ctx, from, assign);
         } else {

@@ -309,7 +309,7 @@ fn state_on(disk: &Disk, job: &JobId) -> Option<JobState> {
         .map(|e| (e.fact_id(), e.author, cbor::from_slice(&e.payload).expect("admitted facts decode")))
         .collect();
     let spec = opened.iter().find_map(|(_, _, s)| match &s.fact {
-        Fact::Submit(signed) => signed.open().ok(),
+        Fact::Submit(signed) => signed.decode().ok(),
         _ => None,
     })?;
     Some(JobState::fold(spec, &opened))

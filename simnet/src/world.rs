@@ -448,6 +448,12 @@ impl World {
         self.acknowledged.len()
     }
 
+    /// Jobs whose end some node knows.
+    #[must_use]
+    pub fn ended_jobs(&self) -> usize {
+        self.outcomes.len()
+    }
+
     /// What happened so far, in numbers.
     #[must_use]
     pub const fn counters(&self) -> &Counters {

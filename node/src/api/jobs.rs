@@ -68,7 +68,7 @@ pub(super) async fn submit(shared: &Arc<Shared>, draft: JobDraft, replies: &mut 
     };
     let job = answer?;
     shared.sightings.submit(job, at_us);
-    prepared.keep(&shared.store, job).await.map_err(|e| ApiError::failed(ErrorCode::Storage, e.to_string()))?;
+    prepared.keep(&shared.blobs, job).await.map_err(|e| ApiError::failed(ErrorCode::Storage, e.to_string()))?;
     replies.send(&Reply::Submitted { job }).await
 }
 

@@ -194,7 +194,7 @@ async fn stored_job(shared: &Shared, id: JobId) -> Result<Option<(JobView, Vec<E
         .filter_map(|e| Some((e.fact_id(), e.author, cbor::from_slice::<Statement>(&e.payload).ok()?)))
         .collect();
     let spec = statements.iter().find_map(|(_, _, s)| match &s.fact {
-        Fact::Submit(signed) => signed.open().ok(),
+        Fact::Submit(signed) => signed.decode().ok(),
         _ => None,
     });
     let Some(spec) = spec else { return Ok(None) };

@@ -55,6 +55,9 @@ pub enum DaemonError {
     /// The blob store.
     #[error(transparent)]
     Blobs(#[from] OpenError),
+    /// The names of what the blob store keeps.
+    #[error("cannot read which blobs belong to which job: {0}")]
+    Tags(#[source] sinew_blobs::StoreError),
     /// The mesh.
     #[error(transparent)]
     Mesh(#[from] StartError),

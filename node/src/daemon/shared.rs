@@ -15,6 +15,7 @@ use crate::clock::unix_ms;
 use crate::datadir::{DataDir, Membership};
 use crate::engine::Engine;
 use crate::exec::set::RunnerSet;
+use crate::job_blobs::JobBlobs;
 use crate::logs::LogHub;
 use crate::mesh_link::MeshLink;
 use crate::runners::SandboxState;
@@ -65,6 +66,8 @@ pub struct Shared {
     pub link: MeshLink,
     /// Blobs.
     pub store: BlobStore,
+    /// Those that jobs keep.
+    pub blobs: Arc<JobBlobs>,
     /// The ledger's file.
     pub ledger: StorageReader,
     /// Live output.

@@ -3,13 +3,13 @@
 use std::io::{self, Read};
 
 use bytes::{Buf, Bytes};
-use sinew_blobs::{BlobStore, FetchOptions, Format, ImportMode};
+use sinew_blobs::{BlobStore, FetchOptions, ImportMode};
 use sinew_crdt_state::error_code::ErrorCode;
 use sinew_crdt_state::fact::Output;
 use sinew_crdt_state::ids::{JobId, NodeId};
 use sinew_crdt_state::spec::BlobRef;
 
-use super::{TaskHost, job_tag};
+use super::TaskHost;
 use crate::exec::outcome::Failure;
 use crate::exec::stop::StopHandle;
 
@@ -51,7 +51,7 @@ pub(super) async fn fetch_async(
     let options = FetchOptions { range, max_size, ..FetchOptions::default() };
     host.store.fetch(blob.hash, &others, &host.link, &options).await.map_err(|e| fetch_failure(&e))?;
     if range.is_none() {
-        let tagged = host.store.tag(&job_tag(job, blob.hash), blob.hash, Format::Raw).await;
+        let tagged = host.blobs.keep(job, blob.hash).await;
         tagged.map_err(|e| fetch_failure(&e))?;
     }
     Ok(())
@@ -99,8 +99,7 @@ pub(super) fn store(host: &TaskHost, job: JobId, files: &[(String, &std::path::P
         let mut hashes = Vec::with_capacity(files.len());
         for (name, path) in files {
             let added = host.store.add_file(path, ImportMode::Copy, None).await.map_err(|e| failed(&e))?;
-            let tag = job_tag(job, added.hash);
-            host.store.tag(&tag, added.hash, Format::Raw).await.map_err(|e| failed(&e))?;
+            host.blobs.keep(job, added.hash).await.map_err(|e| failed(&e))?;
             hashes.push(added.hash);
             outputs.push(Output { name: name.clone(), blob: BlobRef { hash: added.hash, size: added.size } });
         }

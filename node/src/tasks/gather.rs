@@ -5,14 +5,14 @@ use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 
-use sinew_blobs::{Format, ImportMode};
+use sinew_blobs::ImportMode;
 use sinew_crdt_state::program::Program;
 use sinew_crdt_state::remote::ContentHash;
 use sinew_crdt_state::spec::{Batch, BlobRef, InputFile, Source, Work};
 use sinew_scheduler::io::StartTask;
 
+use super::TaskHost;
 use super::data::{BlobRange, fetch};
-use super::{TaskHost, job_tag};
 use crate::exec::files::{JobFiles, Placing};
 use crate::exec::outcome::Failure;
 use crate::exec::slot::Slot;
@@ -123,7 +123,7 @@ fn remote_file(
                 host.store.add_file(named.path(), ImportMode::Copy, None).await.map_err(|e| storage(&e))?.size
             }
         };
-        host.store.tag(&job_tag(job, hash), hash, Format::Raw).await.map_err(|e| storage(&e))?;
+        host.blobs.keep(job, hash).await.map_err(|e| storage(&e))?;
         Ok::<_, Failure>(BlobRef { hash, size })
     })?;
     Ok(Box::new(BlobRange::new(host, blob, 0, blob.size)))

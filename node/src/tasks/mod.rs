@@ -27,6 +27,7 @@ use crate::exec::slot::WorkRoot;
 use crate::exec::stop::{StopHandle, StopReason};
 use crate::exec::volumes::NodeVolumes;
 use crate::gather::Gather;
+use crate::job_blobs::JobBlobs;
 use crate::logs::LogHub;
 use crate::mesh_link::MeshLink;
 use crate::prune::Leftover;
@@ -36,6 +37,8 @@ use crate::secrets::holder::Keeper;
 pub struct TaskHost {
     /// Blobs.
     pub store: BlobStore,
+    /// Those that jobs keep.
+    pub blobs: Arc<JobBlobs>,
     /// The way to other nodes' blobs.
     pub link: MeshLink,
     /// What it takes to run programs.
@@ -88,13 +91,14 @@ impl TaskHost {
     #[must_use]
     pub fn new(
         store: BlobStore,
+        blobs: Arc<JobBlobs>,
         link: MeshLink,
         means: Means,
         logs: LogHub,
         engine: Engine,
         runtime: tokio::runtime::Handle,
     ) -> Self {
-        Self { store, link, means, logs, engine, runtime, jobs: Mutex::default(), silent: Mutex::default() }
+        Self { store, blobs, link, means, logs, engine, runtime, jobs: Mutex::default(), silent: Mutex::default() }
     }
 
     /// Those of `providers` that answer these days; all of them when none seems to.
@@ -149,8 +153,13 @@ impl TaskHost {
 
     /// A job ended: drops its files and lets go of its blobs, but for `keep`.
     pub async fn end_job(&self, id: JobId, keep: &[Hash]) {
-        self.jobs.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        self.blobs.let_go(id, keep).await;
+        let ran = self.jobs.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
         self.logs.forget(id);
+        if ran.is_none() {
+            // No task of it was ever here: there is no directory, and no runner knows it.
+            return;
+        }
         let work = self.means.work.clone();
         let name = id.to_string();
         let runners = Arc::clone(&self.means.runner);
@@ -162,26 +171,7 @@ impl TaskHost {
         if let Ok(Err(error)) = removed {
             tracing::warn!(job = %id.short(), %error, "cannot remove the job's work directory");
         }
-        let prefix = job_tag_prefix(id);
-        let tags = self.store.tags(&prefix).await.unwrap_or_default();
-        for tag in tags.into_iter().filter(|t| !keep.contains(&t.hash)) {
-            if let Err(error) = self.store.untag(&tag.name).await {
-                tracing::warn!(tag = tag.name, %error, "cannot remove a tag");
-            }
-        }
     }
-}
-
-/// Tags of a job's blobs begin with this.
-#[must_use]
-pub fn job_tag_prefix(job: JobId) -> String {
-    format!("job/{job}/")
-}
-
-/// The tag that keeps `hash` for `job`.
-#[must_use]
-pub fn job_tag(job: JobId, hash: Hash) -> String {
-    format!("job/{job}/{hash}")
 }
 
 #[derive(Debug, Default)]

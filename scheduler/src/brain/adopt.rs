@@ -294,7 +294,9 @@ impl Brain {
                 }
             }
         }
-        self.settle_report(ctx, id);
+        if let Some((node, report)) = self.settle_report(id) {
+            self.settled(ctx, node, report);
+        }
     }
 
     /// Everyone who could answer has, or has no lease any more: what nobody finished or holds is to be done.

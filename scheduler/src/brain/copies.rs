@@ -128,8 +128,9 @@ impl Brain {
         let gone: Vec<u32> =
             self.copying.iter().filter(|(_, c)| c.accepted.node == node).map(|(task, _)| *task).collect();
         for task in gone {
-            if let Some(report) = self.copying.remove(&task).and_then(|c| c.report) {
-                self.close_part(ctx, report);
+            let report = self.copying.remove(&task).and_then(|c| c.report);
+            if let Some((node, report)) = report.and_then(|report| self.close_part(report)) {
+                self.settled(ctx, node, report);
             }
             self.pending.push_front(Run { start: task, len: 1 });
         }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use sinew_crdt_state::envelope::Envelope;
 use sinew_crdt_state::fact::{Fact, Outcome};
 use sinew_crdt_state::ids::{FactId, NodeId};
 use sinew_crdt_state::planted::{Bug, planted};
@@ -33,21 +34,34 @@ impl Brain {
     /// The verdict is final: tell everyone concerned and ask for receipts.
     pub(super) fn finished(&mut self, ctx: &mut Ctx) {
         let Stage::Ending { finish, .. } = self.stage else { return };
-        self.stage = Stage::Sealing { until: ctx.now.at + RECEIPTS_WAIT };
-        let Some(live) = ctx.ledger.live(&self.job) else { return };
-        let ids = self.accept_ids.iter().chain([&finish]);
-        let facts: Vec<_> =
-            ctx.submit_of(&self.job).into_iter().chain(ids.filter_map(|id| live.facts.get(id).cloned())).collect();
+        let until = ctx.now.at + RECEIPTS_WAIT;
+        self.stage = Stage::Sealing { until };
         let mut concerned: BTreeSet<NodeId> = self.participants(ctx);
         concerned.extend(self.seats.values().map(|s| s.node));
         concerned.insert(self.spec.submitter);
         concerned.extend(self.spec.brain_set.iter().copied());
-        for node in concerned {
-            ctx.send(node, Message::Facts(facts.clone()));
-        }
+        concerned.remove(&ctx.own);
         self.seats.clear();
         ctx.effect(Effect::Changed(self.job));
-        self.step_sealing(ctx, ctx.now.at + RECEIPTS_WAIT);
+        let mut verdict: Vec<Envelope> = ctx.submit_of(&self.job).into_iter().collect();
+        if let Some(live) = ctx.ledger.live(&self.job) {
+            let ids = self.accept_ids.iter().chain([&finish]);
+            verdict.extend(ids.filter_map(|id| live.facts.get(id).cloned()));
+        }
+        // A small job has all receipts by now: one message tells the verdict and the seal.
+        let seal = self.seal(ctx, until);
+        for node in concerned {
+            let (known, all) = (self.witnesses.get(&node), verdict.iter().chain(seal.iter().flatten()));
+            let facts: Vec<Envelope> = match known {
+                // What a member stored with the verdict, and what came before that, it has.
+                Some(known) if seal.is_some() => {
+                    let last = seal.iter().flatten();
+                    last.filter(|e| e.author != node && !known.contains(&e.fact_id())).cloned().collect()
+                }
+                _ => all.cloned().collect(),
+            };
+            ctx.send(node, Message::Facts(facts));
+        }
     }
 
     /// Nodes that reported anything for the job.
@@ -73,13 +87,25 @@ impl Brain {
     }
 
     pub(super) fn step_sealing(&mut self, ctx: &mut Ctx, until: Time) {
+        let Some(facts) = self.seal(ctx, until) else { return };
+        let mut to = self.participants(ctx);
+        to.extend(self.spec.brain_set.iter().copied());
+        to.insert(self.spec.submitter);
+        to.remove(&ctx.own);
+        for node in to {
+            ctx.send(node, Message::Facts(facts.clone()));
+        }
+    }
+
+    /// Seals the job if all receipts are here, or at `until` without those that are missing. Gives the seal, behind the
+    /// receipts that it names.
+    fn seal(&mut self, ctx: &mut Ctx, until: Time) -> Option<Vec<Envelope>> {
         let receipts = self.receipts(ctx);
         let expected = self.participants(ctx).into_iter().filter(|n| ctx.peers.is_connected(*n)).count();
         if receipts.len() < expected && ctx.now.at < until {
-            return;
+            return None;
         }
-        let outcome = ctx.ledger.live(&self.job).and_then(|l| l.state.outcome().cloned());
-        let Some(outcome) = outcome else { return };
+        let outcome = ctx.ledger.live(&self.job).and_then(|l| l.state.outcome().cloned())?;
         let carried: Vec<FactId> = receipts.iter().map(|(_, id)| *id).collect();
         let (_, seal) = ctx.state(self.job, Fact::Seal { term: self.term, outcome, receipts });
         let mut facts: Vec<_> = ctx
@@ -88,14 +114,8 @@ impl Brain {
             .map(|l| carried.iter().filter_map(|id| l.facts.get(id).cloned()).collect())
             .unwrap_or_default();
         facts.push(seal);
-        let mut to = self.participants(ctx);
-        to.extend(self.spec.brain_set.iter().copied());
-        to.insert(self.spec.submitter);
-        let own = ctx.own;
-        for node in to.into_iter().filter(|n| *n != own) {
-            ctx.send(node, Message::Facts(facts.clone()));
-        }
         self.stage = Stage::Over;
+        Some(facts)
     }
 
     /// Takes back a job that was never acknowledged.

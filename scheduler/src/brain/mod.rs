@@ -85,6 +85,10 @@ pub(crate) struct Brain {
     accepts: BTreeMap<FactId, Vec<FactId>>,
     /// The first accept facts of this term: all of them for a small job, which then go along with the verdict.
     accept_ids: Vec<FactId>,
+    /// Members that have the verdict on disk, with the other facts that they stored along with it.
+    witnesses: BTreeMap<NodeId, Vec<FactId>>,
+    /// Reports that became final a moment ago, and whose they are: yet to be told.
+    final_reports: Vec<(NodeId, FactId)>,
     accepted_at: Time,
     placement: Option<Placement>,
     /// Rounds of offers in a row that nobody took.
@@ -138,6 +142,8 @@ impl Brain {
             reports: BTreeMap::new(),
             accepts: BTreeMap::new(),
             accept_ids: Vec::new(),
+            witnesses: BTreeMap::new(),
+            final_reports: Vec::new(),
             accepted_at: now,
             placement: None,
             fruitless: 0,
@@ -254,8 +260,20 @@ impl Brain {
 
     /// These facts are on `node`'s disk.
     pub(crate) fn on_stored(&mut self, ctx: &mut Ctx, node: NodeId, ids: &[FactId]) {
+        if let Stage::Ending { finish, .. } = self.stage
+            && ids.contains(&finish)
+        {
+            self.witnesses.entry(node).or_insert_with(|| ids.to_vec());
+        }
         for id in self.quorum.stored(node, ids) {
             self.on_final(ctx, id);
+        }
+        let final_reports = std::mem::take(&mut self.final_reports);
+        // The seal, sent a moment ago, tells executors as much and more.
+        if !self.is_over() {
+            for (node, report) in final_reports {
+                self.settled(ctx, node, report);
+            }
         }
     }
 
@@ -263,7 +281,8 @@ impl Brain {
     fn on_final(&mut self, ctx: &mut Ctx, id: FactId) {
         if let Some(reports) = self.accepts.remove(&id) {
             for report in reports {
-                self.close_part(ctx, report);
+                let closed = self.close_part(report);
+                self.final_reports.extend(closed);
             }
         }
         match &mut self.stage {
@@ -389,7 +408,7 @@ impl Brain {
         at.min(self.placement_timeout().unwrap_or(at)).max(ctx.now.at + STEP_MIN)
     }
 
-    /// Tells an executor that reports of it are final.
+    /// Tells an executor that a report of it is final.
     fn settled(&self, ctx: &mut Ctx, node: NodeId, report: FactId) {
         ctx.send(node, Message::Settled { job: self.job, reports: vec![report] });
     }

@@ -100,7 +100,9 @@ impl Brain {
                 }
             }
         }
-        self.settle_report(ctx, id);
+        if let Some((node, report)) = self.settle_report(id) {
+            self.settled(ctx, node, report);
+        }
         ctx.peers.count_results(from, done, failed);
         if let Some(seat) = self.seats.get_mut(&fence) {
             let span = (ctx.now.at - seat.reported).0.max(1);
@@ -180,20 +182,19 @@ impl Brain {
         self.reports.entry(id).or_insert((from, 0));
     }
 
-    /// One result of a report became final, or will never count.
-    pub(super) fn close_part(&mut self, ctx: &mut Ctx, report: FactId) {
+    /// One result of a report became final, or will never count. Gives the report, and whose it is, if it was the last.
+    pub(super) fn close_part(&mut self, report: FactId) -> Option<(NodeId, FactId)> {
         if let Some((_, open)) = self.reports.get_mut(&report) {
             *open = open.saturating_sub(1);
         }
-        self.settle_report(ctx, report);
+        self.settle_report(report)
     }
 
-    /// Lets the executor forget a report of which nothing is left to become final.
-    pub(super) fn settle_report(&mut self, ctx: &mut Ctx, report: FactId) {
-        if let Some((node, 0)) = self.reports.get(&report).copied() {
-            self.reports.remove(&report);
-            self.settled(ctx, node, report);
-        }
+    /// Gives a report of which nothing is left to become final, and whose it is: its executor may forget it.
+    pub(super) fn settle_report(&mut self, report: FactId) -> Option<(NodeId, FactId)> {
+        let (node, 0) = self.reports.get(&report).copied()? else { return None };
+        self.reports.remove(&report);
+        Some((node, report))
     }
 
     fn failed(&mut self, ctx: &mut Ctx, from: NodeId, fence: Fence, task: u32, failure: &Failure) {

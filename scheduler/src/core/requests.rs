@@ -60,7 +60,7 @@ impl Core {
             volumes: new.volumes,
         };
         let signed = SignedSpec::sign(self.ctx.identity(), &spec);
-        signed.open()?;
+        signed.decode()?;
         self.serial_last = serial;
         Ok(signed)
     }
