@@ -398,6 +398,12 @@ impl Ledger {
         !self.live.is_empty()
     }
 
+    /// How many live entries there are.
+    #[must_use]
+    pub fn live_count(&self) -> usize {
+        self.live.len()
+    }
+
     /// All live entries.
     pub fn iter_live(&self) -> impl Iterator<Item = (&JobId, &LiveEntry)> {
         self.live.iter()

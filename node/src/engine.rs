@@ -9,6 +9,7 @@ use std::time::Duration;
 use sinew_scheduler::Setup;
 use sinew_scheduler::core::{Core, Stored};
 use sinew_scheduler::io::{Effect, Input};
+use sinew_scheduler::time::{Span, Time};
 
 use crate::clock::now;
 
@@ -123,32 +124,52 @@ impl Drop for EngineThread {
 
 fn run(mut core: Core, rx: &Receiver<Command>, mut driver: impl Driver) {
     let mut inputs: Vec<Input> = Vec::new();
+    let mut flushed = Time::default();
     loop {
-        if inputs.is_empty() {
-            let wait = core.poll_timeout() - now().at;
-            match rx.recv_timeout(Duration::from_micros(wait.0)) {
+        if inputs.is_empty() && !wait(&mut core, rx, &mut inputs) {
+            return;
+        }
+        // A busy core answers many at once; what comes meanwhile is handled, so that the time is not lost.
+        let due = flushed + core.pace();
+        loop {
+            while inputs.len() < BATCH_MAX {
+                let Ok(command) = rx.try_recv() else { break };
+                if !take(&mut core, command, &mut inputs) {
+                    return;
+                }
+            }
+            for input in inputs.drain(..) {
+                core.handle(now(), input);
+            }
+            let rest = due - now().at;
+            if rest == Span::ms(0) {
+                break;
+            }
+            match rx.recv_timeout(Duration::from_micros(rest.0)) {
                 Ok(command) => {
                     if !take(&mut core, command, &mut inputs) {
                         return;
                     }
                 }
-                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Timeout) => break,
                 Err(RecvTimeoutError::Disconnected) => return,
             }
         }
-        while inputs.len() < BATCH_MAX {
-            let Ok(command) = rx.try_recv() else { break };
-            if !take(&mut core, command, &mut inputs) {
-                return;
-            }
-        }
-        for input in inputs.drain(..) {
-            core.handle(now(), input);
-        }
         core.flush(now());
+        flushed = now().at;
         while let Some(effect) = core.poll_effect() {
             driver.carry_out(effect, &mut inputs);
         }
+    }
+}
+
+/// Waits for an input, or until the core asked to be called. Returns `false` when it is time to end.
+fn wait(core: &mut Core, rx: &Receiver<Command>, inputs: &mut Vec<Input>) -> bool {
+    let wait = core.poll_timeout() - now().at;
+    match rx.recv_timeout(Duration::from_micros(wait.0)) {
+        Ok(command) => take(core, command, inputs),
+        Err(RecvTimeoutError::Timeout) => true,
+        Err(RecvTimeoutError::Disconnected) => false,
     }
 }
 

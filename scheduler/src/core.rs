@@ -14,7 +14,7 @@ use sinew_crdt_state::spec::{BlobRef, Phase, Resources, Source};
 
 use crate::brain::Brain;
 use crate::brains::Brains;
-use crate::config::{CARD_EVERY, CoreConfig, FORGOTTEN_FOR, load_news_every};
+use crate::config::{CARD_EVERY, CoreConfig, FORGOTTEN_FOR, PACE, PACE_JOBS, load_news_every};
 use crate::ctx::{After, Ctx, Setup};
 use crate::io::{Effect, FetchId, Input, Note, Record, Request};
 use crate::members;
@@ -272,6 +272,13 @@ impl Core {
     pub fn poll_timeout(&self) -> Time {
         let rest = self.rests_until.unwrap_or_else(|| self.rest_timeout());
         self.membership.poll_timeout().map_or(rest, |at| rest.min(at))
+    }
+
+    /// How long after a flush the driver may collect inputs for the next one. Many small batches cost several times as much
+    /// as a few large ones.
+    #[must_use]
+    pub fn pace(&self) -> Span {
+        if self.ctx.ledger.live_count() > PACE_JOBS { PACE } else { Span::ms(0) }
     }
 
     /// When anything but the failure detector is due.
