@@ -2,6 +2,7 @@
 
 mod blobs;
 mod compare;
+mod counts;
 mod gossip;
 mod ledger;
 mod meter;
@@ -34,7 +35,9 @@ pub async fn run(args: BenchArgs, json: bool) -> anyhow::Result<u8> {
                 tasks::noop(usize::from(nodes), tasks).await?
             }
         }
-        BenchArgs::Submit { jobs, rate, nodes } => submit::run(usize::from(nodes), jobs, rate).await?,
+        BenchArgs::Submit { jobs, rate, nodes, at_once } => {
+            submit::run(usize::from(nodes), submit::Load { jobs, at_once: u32::from(at_once), rate }).await?
+        }
         BenchArgs::Ledger { facts, jobs } => tokio::task::spawn_blocking(move || ledger::run(facts, jobs)).await??,
         BenchArgs::Blobs { size } => blobs::run(size).await?,
         BenchArgs::Gossip { nodes } => gossip::run(usize::from(nodes)).await?,

@@ -32,7 +32,7 @@ pub enum BenchArgs {
         #[arg(last = true, value_name = "CMD")]
         command: Vec<String>,
     },
-    /// How long accepting a job takes, and jobs per second
+    /// How long accepting a job takes, jobs per second, and what each costs: CPU, messages, bytes
     Submit {
         /// How many jobs
         #[arg(long, value_name = "COUNT", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
@@ -43,6 +43,9 @@ pub enum BenchArgs {
         /// How many nodes
         #[arg(long, value_name = "COUNT", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=64))]
         nodes: u16,
+        /// Jobs under way at once
+        #[arg(long, value_name = "COUNT", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=1_024))]
+        at_once: u16,
     },
     /// Facts a second through the ledger: signed, checked, folded, merged
     Ledger {
