@@ -8,6 +8,9 @@ use std::io::Read;
 /// Clock ticks per second in `/proc/PID/stat`: `USER_HZ`, which is 100 in the kernel's interface on every Linux that Rust runs on.
 const TICKS_PER_S: u64 = 100;
 
+/// What most files of `/proc` about processes fit into; the longest line of `stat` is some 400 bytes.
+const FILE_LEN: usize = 1_024;
+
 /// Most bytes of an environment that are looked at. The markers are among the first variables, but a program may have set
 /// many of its own.
 const ENVIRON_LEN_MAX: u64 = 4 * 1024 * 1024;
@@ -24,6 +27,14 @@ pub(super) fn reads() -> u64 {
 
 fn count(entries: u64) {
     READS.set(READS.get() + entries);
+}
+
+/// Reads a file of `/proc`. Those have no size to ask for, and nearly all fit at once.
+fn read(path: &str) -> Option<Vec<u8>> {
+    count(1);
+    let mut bytes = Vec::with_capacity(FILE_LEN);
+    std::fs::File::open(path).ok()?.read_to_end(&mut bytes).ok()?;
+    Some(bytes)
 }
 
 /// Some fields of `/proc/PID/stat`.
@@ -45,8 +56,7 @@ pub(super) struct Stat {
 
 /// Reads `/proc/PID/stat`.
 pub(super) fn stat(pid: i32) -> Option<Stat> {
-    count(1);
-    parse_stat(&std::fs::read(format!("/proc/{pid}/stat")).ok()?)
+    parse_stat(&read(&format!("/proc/{pid}/stat"))?)
 }
 
 fn parse_stat(bytes: &[u8]) -> Option<Stat> {
@@ -92,8 +102,7 @@ pub(super) fn children(pid: i32) -> Vec<i32> {
 /// The children that one thread of a process has started or inherited; `None` where the kernel has no such file, or the
 /// thread is gone.
 fn children_of_thread(pid: i32, thread: i32) -> Option<Vec<i32>> {
-    count(1);
-    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{thread}/children")).ok()?;
+    let text = String::from_utf8(read(&format!("/proc/{pid}/task/{thread}/children"))?).ok()?;
     Some(text.split_ascii_whitespace().filter_map(|child| child.parse().ok()).collect())
 }
 
