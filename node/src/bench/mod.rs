@@ -1,14 +1,17 @@
 //! `sinew bench`: figures of this version on this machine, each beside a floor measured in the same run.
 
+mod all;
 mod blobs;
 mod compare;
 mod counts;
 mod gossip;
+mod idle;
 mod ledger;
 mod meter;
 mod python;
 mod submit;
 mod tasks;
+mod waiting;
 
 use serde_json::Value;
 
@@ -25,6 +28,11 @@ pub async fn run(args: BenchArgs, json: bool) -> anyhow::Result<u8> {
             return compare::run(compare::Experiment { nodes: usize::from(nodes), adverts, jobs, rate, idle }, json)
                 .await;
         }
+        BenchArgs::All { quick, out, against, beside, page, commit } => {
+            return all::run(all::Options { quick, out, against, beside, page, commit }, json).await;
+        }
+        BenchArgs::Idle { seconds, foreign } => idle::run(seconds, foreign).await?,
+        BenchArgs::Waiting { nodes, jobs, seconds } => waiting::run(usize::from(nodes), jobs, seconds).await?,
         BenchArgs::Tasks { nodes, tasks, runner, command } => {
             let process = runner == Some(BenchRunner::Process) || !command.is_empty();
             if process {

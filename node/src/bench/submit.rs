@@ -15,7 +15,7 @@ use crate::api::client::Client;
 use crate::local_mesh::{LocalMesh, LocalMeshOptions};
 
 /// Jobs one after the other, for latency.
-const ALONE: usize = 200;
+const ALONE: u32 = 200;
 
 /// How many jobs, and how they come.
 #[derive(Debug, Clone, Copy)]
@@ -65,7 +65,7 @@ pub(super) async fn run(nodes: usize, load: Load) -> anyhow::Result<Value> {
         one(&client).await?;
     }
     let (mut accepted, mut results) = (Vec::new(), Vec::new());
-    for _ in 0..ALONE {
+    for _ in 0..load.jobs.min(ALONE) {
         let (a, r) = one(&client).await?;
         accepted.push(a);
         results.push(r);

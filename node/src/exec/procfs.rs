@@ -208,7 +208,7 @@ mod tests {
     #[test]
     fn descent_goes_through_every_thread_and_down() {
         let own = i32::try_from(std::process::id()).expect("pid");
-        let started = std::thread::spawn(|| {
+        let started = std::thread::spawn(move || {
             let mut shell = std::process::Command::new("sh");
             shell.args(["-c", "sleep 1000 & echo $!; wait"]).stdout(std::process::Stdio::piped());
             let mut shell = shell.spawn().expect("shell");
