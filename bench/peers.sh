@@ -27,6 +27,8 @@ fi
 sinew=$(realpath "$(command -v "$sinew")")
 
 dir=$(mktemp -d)
+# Peers leave files where they like: here they like this.
+export TMPDIR=$dir RAY_TMPDIR=$dir/ray DASK_TEMPORARY_DIRECTORY=$dir/dask PARALLEL_HOME=$dir/parallel
 daemons=()
 
 cleanup() {
@@ -200,6 +202,7 @@ next_copy() {
 }
 
 prepare() {
+    mkdir "$dir/ray" "$dir/dask" "$dir/parallel"
     cat >"$dir/tasks.toml" <<TOML
 name = "tasks"
 type = "batch"
