@@ -28,8 +28,8 @@ pub async fn run(args: BenchArgs, json: bool) -> anyhow::Result<u8> {
             return compare::run(compare::Experiment { nodes: usize::from(nodes), adverts, jobs, rate, idle }, json)
                 .await;
         }
-        BenchArgs::All { quick, out, against, beside, page, commit } => {
-            return all::run(all::Options { quick, out, against, beside, page, commit }, json).await;
+        BenchArgs::All { quick, out, against, beside, page, commit, only } => {
+            return all::run(all::Options { quick, out, against, beside, page, commit, only }, json).await;
         }
         BenchArgs::Idle { seconds, foreign } => idle::run(seconds, foreign).await?,
         BenchArgs::Waiting { nodes, jobs, seconds } => waiting::run(usize::from(nodes), jobs, seconds).await?,

@@ -21,8 +21,8 @@ pub enum BenchRunner {
 pub enum BenchArgs {
     /// Every benchmark, each beside its floor; as a table, as JSON, and beside an earlier run
     ///
-    /// Exits with 1 if a benchmark fails, or if a count (messages, bytes) grew by more than a tenth. Times that got worse are
-    /// marked only: they depend on what else the machine does.
+    /// Exits with 1 if a benchmark fails, or if a count (messages, bytes) grew by more than a tenth with one job at a time. What
+    /// else got worse is marked only: it depends on what the machine does besides.
     All {
         /// Small sizes, for a look whether everything runs
         #[arg(long)]
@@ -42,6 +42,9 @@ pub enum BenchArgs {
         /// The commit that this program was built from [default: SINEW_COMMIT at build time]
         #[arg(long, value_name = "COMMIT")]
         commit: Option<String>,
+        /// Only the benchmarks whose names begin so, such as `submit, 3 nodes`
+        #[arg(long, value_name = "NAME")]
+        only: Option<String>,
     },
     /// Tasks per second through a mesh on this machine
     Tasks {

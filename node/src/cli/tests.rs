@@ -80,7 +80,7 @@ fn every_documented_line_reads() {
         "sinew bench idle --seconds 5 --foreign 0",
         "sinew bench waiting --nodes 3 --jobs 10 --seconds 5",
         "sinew bench all",
-        "sinew bench all --quick --out a.json --against b.json --beside ./sinew --page p.md --commit c",
+        "sinew bench all --quick --out a.json --against b.json --beside ./sinew --page p.md --commit c --only gossip",
         "sinew completions bash",
         "sinew man --out man",
         "sinew __guardian tag:1",

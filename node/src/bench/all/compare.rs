@@ -29,9 +29,11 @@ impl Change {
 
 /// What became of a figure that was `old`.
 pub(super) fn change(old: f64, new: &Figure) -> Change {
+    // Some are differences, and may be below zero.
+    let noise = old.abs() * WORSE_BY;
     let worse = match new.better {
-        Better::Higher => new.value < old * (1.0 - WORSE_BY),
-        Better::Lower => new.value > old * (1.0 + WORSE_BY),
+        Better::Higher => new.value < old - noise,
+        Better::Lower => new.value > old + noise,
     };
     match (worse, new.kind) {
         (false, _) => Change::Fine,
@@ -48,7 +50,7 @@ pub(super) fn beside(old: &[Figure], new: &[Figure]) -> (String, usize) {
         let before = old.iter().find(|o| (&o.bench, &o.name) == (&figure.bench, &figure.name)).map(|o| o.value);
         let changed = before.map_or(Change::Fine, |old| change(old, figure));
         losses += usize::from(changed == Change::Loss);
-        let ratio = before.filter(|old| *old != 0.0).map(|old| human(figure.value / old));
+        let ratio = before.filter(|old| *old > 0.0 && figure.value >= 0.0).map(|old| human(figure.value / old));
         let cells = [
             figure.bench.clone(),
             figure.name.clone(),
@@ -75,12 +77,14 @@ mod tests {
     #[test]
     fn a_tenth_is_noise_and_more_is_worse_and_a_count_is_a_loss() {
         let of = |value, better, kind| change(100.0, &figure("x", value, better, kind));
-        assert_eq!(of(110.0, Better::Lower, Kind::Count), Change::Fine);
+        assert_eq!(of(109.9, Better::Lower, Kind::Count), Change::Fine);
         assert_eq!(of(110.1, Better::Lower, Kind::Count), Change::Loss);
         assert_eq!(of(110.1, Better::Lower, Kind::Clock), Change::Worse);
         assert_eq!(of(50.0, Better::Lower, Kind::Count), Change::Fine);
         assert_eq!(of(89.9, Better::Higher, Kind::Clock), Change::Worse);
         assert_eq!(of(200.0, Better::Higher, Kind::Clock), Change::Fine);
+        assert_eq!(change(-1.0, &figure("x", -0.95, Better::Lower, Kind::Clock)), Change::Fine);
+        assert_eq!(change(0.0, &figure("x", 1.0, Better::Lower, Kind::Count)), Change::Loss);
     }
 
     #[test]

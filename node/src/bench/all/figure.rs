@@ -19,7 +19,7 @@ pub(super) enum Better {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Kind {
-    /// By a clock: what else the machine does shows in it.
+    /// By a clock, or counted where the count depends on the time that things take: what else the machine does shows in it.
     Clock,
     /// Counted: the same on a busy machine.
     Count,

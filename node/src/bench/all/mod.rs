@@ -29,16 +29,22 @@ pub(super) struct Options {
     pub(super) beside: Option<PathBuf>,
     pub(super) page: Option<PathBuf>,
     pub(super) commit: Option<String>,
+    /// Only benches whose names begin so.
+    pub(super) only: Option<String>,
 }
 
-/// Runs all benches. The exit code is 1 if one failed or a count grew by more than a tenth.
+/// Runs all benches. The exit code is 1 if one failed or, unless it is quick, a count grew by
+/// more than a tenth.
 pub(super) async fn run(options: Options, json: bool) -> anyhow::Result<u8> {
     // Before half an hour of work, not after.
     let earlier = options.against.as_deref().map(read).transpose()?;
     let own = std::env::current_exe()?;
     let conditions = Conditions::now(options.commit.clone(), options.quick);
     let mut report = Report { conditions, figures: Vec::new(), failed: Vec::new(), beside: Vec::new() };
-    for (number, step) in steps::all(options.quick).iter().enumerate() {
+    let mut steps = steps::all(options.quick);
+    steps.retain(|step| options.only.as_deref().is_none_or(|only| step.name.starts_with(only)));
+    anyhow::ensure!(!steps.is_empty(), "no bench has a name that begins with {:?}", options.only);
+    for (number, step) in steps.iter().enumerate() {
         eprintln!("bench {}", step.args.join(" "));
         // By turns, and each first as often: what the machine does meanwhile hits both alike.
         let other_first = number % 2 == 1;
@@ -119,6 +125,7 @@ fn finish(options: &Options, report: &Report, earlier: Option<&Report>, json: bo
     let mut tables = own_table(report);
     if let Some(other) = &options.beside {
         let (table, lost) = compare::beside(&report.beside, &report.figures);
+        let lost = if report.conditions.quick { 0 } else { lost };
         tables += &format!("\nbeside {}, by turns\n{table}", other.display());
         losses += lost;
     }
@@ -127,10 +134,14 @@ fn finish(options: &Options, report: &Report, earlier: Option<&Report>, json: bo
         let c = &earlier.conditions;
         let load = c.load_average;
         tables += &format!("\nagainst {}: {}, commit {}, load {load:.2}\n{table}", path.display(), c.date, c.commit);
-        if c.quick == report.conditions.quick {
+        if !c.quick && !report.conditions.quick {
             losses += lost;
         } else {
-            tables += "One of the two runs is a quick one: their counts are of other sizes, and no loss is counted.\n";
+            tables +=
+                "One of the two runs is a quick one, too short for counts to be steady: no loss fails this run.\n";
+        }
+        if c.debug_build != report.conditions.debug_build {
+            tables += "One of the two programs was built without optimisation.\n";
         }
     }
     if json {
