@@ -178,7 +178,7 @@ impl Daemon {
                 },
                 _ = sweep.tick() => {
                     let (sweeper, shared) = (Arc::clone(&sweeper), Arc::clone(&self.shared));
-                    // A look at all processes, or a cell's end, may take a moment.
+                    // A look at all of a task's processes, or a cell's end, may take a moment.
                     tokio::task::spawn_blocking(move || sweep_up(&sweeper, &shared));
                     if let Some(guardian) = &mut self.guardian
                         && !guardian.is_alive()

@@ -660,6 +660,9 @@ fn leftovers_of_an_earlier_run_are_killed_at_the_next_start() {
     new.wait().expect("wait");
 }
 
+#[path = "exec/sweeps.rs"]
+mod sweeps;
+
 /// Stands in for the daemon's binary: `THIS __guardian TAG` runs this test alone.
 mod __guardian {
     use super::*;

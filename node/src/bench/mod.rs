@@ -1,13 +1,17 @@
 //! `sinew bench`: figures of this version on this machine, each beside a floor measured in the same run.
 
+mod all;
 mod blobs;
 mod compare;
+mod counts;
 mod gossip;
+mod idle;
 mod ledger;
 mod meter;
 mod python;
 mod submit;
 mod tasks;
+mod waiting;
 
 use serde_json::Value;
 
@@ -24,6 +28,11 @@ pub async fn run(args: BenchArgs, json: bool) -> anyhow::Result<u8> {
             return compare::run(compare::Experiment { nodes: usize::from(nodes), adverts, jobs, rate, idle }, json)
                 .await;
         }
+        BenchArgs::All { quick, out, against, beside, page, commit, only } => {
+            return all::run(all::Options { quick, out, against, beside, page, commit, only }, json).await;
+        }
+        BenchArgs::Idle { seconds, foreign } => idle::run(seconds, foreign).await?,
+        BenchArgs::Waiting { nodes, jobs, seconds } => waiting::run(usize::from(nodes), jobs, seconds).await?,
         BenchArgs::Tasks { nodes, tasks, runner, command } => {
             let process = runner == Some(BenchRunner::Process) || !command.is_empty();
             if process {
@@ -34,7 +43,9 @@ pub async fn run(args: BenchArgs, json: bool) -> anyhow::Result<u8> {
                 tasks::noop(usize::from(nodes), tasks).await?
             }
         }
-        BenchArgs::Submit { jobs, rate, nodes } => submit::run(usize::from(nodes), jobs, rate).await?,
+        BenchArgs::Submit { jobs, rate, nodes, at_once } => {
+            submit::run(usize::from(nodes), submit::Load { jobs, at_once: u32::from(at_once), rate }).await?
+        }
         BenchArgs::Ledger { facts, jobs } => tokio::task::spawn_blocking(move || ledger::run(facts, jobs)).await??,
         BenchArgs::Blobs { size } => blobs::run(size).await?,
         BenchArgs::Gossip { nodes } => gossip::run(usize::from(nodes)).await?,

@@ -48,6 +48,17 @@ pub(crate) struct App {
     interrupts: Interrupts,
 }
 
+/// Unix ms as `2026-07-31`, UTC.
+pub(crate) fn day(ms: u64) -> String {
+    human::utc(ms).chars().take_while(|c| *c != ' ').collect()
+}
+
+/// Whether these words are a command line of this program.
+#[cfg(test)]
+pub(crate) fn is_command(words: impl IntoIterator<Item = String>) -> bool {
+    Cli::try_parse_from(words).is_ok()
+}
+
 /// Runs the command that the process was started with.
 #[must_use]
 pub fn main() -> ExitCode {

@@ -470,8 +470,7 @@ impl Execution for Process {
         let bare = matches!(body, Body::Child(..));
         let ended = Driver::new(body, stdin, pipes, shared, streams, *limits).run();
         if bare && ended.result.as_ref().is_err_and(|why| why.code != ErrorCode::Exit) {
-            // It was ended from outside: what left its group is not to go on until the next sweep. Rare, so the look at all
-            // processes may cost its few ms.
+            // It was ended from outside: what left its group is not to go on until the next sweep.
             sweep::kill_matching(Target::Run(&tag, run));
         }
         ended

@@ -1,14 +1,41 @@
 //! The few things read from `/proc` about processes. Each answer may be out of date when it arrives, and a process that is
 //! gone or belongs to somebody else gives none.
 
+use std::cell::Cell;
+use std::collections::HashSet;
 use std::io::Read;
 
 /// Clock ticks per second in `/proc/PID/stat`: `USER_HZ`, which is 100 in the kernel's interface on every Linux that Rust runs on.
 const TICKS_PER_S: u64 = 100;
 
+/// What most files of `/proc` about processes fit into; the longest line of `stat` is some 400 bytes.
+const FILE_LEN: usize = 1_024;
+
 /// Most bytes of an environment that are looked at. The markers are among the first variables, but a program may have set
 /// many of its own.
 const ENVIRON_LEN_MAX: u64 = 4 * 1024 * 1024;
+
+thread_local! {
+    static READS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// How many entries of `/proc` the calling thread has read so far about processes: files, and names in directories. This is
+/// what a look costs, on any machine.
+pub(super) fn reads() -> u64 {
+    READS.get()
+}
+
+fn count(entries: u64) {
+    READS.set(READS.get() + entries);
+}
+
+/// Reads a file of `/proc`. Those have no size to ask for, and nearly all fit at once.
+fn read(path: &str) -> Option<Vec<u8>> {
+    count(1);
+    let mut bytes = Vec::with_capacity(FILE_LEN);
+    std::fs::File::open(path).ok()?.read_to_end(&mut bytes).ok()?;
+    Some(bytes)
+}
 
 /// Some fields of `/proc/PID/stat`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,7 +56,7 @@ pub(super) struct Stat {
 
 /// Reads `/proc/PID/stat`.
 pub(super) fn stat(pid: i32) -> Option<Stat> {
-    parse_stat(&std::fs::read(format!("/proc/{pid}/stat")).ok()?)
+    parse_stat(&read(&format!("/proc/{pid}/stat"))?)
 }
 
 fn parse_stat(bytes: &[u8]) -> Option<Stat> {
@@ -65,13 +92,53 @@ fn status_bytes(pid: i32, field: &str) -> Option<u64> {
     Some(kib * 1_024)
 }
 
-/// The children of a process, oldest first.
+/// The children of a process with one thread, oldest first.
 pub(super) fn children(pid: i32) -> Vec<i32> {
-    match std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")) {
-        Ok(text) => text.split_ascii_whitespace().filter_map(|child| child.parse().ok()).collect(),
-        // Not every kernel is built with that file.
-        Err(_) => pids().into_iter().filter(|child| stat(*child).is_some_and(|s| s.parent == pid)).collect(),
+    // Not every kernel is built with that file.
+    let all = || pids().into_iter().filter(|child| stat(*child).is_some_and(|s| s.parent == pid)).collect();
+    children_of_thread(pid, pid).unwrap_or_else(all)
+}
+
+/// The children that one thread of a process has started or inherited; `None` where the kernel has no such file, or the
+/// thread is gone.
+fn children_of_thread(pid: i32, thread: i32) -> Option<Vec<i32>> {
+    let text = String::from_utf8(read(&format!("/proc/{pid}/task/{thread}/children"))?).ok()?;
+    Some(text.split_ascii_whitespace().filter_map(|child| child.parse().ok()).collect())
+}
+
+/// The children of all threads of a process.
+fn children_of_threads(pid: i32) -> Vec<i32> {
+    let threads = numbers_in(&format!("/proc/{pid}/task"));
+    threads.into_iter().filter_map(|thread| children_of_thread(pid, thread)).flatten().collect()
+}
+
+/// A process's children, and all that descend from it.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Descent {
+    pub(super) children: Vec<i32>,
+    /// The children among them; parents before their children.
+    pub(super) all: Vec<i32>,
+}
+
+/// All processes that descend from `pid`, found from parent to child, so that other processes of the machine cost nothing. `None`
+/// where the kernel does not list children.
+pub(super) fn descent(pid: i32) -> Option<Descent> {
+    children_of_thread(pid, pid)?;
+    let mut found = Descent::default();
+    let mut seen = HashSet::from([pid]);
+    // A parent that dies before it is looked at leaves its children to `pid`: those show at the second turn.
+    for _ in 0..2 {
+        let mut next = found.all.len();
+        found.children = children_of_threads(pid);
+        found.all.extend(found.children.iter().filter(|child| seen.insert(**child)));
+        while let Some(parent) = found.all.get(next).copied() {
+            // A number may be given away in the midst of this: nothing is walked twice.
+            let below = children_of_threads(parent);
+            found.all.extend(below.into_iter().filter(|child| seen.insert(*child)));
+            next += 1;
+        }
     }
+    Some(found)
 }
 
 /// Bytes that a process and the children it waited for have written: to disks, or by system calls to anything, whichever is
@@ -93,6 +160,7 @@ fn written_in(path: &str) -> Option<u64> {
 
 /// The environment a process was started with; empty for a zombie.
 pub(super) fn environ(pid: i32) -> Option<Vec<u8>> {
+    count(1);
     let mut bytes = Vec::new();
     let file = std::fs::File::open(format!("/proc/{pid}/environ")).ok()?;
     file.take(ENVIRON_LEN_MAX).read_to_end(&mut bytes).ok()?;
@@ -107,8 +175,15 @@ pub(super) fn variable<'a>(environ: &'a [u8], name: &str) -> Option<&'a str> {
 
 /// The ids of all processes.
 pub(super) fn pids() -> Vec<i32> {
-    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
-    entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect()
+    numbers_in("/proc")
+}
+
+fn numbers_in(dir: &str) -> Vec<i32> {
+    count(1);
+    let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
+    let numbers: Vec<i32> = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect();
+    count(numbers.len() as u64);
+    numbers
 }
 
 #[cfg(test)]
@@ -127,6 +202,36 @@ mod tests {
         assert!(pids().contains(&pid));
         assert_eq!(variable(b"A=1\0BC=x=y\0", "BC"), Some("x=y"));
         assert_eq!(variable(b"A=1\0BC=2\0", "B"), None);
+    }
+
+    /// A shell on another thread than the first, and a program below it.
+    #[test]
+    fn descent_goes_through_every_thread_and_down() {
+        let own = i32::try_from(std::process::id()).expect("pid");
+        let started = std::thread::spawn(move || {
+            let mut shell = std::process::Command::new("sh");
+            shell.args(["-c", "sleep 1000 & echo $!; wait"]).stdout(std::process::Stdio::piped());
+            let mut shell = shell.spawn().expect("shell");
+            let mut line = String::new();
+            let out = shell.stdout.take().expect("stdout");
+            std::io::BufRead::read_line(&mut std::io::BufReader::new(out), &mut line).expect("line");
+            let below: i32 = line.trim().parse().expect("pid");
+            let child = i32::try_from(shell.id()).expect("pid");
+            let before = reads();
+            let found = descent(own).expect("this kernel lists children");
+            let cost = reads() - before;
+            for pid in [below, child] {
+                let pid = rustix::process::Pid::from_raw(pid).expect("pid");
+                rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("kill");
+            }
+            shell.wait().expect("wait");
+            (child, below, found, cost)
+        });
+        let (child, below, found, cost) = started.join().expect("thread");
+        assert!(found.children.contains(&child) && !found.children.contains(&below), "{found:?}");
+        let place = |pid| found.all.iter().position(|p| *p == pid).expect("found");
+        assert!(place(child) < place(below), "{found:?}");
+        assert!(cost > 0);
     }
 
     #[test]

@@ -2,12 +2,17 @@
 //! its descendants however they daemonise: [`TAG_VAR`], which names the daemon, and [`RUN_VAR`], which numbers the attempt.
 //! A process with our tag and a number that is not running is a stray.
 //!
+//! While the daemon runs, strays are among its descendants: it is a subreaper, so an orphan of a task becomes its child. Only
+//! they are looked at, so that a sweep costs the same beside thousands of foreign processes. All of `/proc` is looked through
+//! when the tag is of a run that has no living daemon, and where the kernel does not list children.
+//!
 //! What escapes: a program that starts descendants with an emptied environment in another session, or that overwrites its own
-//! environment in place. Only a container around it would hold those.
+//! environment in place. Only a container around it would hold those. And, until the daemon's end, a program that has the
+//! rights to enter a foreign process namespace and leaves an orphan there.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{LazyLock, Mutex, MutexGuard, Once, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid};
@@ -99,18 +104,64 @@ impl Target<'_> {
 /// Most looks at the system in one call: what forks faster than this is left to the next call.
 const PASSES_MAX: usize = 16;
 
+/// Processes among which some are looked for.
+struct Look {
+    /// Children of this process, and where the kernel does not list them, all processes.
+    children: Vec<i32>,
+    /// Those that may match, this process not among them.
+    candidates: Vec<i32>,
+}
+
+impl Look {
+    fn everywhere() -> Self {
+        let mut candidates = procfs::pids();
+        candidates.retain(|pid| *pid != own_pid());
+        Self { children: candidates.clone(), candidates }
+    }
+
+    /// At this process's descendants, if orphans among them stay that.
+    fn below() -> Self {
+        if !matches!(rustix::process::child_subreaper(), Ok(Some(_))) {
+            return Self::everywhere();
+        }
+        let Some(descent) = procfs::descent(own_pid()) else {
+            static SAID: Once = Once::new();
+            SAID.call_once(|| {
+                tracing::info!("this kernel does not list children: looking for strays goes through all processes");
+            });
+            return Self::everywhere();
+        };
+        Self { children: descent.children, candidates: descent.all }
+    }
+
+    fn at(target: Target<'_>) -> Self {
+        match target {
+            Target::Strays(_) | Target::Run(..) => Self::below(),
+            // Their daemon is gone, and they went to another process with it; or it goes now, and nothing may stay.
+            Target::All(_) | Target::Earlier(_) => Self::everywhere(),
+        }
+    }
+}
+
+fn own_pid() -> i32 {
+    i32::try_from(std::process::id()).unwrap_or(0)
+}
+
 /// Kills every process that matches and says how many there were. It looks until it finds no new one, for a process may
 /// have forked between the look and its end, and the child would outlive the only one that names it.
 pub(super) fn kill_matching(target: Target<'_>) -> usize {
-    let own = i32::try_from(std::process::id()).unwrap_or(0);
+    kill_among(Look::at(target), target)
+}
+
+fn kill_among(mut look: Look, target: Target<'_>) -> usize {
     let mut killed = HashSet::new();
     for _ in 0..PASSES_MAX {
         let before = killed.len();
-        let others = procfs::pids().into_iter().filter(|pid| *pid != own);
-        killed.extend(others.filter_map(|pid| kill_one(pid, target)));
+        killed.extend(look.candidates.iter().filter_map(|pid| kill_one(*pid, target)));
         if killed.len() == before {
             break;
         }
+        look = Look::at(target);
     }
     killed.len()
 }
@@ -140,6 +191,8 @@ pub struct Swept {
     pub killed: usize,
     /// Dead re-parented children reaped.
     pub reaped: usize,
+    /// Entries of `/proc` that were read for it: what it cost.
+    pub reads: u64,
 }
 
 impl Sweeper {
@@ -149,15 +202,21 @@ impl Sweeper {
         Self { tag, unclaimed: HashMap::new() }
     }
 
-    /// Looks at every process of the system, again if it found one: a few ms, so not for each task.
+    /// Looks at every process that descends from this one, again if it found a stray.
     pub fn sweep(&mut self) -> Swept {
-        Swept { killed: kill_matching(Target::Strays(&self.tag)), reaped: self.reap() }
+        let before = procfs::reads();
+        let target = Target::Strays(&self.tag);
+        let look = Look::at(target);
+        let children = look.children.clone();
+        let killed = kill_among(look, target);
+        let reaped = self.reap(&children);
+        Swept { killed, reaped, reads: procfs::reads() - before }
     }
 
     /// Reaps children that are dead, that are in another process group than ours (so nothing the daemon started with plain
     /// `Command`), that no run claims, and that have been so for a while.
-    fn reap(&mut self) -> usize {
-        let own = i32::try_from(std::process::id()).unwrap_or(0);
+    fn reap(&mut self, children: &[i32]) -> usize {
+        let own = own_pid();
         let own_group = rustix::process::getpgrp().as_raw_nonzero().get();
         let dead = |pid: i32| -> Option<(i32, u64)> {
             let stat = procfs::stat(pid)?;
@@ -165,7 +224,7 @@ impl Sweeper {
             (ours && !live_set().leaders.contains(&pid)).then_some((pid, stat.started))
         };
         let now = Instant::now();
-        let found: Vec<_> = procfs::pids().into_iter().filter_map(dead).collect();
+        let found: Vec<_> = children.iter().filter_map(|pid| dead(*pid)).collect();
         self.unclaimed.retain(|key, _| found.contains(key));
         let mut reaped = 0;
         for key in found {
