@@ -8,6 +8,7 @@ pub mod change;
 pub mod envelope;
 pub mod error_code;
 pub mod fact;
+pub mod facts;
 pub mod identity;
 pub mod ids;
 pub mod intervals;

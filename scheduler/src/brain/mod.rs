@@ -65,7 +65,8 @@ pub(crate) struct Brain {
     /// When this term began here.
     since: Time,
     stage: Stage,
-    adoption: Option<Adoption>,
+    // Boxed, like the others: thousands of brains that wait have none.
+    adoption: Option<Box<Adoption>>,
     answer: Option<(RequestId, Time)>,
     quorum: Quorum,
     phase: Phase,
@@ -87,7 +88,7 @@ pub(crate) struct Brain {
     /// The first accept facts of this term: all of them for a small job, which then go along with the verdict.
     accept_ids: Vec<FactId>,
     accepted_at: Time,
-    placement: Option<Placement>,
+    placement: Option<Box<Placement>>,
     /// Rounds of offers in a row that nobody took.
     fruitless: u32,
     /// Looks for no room before this: it chased some in vain.
@@ -96,7 +97,7 @@ pub(crate) struct Brain {
     rests: bool,
     /// When leases, copies and stragglers are looked at next.
     watch_at: Time,
-    verdict: Option<Outcome>,
+    verdict: Option<Box<Outcome>>,
     /// Whether somebody who may asked to cancel, as far as this brain has looked.
     canceled: bool,
     /// Report facts per executor: with one only, it is the receipt.
@@ -112,7 +113,7 @@ pub(crate) struct Brain {
 impl Brain {
     /// The brain of a job that was just submitted here.
     pub(crate) fn submitted(ctx: &mut Ctx, job: JobId, submit: FactId, request: RequestId) -> Option<Self> {
-        let spec = Arc::new(ctx.ledger.live(&job)?.state.spec.clone());
+        let spec = Arc::clone(&ctx.ledger.live(&job)?.state.spec);
         let mut brain = Self::new(ctx, job, spec, 1, Stage::Storing);
         brain.answer = Some((request, ctx.now.at + SUBMIT_TIMEOUT));
         brain.quorum.add(ctx, &[submit]);
@@ -356,7 +357,7 @@ impl Brain {
             self.watch_copies(ctx);
         }
         if self.canceled && !planted(Bug::IgnoreCancel) && self.verdict.is_none() {
-            self.verdict = Some(Outcome::Cancelled);
+            self.verdict = Some(Box::new(Outcome::Cancelled));
         }
         while let Some(entry) = self.later.first_entry().filter(|e| *e.key() <= ctx.now.at) {
             for task in entry.remove() {
@@ -378,7 +379,7 @@ impl Brain {
     /// Moves on when the phase is complete or the verdict is known. Returns whether the job is ending.
     fn step_phase(&mut self, ctx: &mut Ctx) -> bool {
         if let Some(verdict) = self.verdict.take() {
-            self.finish(ctx, verdict);
+            self.finish(ctx, *verdict);
             return true;
         }
         let missing = u32::from(planted(Bug::FinishEarly));

@@ -121,7 +121,7 @@ impl Brain {
         for node in asked.keys() {
             ctx.send(*node, Message::Offer { submit: Box::new(submit.clone()), slots: wanted });
         }
-        self.placement = Some(Placement { asked, until: ctx.now.at + BID_WINDOW, wanted });
+        self.placement = Some(Box::new(Placement { asked, until: ctx.now.at + BID_WINDOW, wanted }));
         Sought::Offered
     }
 
