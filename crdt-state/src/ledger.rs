@@ -11,6 +11,7 @@ use crate::certificate::Roles;
 use crate::derivation::Derivation;
 use crate::envelope::{Envelope, EnvelopeError, Opened, Stamp, VerifiedRoots};
 use crate::fact::{FACT_LEN_MAX, Fact, Outcome, Statement};
+use crate::facts::Facts;
 use crate::ids::{FactId, JobId, MeshId, NodeId};
 use crate::planted::{Bug, planted};
 use crate::reconcile::{Digest, Index};
@@ -84,7 +85,7 @@ pub struct LiveEntry {
     /// What the facts add up to.
     pub state: JobState,
     /// The facts.
-    pub facts: BTreeMap<FactId, Envelope>,
+    pub facts: Facts,
     /// The fact that brought the spec.
     pub submit: FactId,
     sum: Digest,
@@ -141,7 +142,8 @@ impl OwnerMark {
 #[derive(Debug)]
 pub struct Ledger {
     mesh: MeshId,
-    live: BTreeMap<JobId, LiveEntry>,
+    // Boxed: a tree keeps room for neighbours that may come.
+    live: BTreeMap<JobId, Box<LiveEntry>>,
     sealed: BTreeMap<JobId, SealedEntry>,
     index: Index,
     owners: BTreeMap<NodeId, OwnerMark>,
@@ -285,7 +287,8 @@ impl Ledger {
             }
         } else {
             let state = self.open_submit(envelope, &opened.statement, &roles)?;
-            self.live.insert(entry, LiveEntry { state, facts: BTreeMap::new(), submit: opened.id, sum: 0 });
+            let live = LiveEntry { state, facts: Facts::default(), submit: opened.id, sum: 0 };
+            self.live.insert(entry, Box::new(live));
         }
         self.insert(envelope, opened, now_ms);
         Ok(Admitted::New(opened.id))
@@ -329,8 +332,7 @@ impl Ledger {
         }
         live.sum = live.sum.wrapping_add(short_digest(opened.id));
         let mut digest = live.sum;
-        if let Some((_, seal, ..)) = &live.state.seal {
-            let seal = *seal;
+        if let Some(seal) = live.state.seal.as_ref().map(|seal| seal.1) {
             digest = sealed_digest(entry);
             let spec = &live.state.spec;
             let (submitter, serial) = (spec.submitter, spec.serial);
@@ -359,7 +361,7 @@ impl Ledger {
     }
 
     /// Drops a sealed entry's facts from memory, keeping its digest. The facts stay on disk.
-    pub fn dehydrate(&mut self, entry: &JobId) -> Option<LiveEntry> {
+    pub fn dehydrate(&mut self, entry: &JobId) -> Option<Box<LiveEntry>> {
         self.sealed.contains_key(entry).then(|| self.live.remove(entry)).flatten()
     }
 
@@ -383,7 +385,7 @@ impl Ledger {
     /// A live entry, or a sealed one whose facts are still in memory.
     #[must_use]
     pub fn live(&self, entry: &JobId) -> Option<&LiveEntry> {
-        self.live.get(entry)
+        self.live.get(entry).map(Box::as_ref)
     }
 
     /// A sealed entry.
@@ -406,7 +408,7 @@ impl Ledger {
 
     /// All live entries.
     pub fn iter_live(&self) -> impl Iterator<Item = (&JobId, &LiveEntry)> {
-        self.live.iter()
+        self.live.iter().map(|(job, live)| (job, &**live))
     }
 
     /// All sealed entries.

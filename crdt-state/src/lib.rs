@@ -9,6 +9,7 @@ mod derivation;
 pub mod envelope;
 pub mod error_code;
 pub mod fact;
+pub mod facts;
 pub mod identity;
 pub mod ids;
 pub mod intervals;

@@ -2,6 +2,7 @@
 //! arrived. Nothing here decides; brains do, by adding facts.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -100,8 +101,8 @@ pub type Sealed = (u32, FactId, Outcome, Vec<(NodeId, FactId)>);
 /// Everything the facts of one job say.
 #[derive(Debug, Clone)]
 pub struct JobState {
-    /// The spec.
-    pub spec: JobSpec,
+    /// The spec. Shared with whoever works by it.
+    pub spec: Arc<JobSpec>,
     /// The highest term in which a brain stated anything.
     pub term: u32,
     /// Brains that took office, each with the accept facts of earlier terms that it found. The highest one's word counts.
@@ -123,11 +124,11 @@ pub struct JobState {
     /// Who asked to cancel, and why.
     pub cancel: Option<(NodeId, String)>,
     /// The brain's verdict, by the highest term.
-    pub finish: Option<(u32, FactId, Outcome)>,
+    pub finish: Option<Box<(u32, FactId, Outcome)>>,
     /// Executors' receipts.
     pub receipts: BTreeMap<NodeId, (FactId, Executed)>,
     /// The seal, by the highest term.
-    pub seal: Option<Sealed>,
+    pub seal: Option<Box<Sealed>>,
     /// Awards of one fence to several nodes: proof that a brain lied.
     pub equivocations: BTreeSet<Fence>,
 }
@@ -138,7 +139,7 @@ impl JobState {
     pub fn new(spec: JobSpec) -> Self {
         let phases = spec.phases().len();
         Self {
-            spec,
+            spec: Arc::new(spec),
             term: 1,
             leads: BTreeMap::new(),
             bids: BTreeMap::new(),
@@ -226,8 +227,8 @@ impl JobState {
             }
             Fact::Finish { term, outcome } => {
                 self.saw_term(*term);
-                if self.finish.as_ref().is_none_or(|(t, i, _)| (*term, id) > (*t, *i)) {
-                    self.finish = Some((*term, id, outcome.clone()));
+                if self.finish.as_ref().is_none_or(|old| (*term, id) > (old.0, old.1)) {
+                    self.finish = Some(Box::new((*term, id, outcome.clone())));
                 }
             }
             Fact::Receipt(executed) => {
@@ -238,8 +239,8 @@ impl JobState {
             }
             Fact::Seal { term, outcome, receipts } => {
                 self.saw_term(*term);
-                if self.seal.as_ref().is_none_or(|(t, i, ..)| (*term, id) > (*t, *i)) {
-                    self.seal = Some((*term, id, outcome.clone(), receipts.clone()));
+                if self.seal.as_ref().is_none_or(|old| (*term, id) > (old.0, old.1)) {
+                    self.seal = Some(Box::new((*term, id, outcome.clone(), receipts.clone())));
                 }
             }
         }
@@ -348,7 +349,7 @@ impl JobState {
     /// How the job ended, if it did. A verdict that a later brain does not repeat was never final.
     #[must_use]
     pub fn outcome(&self) -> Option<&Outcome> {
-        let finish = self.finish.as_ref().filter(|(term, ..)| *term >= self.lead_term());
+        let finish = self.finish.as_ref().filter(|finish| finish.0 >= self.lead_term());
         self.seal.as_ref().map(|s| &s.2).or_else(|| finish.map(|f| &f.2))
     }
 

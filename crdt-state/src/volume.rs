@@ -94,7 +94,7 @@ pub fn check_volumes(volumes: &[Volume]) -> Result<(), (usize, Wrong)> {
 }
 
 /// Names of volumes, and whether each can be written to: what a node offers, or what a job needs.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 #[serde(try_from = "BTreeMap<String, bool>")]
 pub struct Volumes(BTreeMap<String, bool>);
 

@@ -63,16 +63,21 @@ pub const OFFERS: usize = 2;
 pub const SEATS_MAX: usize = 256;
 /// Bids are compared after this at the latest: above a round trip across the world.
 pub const BID_WINDOW: Span = Span::ms(400);
-/// A job that found no node tries again after this, unless news of free resources come first.
+/// Jobs that found no node try again no sooner than after this, unless news of free resources come first; and after this, whatever
+/// the news, where they chased room that others took.
 pub const PLACE_AGAIN: Span = Span::ms(250);
+/// Jobs that wait look for room this often without any news, the first of each class only: in case some was lost.
+pub const WAITING_LOOK_EVERY: Span = Span::ms(5_000);
 /// A node that had no room is asked again after this, by a brain that knows of none with room: in a mesh of a hundred its next
 /// digest may be ten seconds away, and many short tasks end in that time. Each node so hears no more than one such offer a
 /// second from each other, however many jobs wait ...
 pub const ASK_AGAIN: Span = Span::ms(1_000);
 /// ... and half as many after each that it declined, so often at most: where tasks take long, asking is in vain.
 pub const ASK_AGAIN_DOUBLED_MAX: u32 = 5;
-/// A job that waits is advertised this often.
+/// What waiting jobs need is advertised this often at first, once for all that need the same ...
 pub const ADVERT_EVERY: Span = Span::ms(2_000);
+/// ... and half as often each time that nothing came of it, down to this: nodes that get room tell their connections anyway.
+pub const ADVERT_EVERY_MAX: Span = Span::ms(16_000);
 
 /// Progress is written down this often while a phase runs: bounds what a takeover must ask workers for.
 pub const PROGRESS_EVERY: Span = Span::ms(200);

@@ -241,18 +241,22 @@ impl Core {
         self.tick();
         self.worker.flush(&mut self.ctx);
         self.settle();
+        if self.worker.take_load_changed() {
+            self.refresh_own_load();
+        }
         // Steps of brains may answer each other through this node's own worker; that ends, because every round of it
         // either starts a task or empties a queue.
-        while self.brains.has_work() {
+        while self.brains.has_work(&self.ctx) {
             self.brains.step(&mut self.ctx);
             self.settle();
             self.worker.flush(&mut self.ctx);
             self.settle();
+            // Room that a job here has just left is for the next one.
+            if self.worker.take_load_changed() {
+                self.refresh_own_load();
+            }
         }
         self.stewards.after_steps(&self.ctx, &mut self.brains);
-        if self.worker.take_load_changed() {
-            self.refresh_own_load();
-        }
         self.poll_membership();
         members::ask(&mut self.ctx);
         self.ctx.flush();
@@ -365,6 +369,7 @@ impl Core {
         if let Some(brain) = self.brains.touch(&job) {
             brain.on_fact(&mut self.ctx, id, author, statement);
         }
+        self.stewards.on_fact(&self.ctx, job);
         match &statement.fact {
             Fact::Submit(_) => self.stewards.watch(&self.ctx, job),
             Fact::Accept { items, .. } => self.restore.on_accept(&self.ctx, &self.worker.blobs, job, items),
@@ -544,6 +549,13 @@ impl Core {
     /// Leases that this node holds, with their slots: for invariant checks.
     pub fn leases(&self) -> impl Iterator<Item = (Lease, u32)> {
         self.worker.leases()
+    }
+
+    /// How often any part of this node looked at a single job since it started: what grows with the number of jobs, for counts of
+    /// work.
+    #[must_use]
+    pub const fn looks(&self) -> u64 {
+        self.ctx.looks
     }
 
     pub(crate) fn brain(&self, job: &JobId) -> Option<&Brain> {

@@ -64,6 +64,8 @@ pub(crate) struct Ctx {
     pub(crate) waiting: BTreeMap<Ticket, Vec<After>>,
     ticket_last: u64,
     fetch_last: u64,
+    /// How often a single job was looked at, for counts of work.
+    pub(crate) looks: u64,
     /// Facts that arrived, were new, and may matter to a brain or steward here.
     pub(crate) fresh: VecDeque<(JobId, FactId, NodeId, Statement)>,
 }
@@ -116,6 +118,7 @@ impl Ctx {
             waiting: BTreeMap::new(),
             ticket_last: 0,
             fetch_last: 0,
+            looks: 0,
             fresh: VecDeque::new(),
         }
     }

@@ -15,12 +15,14 @@ pub mod membership;
 pub mod peers;
 pub mod resources;
 mod restore;
+mod sets;
 mod steward;
 mod stored;
 mod sync;
 mod table;
 pub mod time;
 pub mod view;
+mod waiting;
 pub mod wire;
 mod worker;
 

@@ -40,6 +40,12 @@ pub struct Peer {
     cpu_promised: u64,
     /// The same for memory.
     memory_promised: u64,
+    /// Offers of brains here that it has not answered.
+    offers: u32,
+    /// What these would take: thousandths of a core.
+    cpu_offered: u64,
+    /// The same for memory.
+    memory_offered: u64,
     /// Smoothed round-trip time, microseconds.
     pub rtt_us: u32,
     /// Share of its tasks that failed lately, faded.
@@ -83,11 +89,15 @@ impl Peers {
             silent: false,
             cpu_promised: 0,
             memory_promised: 0,
+            offers: 0,
+            cpu_offered: 0,
+            memory_offered: 0,
             rtt_us: 0,
             failure_rate: 0.0,
             offences: 0,
         });
         peer.roles = roles;
+        self.news += u64::from(!peer.connected);
         self.connections += usize::from(!peer.connected && node != self.own);
         peer.connected = true;
         peer.heard = now;
@@ -111,7 +121,10 @@ impl Peers {
     }
 
     pub(crate) fn heard(&mut self, node: NodeId, now: Time) {
+        let patience = silent_after(self.connections);
         if let Some(peer) = self.map.get_mut(&node) {
+            // It was no candidate as long as it kept silent.
+            self.news += u64::from(peer.silent || now - peer.heard >= patience);
             peer.heard = now;
             peer.silent = false;
         }
@@ -153,6 +166,14 @@ impl Peers {
         }
     }
 
+    /// The node says that it has room, as its last digest did not: it is worth asking now.
+    pub(crate) fn may_have_room(&mut self, node: NodeId) {
+        if let Some(peer) = self.map.get_mut(&node) {
+            peer.load_at = Time::default();
+            self.news += 1;
+        }
+    }
+
     /// The node had no room for what it was offered.
     pub(crate) fn declined(&mut self, node: NodeId) {
         if let Some(peer) = self.map.get_mut(&node) {
@@ -182,10 +203,41 @@ impl Peers {
     /// Counts an award against the node's load until its next digest.
     pub(crate) fn promise(&mut self, node: NodeId, spec: &JobSpec, slots: u32) {
         if let Some(peer) = self.map.get_mut(&node) {
-            peer.cpu_promised += u64::from(spec.resources.cpu_milli) * u64::from(slots);
-            peer.memory_promised =
-                peer.memory_promised.saturating_add(spec.resources.memory_bytes.saturating_mul(u64::from(slots)));
+            let (cpu, memory) = taken_by(spec, slots);
+            peer.cpu_promised += cpu;
+            peer.memory_promised = peer.memory_promised.saturating_add(memory);
         }
+    }
+
+    /// Counts an offer, and what it would take, until it is answered: no other job is to chase the same room.
+    pub(crate) fn offer(&mut self, node: NodeId, spec: &JobSpec, slots: u32) {
+        if let Some(peer) = self.map.get_mut(&node) {
+            let (cpu, memory) = taken_by(spec, slots);
+            peer.offers += 1;
+            peer.cpu_offered += cpu;
+            peer.memory_offered = peer.memory_offered.saturating_add(memory);
+        }
+    }
+
+    /// The offer counted by [`Self::offer`] was answered, or is given up.
+    pub(crate) fn offer_ended(&mut self, node: NodeId, spec: &JobSpec, slots: u32) {
+        if let Some(peer) = self.map.get_mut(&node) {
+            let (cpu, memory) = taken_by(spec, slots);
+            peer.offers = peer.offers.saturating_sub(1);
+            peer.cpu_offered = peer.cpu_offered.saturating_sub(cpu);
+            peer.memory_offered = peer.memory_offered.saturating_sub(memory);
+        }
+    }
+
+    /// Room that was offered, or awarded, to one job is there for others again.
+    pub(crate) const fn room_given_back(&mut self) {
+        self.news += 1;
+    }
+
+    /// Offers of brains here that nobody has answered yet.
+    #[must_use]
+    pub fn offers_out(&self) -> u64 {
+        self.map.values().map(|peer| u64::from(peer.offers)).sum()
     }
 
     /// When the last set beat was sent that `node` answered, as far as its answer counts for the job of `state`.
@@ -193,9 +245,17 @@ impl Peers {
         self.contacts.get(&node).filter(|(_, disk)| state.trusts(node, *disk)).map(|(sent, _)| *sent)
     }
 
-    pub(crate) fn touch_contact(&mut self, node: NodeId, sent: Time, disk: DiskId) {
-        let contact = self.contacts.entry(node).or_insert((sent, disk));
-        *contact = (contact.0.max(sent), disk);
+    /// When the last set beat was sent that `node` answered, and from which disk.
+    pub(crate) fn contact(&self, node: NodeId) -> Option<(Time, DiskId)> {
+        self.contacts.get(&node).copied()
+    }
+
+    /// Returns whether it is the first contact with this disk.
+    pub(crate) fn touch_contact(&mut self, node: NodeId, sent: Time, disk: DiskId) -> bool {
+        let old = self.contacts.get(&node).copied();
+        let sent = old.map_or(sent, |(before, _)| before.max(sent));
+        self.contacts.insert(node, (sent, disk));
+        old.is_none_or(|(_, before)| before != disk)
     }
 
     pub(crate) fn roles(&self, node: NodeId) -> Option<Roles> {
@@ -246,8 +306,8 @@ impl Peers {
         self.map.iter().filter(|(n, p)| p.connected && **n != self.own).map(|(n, _)| *n)
     }
 
-    /// Nodes with room for at least one task of `spec`, best first, with their slots. When none is known to have any: those
-    /// that had none when they last said, and may by now.
+    /// Nodes with room for at least one task of `spec` that no offer or award of this node's has taken, best first, with their
+    /// slots. When none is known to have any: those that had none when they last said, and may by now.
     pub(crate) fn candidates(&self, spec: &JobSpec, now: Time) -> Vec<(NodeId, u32)> {
         let heard = || self.map.iter().filter(|(node, _)| self.is_heard(**node, now));
         let mut found: Vec<(NodeId, u32, u64)> = heard()
@@ -257,7 +317,7 @@ impl Peers {
             })
             .collect();
         if found.is_empty() {
-            let perhaps = heard().filter(|(_, peer)| peer.slots_for(spec).is_some() && peer.may_have_changed(now));
+            let perhaps = heard().filter(|(_, peer)| peer.can_ever(spec) && peer.ask_at().is_some_and(|at| now >= at));
             found = perhaps.map(|(node, peer)| (*node, 1, peer.load_at.0)).collect();
         }
         // Rendezvous-like spreading of ties: nodes of equal worth are ordered differently for every job.
@@ -265,32 +325,47 @@ impl Peers {
         found.sort_by_key(|(node, _, penalty)| (*penalty, mix(node, salt)));
         found.into_iter().map(|(node, slots, _)| (node, slots)).collect()
     }
+
+    /// When a node that could run `spec`, and is not known to have room, is worth asking next. News of room come sooner, if any do.
+    pub(crate) fn ask_at(&self, spec: &JobSpec, now: Time) -> Option<Time> {
+        let able = self.map.iter().filter(|(node, peer)| self.is_heard(**node, now) && peer.can_ever(spec));
+        able.filter_map(|(_, peer)| peer.ask_at()).min()
+    }
+}
+
+/// Thousandths of a core and bytes of memory that so many slots take.
+fn taken_by(spec: &JobSpec, slots: u32) -> (u64, u64) {
+    let need = spec.resources;
+    (u64::from(need.cpu_milli.max(10)) * u64::from(slots), need.memory_bytes.saturating_mul(u64::from(slots)))
 }
 
 impl Peer {
-    /// Slots that it seems to have for tasks of `spec`; `None` when it can never run them.
-    pub(crate) fn slots_for(&self, spec: &JobSpec) -> Option<u32> {
-        let card = self.card.as_ref()?;
+    /// Whether it could run tasks of `spec` if it had room, and takes work at all.
+    fn can_ever(&self, spec: &JobSpec) -> bool {
+        let Some(card) = self.card.as_ref() else { return false };
         let need = spec.resources;
-        let fits = self.connected
+        self.connected
             && self.roles.contains(Roles::RUN)
             && card.cpu_milli >= need.cpu_milli.max(1)
             && card.memory_bytes >= need.memory_bytes
             && card.runners.contains(spec.runners())
             && (spec.volumes.is_empty() || card.volumes.cover(&spec.needed_volumes()))
-            && has_labels(card, spec);
-        if !fits {
-            return None;
-        }
-        let load = self.load.filter(|l| l.eligible)?;
-        let cpu = u64::from(load.cpu_milli_free).saturating_sub(self.cpu_promised);
-        let memory = load.memory_bytes_free.saturating_sub(self.memory_promised);
-        Some(crate::resources::slots_in(cpu, memory, need))
+            && has_labels(card, spec)
+            && self.load.is_some_and(|l| l.eligible)
     }
 
-    /// Whether what it last said of its load is so old that it is worth asking again.
-    fn may_have_changed(&self, now: Time) -> bool {
-        now - self.load_at >= Span(ASK_AGAIN.0 << self.declined.saturating_sub(1).min(ASK_AGAIN_DOUBLED_MAX))
+    /// Slots that it seems to have for tasks of `spec`; `None` when it can never run them.
+    pub(crate) fn slots_for(&self, spec: &JobSpec) -> Option<u32> {
+        let load = self.load.filter(|_| self.can_ever(spec))?;
+        let cpu = u64::from(load.cpu_milli_free).saturating_sub(self.cpu_promised + self.cpu_offered);
+        let memory = load.memory_bytes_free.saturating_sub(self.memory_promised.saturating_add(self.memory_offered));
+        Some(crate::resources::slots_in(cpu, memory, spec.resources))
+    }
+
+    /// From when on what it last said of its load is so old that it is worth asking again; never while it has yet to answer.
+    fn ask_at(&self) -> Option<Time> {
+        let wait = Span(ASK_AGAIN.0 << self.declined.saturating_sub(1).min(ASK_AGAIN_DOUBLED_MAX));
+        (self.offers == 0).then_some(self.load_at + wait)
     }
 }
 

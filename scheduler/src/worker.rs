@@ -95,6 +95,8 @@ pub(crate) struct Worker {
     load_changed: bool,
     /// Nodes whose awards ended here since the load was told last: they still plan with the slots taken.
     ended: BTreeSet<NodeId>,
+    /// Nodes that asked for slots in vain: they are told once there are some, as soon as those that had them before.
+    turned_away: BTreeSet<NodeId>,
     /// When leases and unsettled reports are looked at next.
     look_at: Time,
 }
@@ -115,6 +117,7 @@ impl Worker {
             blobs: BTreeSet::new(),
             load_changed: true,
             ended: BTreeSet::new(),
+            turned_away: BTreeSet::new(),
             look_at: Time::default(),
         }
     }
@@ -143,9 +146,13 @@ impl Worker {
         self.held.values().map(|h| h.running.len()).sum()
     }
 
-    /// Nodes that plan with what is free here: their awards are held, or ended since this was asked last.
+    /// Nodes that plan with what is free here: their awards are held, or ended since this was asked last; then also those that
+    /// wait for that.
     pub(crate) fn take_planners(&mut self) -> BTreeSet<NodeId> {
-        let ended = std::mem::take(&mut self.ended);
+        let mut ended = std::mem::take(&mut self.ended);
+        if !ended.is_empty() {
+            ended.append(&mut self.turned_away);
+        }
         self.held.values().map(|h| h.brain).chain(ended).collect()
     }
 
@@ -174,9 +181,10 @@ impl Worker {
             return;
         };
         let over = live.state.outcome().is_some() || live.state.cancel.is_some();
-        let spec = live.state.spec.clone();
+        let spec = Arc::clone(&live.state.spec);
         let can = if over { 0 } else { self.fits(ctx, &spec).min(slots) };
         if can == 0 {
+            self.turned_away.extend((!over).then_some(from));
             ctx.send(from, Message::NoBid { job, load: self.load(ctx) });
             return;
         }
@@ -225,6 +233,7 @@ impl Worker {
         if bid_at.is_some_and(|at| self.claim(ctx, from, lease, slots, at)) {
             self.on_assign(ctx, from, assign);
         } else {
+            self.turned_away.insert(from);
             ctx.send(from, Message::Decline { lease });
         }
     }
@@ -235,7 +244,7 @@ impl Worker {
         if lease.fence.term < state.term || state.outcome().is_some() || state.cancel.is_some() {
             return false;
         }
-        let spec = Arc::new(state.spec.clone());
+        let spec = Arc::clone(&state.spec);
         let slots = self.fits(ctx, &spec).min(slots);
         if slots == 0 {
             return false;

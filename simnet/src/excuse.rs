@@ -66,7 +66,8 @@ impl World {
     }
 
     fn set_of(&self, job: &JobId) -> Vec<NodeId> {
-        let on_disk = || self.nodes.iter().find_map(|n| self.state(&n.name, job)).map(|state| state.spec.brain_set);
+        let on_disk =
+            || self.nodes.iter().find_map(|n| self.state(&n.name, job)).map(|state| state.spec.brain_set.clone());
         self.watch.sets.get(job).cloned().or_else(on_disk).unwrap_or_default()
     }
 }

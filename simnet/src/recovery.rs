@@ -42,11 +42,11 @@ impl World {
 
     fn holds_its_part(&self, node: Index, job: &JobId) -> bool {
         let n = &self.nodes[node];
-        let member = |spec: JobSpec| spec.brain_set.contains(&n.id());
+        let member = |spec: std::sync::Arc<JobSpec>| spec.brain_set.contains(&n.id());
         (n.disk.knows(job) || !self.spec_anywhere(job).is_some_and(member)) && self.lacks(node, job).is_empty()
     }
 
-    fn spec_anywhere(&self, job: &JobId) -> Option<JobSpec> {
+    fn spec_anywhere(&self, job: &JobId) -> Option<std::sync::Arc<JobSpec>> {
         self.nodes.iter().find_map(|n| self.state(&n.name, job)).map(|state| state.spec)
     }
 

@@ -442,6 +442,18 @@ impl World {
         self.nodes.iter().map(|n| n.core.as_ref().map_or(0, |c| c.ledger().index().len())).collect()
     }
 
+    /// How often any node that is up looked at a single job.
+    #[must_use]
+    pub fn looks(&self) -> u64 {
+        self.nodes.iter().filter_map(|n| n.core.as_ref()).map(Core::looks).sum()
+    }
+
+    /// Offers that brains count as not answered, over all nodes.
+    #[must_use]
+    pub fn offers_out(&self) -> u64 {
+        self.nodes.iter().filter_map(|n| n.core.as_ref()).map(|core| core.peers().offers_out()).sum()
+    }
+
     /// Jobs that were acknowledged.
     #[must_use]
     pub fn acknowledged(&self) -> usize {

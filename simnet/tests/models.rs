@@ -17,9 +17,9 @@ fn ends_well(world: &mut World) {
     world.check_invariants();
 }
 
-/// Jobs that no node is large enough for advertise themselves all the while.
+/// Jobs that no node is large enough for are advertised all the while, each by itself as no two need the same.
 fn advertise(world: &mut World, at: &str, span: Span) {
-    let jobs: Vec<_> = (0..10).map(|_| world.submit(at, &job().cpus(64.0))).collect();
+    let jobs: Vec<_> = (0..20).map(|n| world.submit(at, &job().cpus(64.0 + f64::from(n)))).collect();
     world.run_for(span);
     for job in jobs {
         world.cancel(at, job).expect("it waits still");

@@ -74,10 +74,10 @@ impl Brain {
     pub(crate) fn elected(ctx: &mut Ctx, job: JobId, mandate: Mandate) -> Option<Self> {
         let live = ctx.ledger.live(&job)?;
         let state = &live.state;
-        let spec = Arc::new(state.spec.clone());
+        let spec = Arc::clone(&state.spec);
         let term = mandate.term;
         // A verdict of completion whose results are not all known was never final.
-        let verdict = state.finish.as_ref().map(|(_, _, outcome)| outcome.clone());
+        let verdict = state.finish.as_ref().map(|finish| finish.2.clone());
         let verdict = verdict.filter(|outcome| *outcome != Outcome::Completed || state.phase().is_none());
         let base: Vec<FactId> = live
             .statements()
@@ -174,7 +174,7 @@ impl Brain {
         // Its former life may have sent awards that reached no other disk, nor its own: their holders stop by themselves. After
         // a silence that made others elect somebody else, they have stopped already.
         let not_before = if own_return { now + ADOPT_WAIT_ALIVE } else { now };
-        self.adoption = Some(Adoption { since: now, not_before, again: now, nodes, lead });
+        self.adoption = Some(Box::new(Adoption { since: now, not_before, again: now, nodes, lead }));
         self.step_adopting(ctx);
     }
 
@@ -289,7 +289,7 @@ impl Brain {
                 ReportItem::Failed { task, failure, .. } => {
                     if !failure.retryable {
                         let node = Some(from);
-                        self.verdict = Some(Outcome::Failed { phase, task, node, failure });
+                        self.verdict = Some(Box::new(Outcome::Failed { phase, task, node, failure }));
                     }
                 }
             }

@@ -17,6 +17,7 @@ use crate::wire::{Lease, Message};
 impl Brain {
     /// Writes the verdict down; it counts once a majority has it.
     pub(super) fn finish(&mut self, ctx: &mut Ctx, outcome: Outcome) {
+        self.drop_offers(ctx);
         if outcome != Outcome::Completed {
             for (fence, seat) in &self.seats {
                 let lease = Lease { job: self.job, fence: *fence };

@@ -26,6 +26,7 @@ pub(crate) use self::adopt::Mandate;
 use self::copies::Copying;
 pub(crate) use self::place::Bid;
 use self::place::Placement;
+pub(crate) use self::place::Sought;
 use self::quorum::Quorum;
 use self::results::Ready;
 use self::seats::Seat;
@@ -64,7 +65,8 @@ pub(crate) struct Brain {
     /// When this term began here.
     since: Time,
     stage: Stage,
-    adoption: Option<Adoption>,
+    // Boxed, like the others: thousands of brains that wait have none.
+    adoption: Option<Box<Adoption>>,
     answer: Option<(RequestId, Time)>,
     quorum: Quorum,
     phase: Phase,
@@ -90,14 +92,18 @@ pub(crate) struct Brain {
     /// Reports that became final a moment ago, and whose they are: yet to be told.
     final_reports: Vec<(NodeId, FactId)>,
     accepted_at: Time,
-    placement: Option<Placement>,
+    placement: Option<Box<Placement>>,
     /// Rounds of offers in a row that nobody took.
     fruitless: u32,
+    /// Looks for no room before this: it chased some in vain.
     place_at: Time,
-    advert_at: Time,
+    /// Whether it began to rest just now.
+    rests: bool,
     /// When leases, copies and stragglers are looked at next.
     watch_at: Time,
-    verdict: Option<Outcome>,
+    verdict: Option<Box<Outcome>>,
+    /// Whether somebody who may asked to cancel, as far as this brain has looked.
+    canceled: bool,
     /// Report facts per executor: with one only, it is the receipt.
     reports_by: BTreeMap<NodeId, BTreeSet<FactId>>,
     /// For the mean task time of the phase: tasks and microseconds.
@@ -111,7 +117,7 @@ pub(crate) struct Brain {
 impl Brain {
     /// The brain of a job that was just submitted here.
     pub(crate) fn submitted(ctx: &mut Ctx, job: JobId, submit: FactId, request: RequestId) -> Option<Self> {
-        let spec = Arc::new(ctx.ledger.live(&job)?.state.spec.clone());
+        let spec = Arc::clone(&ctx.ledger.live(&job)?.state.spec);
         let mut brain = Self::new(ctx, job, spec, 1, Stage::Storing);
         brain.answer = Some((request, ctx.now.at + SUBMIT_TIMEOUT));
         brain.quorum.add(ctx, &[submit]);
@@ -148,9 +154,10 @@ impl Brain {
             placement: None,
             fruitless: 0,
             place_at: now,
-            advert_at: now,
+            rests: false,
             watch_at: now,
             verdict: None,
+            canceled: false,
             shunned: BTreeMap::new(),
             reports_by: BTreeMap::new(),
             mean: (0, 0),
@@ -175,17 +182,27 @@ impl Brain {
         self.speculated.clear();
     }
 
-    /// Whether tasks wait for a slot somewhere.
-    pub(crate) fn is_waiting_for_room(&self) -> bool {
-        self.stage == Stage::Running && !self.pending.is_empty() && self.placement.is_none()
+    /// Whether the job has to do with `node`. One that only waits for room has not: there is news when a node has some.
+    pub(crate) fn concerns(&self, node: NodeId) -> bool {
+        !self.only_waits()
+            && (self.spec.brain_set.contains(&node)
+                || self.seats.values().any(|s| s.node == node)
+                || self.copying.values().any(|c| c.target == Some(node))
+                || self.placement.is_some())
     }
 
-    /// Whether the job has to do with `node`.
-    pub(crate) fn concerns(&self, node: NodeId) -> bool {
-        self.spec.brain_set.contains(&node)
-            || self.seats.values().any(|s| s.node == node)
-            || self.copying.values().any(|c| c.target == Some(node))
-            || self.is_waiting_for_room()
+    /// Whether nothing of the job is under way anywhere: all it needs is room.
+    fn only_waits(&self) -> bool {
+        self.stage == Stage::Running
+            && !self.pending.is_empty()
+            && self.placement.is_none()
+            && self.seats.is_empty()
+            && self.copying.is_empty()
+            && self.ready.is_empty()
+            && self.accepts.is_empty()
+            && self.later.is_empty()
+            && self.verdict.is_none()
+            && !self.canceled
     }
 
     /// Whether something of the job may be on the disk of `node` alone beside this one's.
@@ -209,6 +226,15 @@ impl Brain {
         self.spec.brain_set.iter().copied()
     }
 
+    /// The brain set, in its order.
+    pub(crate) fn set(&self) -> &[NodeId] {
+        &self.spec.brain_set
+    }
+
+    pub(crate) fn spec(&self) -> &JobSpec {
+        &self.spec
+    }
+
     pub(crate) fn is_over(&self) -> bool {
         self.stage == Stage::Over
     }
@@ -226,6 +252,17 @@ impl Brain {
     /// can have been.
     pub(crate) fn is_in_doubt(&self, ctx: &Ctx) -> bool {
         !matches!(self.stage, Stage::Storing | Stage::Over) && !self.in_charge(ctx)
+    }
+
+    /// Whether the answers of its set's members count for this job just as for any other: they come from disks that it trusts, and
+    /// no beat before its time, nor one that said nothing about it, can be among those that count.
+    pub(crate) fn goes_with_its_set(&self, ctx: &Ctx) -> bool {
+        let Some(live) = ctx.ledger.live(&self.job) else { return false };
+        let plain = |n: NodeId| {
+            let contact = ctx.peers.contact(n);
+            contact.is_none_or(|(sent, disk)| live.state.trusts(n, disk) && self.quorum.vouches(n, sent))
+        };
+        ctx.now.at - self.since > IN_CHARGE_FOR && self.members().filter(|n| *n != ctx.own).all(plain)
     }
 
     /// An answer of `node` to a beat sent at `sent` says nothing about this job.
@@ -328,6 +365,7 @@ impl Brain {
     }
 
     fn step_running(&mut self, ctx: &mut Ctx) {
+        self.canceled = ctx.ledger.live(&self.job).is_some_and(|l| l.state.cancel.is_some());
         if !self.in_charge(ctx) {
             return;
         }
@@ -337,9 +375,8 @@ impl Brain {
             self.drop_lost_seats(ctx);
             self.watch_copies(ctx);
         }
-        let canceled = ctx.ledger.live(&self.job).is_some_and(|l| l.state.cancel.is_some());
-        if canceled && !planted(Bug::IgnoreCancel) && self.verdict.is_none() {
-            self.verdict = Some(Outcome::Cancelled);
+        if self.canceled && !planted(Bug::IgnoreCancel) && self.verdict.is_none() {
+            self.verdict = Some(Box::new(Outcome::Cancelled));
         }
         while let Some(entry) = self.later.first_entry().filter(|e| *e.key() <= ctx.now.at) {
             for task in entry.remove() {
@@ -361,7 +398,7 @@ impl Brain {
     /// Moves on when the phase is complete or the verdict is known. Returns whether the job is ending.
     fn step_phase(&mut self, ctx: &mut Ctx) -> bool {
         if let Some(verdict) = self.verdict.take() {
-            self.finish(ctx, verdict);
+            self.finish(ctx, *verdict);
             return true;
         }
         let missing = u32::from(planted(Bug::FinishEarly));
@@ -388,24 +425,28 @@ impl Brain {
             // Past its time only a verdict is missing, which another brain overruled: whoever has the right will tell.
             Stage::Sealing { until } if *until <= ctx.now.at => Some(ctx.now.at + BEAT_EVERY),
             Stage::Sealing { until } => Some(*until),
-            Stage::Running => Some(self.running_timeout(ctx)),
+            Stage::Running => self.running_timeout(ctx),
             Stage::Ending { .. } | Stage::Over => None,
         };
         stage.into_iter().chain(self.quorum.timeout()).min()
     }
 
-    fn running_timeout(&self, ctx: &Ctx) -> Time {
+    fn running_timeout(&self, ctx: &Ctx) -> Option<Time> {
+        if self.only_waits() {
+            // Its place in the queue, or whoever changes something, calls it.
+            return (self.place_at > ctx.now.at).then_some(self.place_at);
+        }
         // Leases, stragglers and loss of contact are looked at once a beat. So is everything that is due while this brain
         // may not decide: it can do nothing about it before it is in touch again, and must not spin meanwhile.
         let mut at = ctx.now.at + BEAT_EVERY;
         if !self.in_charge(ctx) {
-            return at;
+            return Some(at);
         }
         at = at.min(self.later.keys().next().copied().unwrap_or(at));
         if !self.ready.is_empty() {
             at = at.min(self.accepted_at + PROGRESS_EVERY);
         }
-        at.min(self.placement_timeout().unwrap_or(at)).max(ctx.now.at + STEP_MIN)
+        Some(at.min(self.placement_timeout(ctx).unwrap_or(at)).max(ctx.now.at + STEP_MIN))
     }
 
     /// Tells an executor that a report of it is final.

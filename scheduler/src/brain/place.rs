@@ -7,14 +7,17 @@ use sinew_crdt_state::fact::{Fact, Fence};
 use sinew_crdt_state::ids::{FactId, NodeId};
 
 use super::{Brain, Seat, Stage};
-use crate::config::{ADVERT_EVERY, BID_WINDOW, LEASE, OFFERS, PLACE_AGAIN, SEATS_MAX};
+use crate::config::{BID_WINDOW, LEASE, OFFERS, PLACE_AGAIN, SEATS_MAX};
 use crate::ctx::Ctx;
 use crate::io::Effect;
-use crate::time::Time;
-use crate::wire::{Advert, Lease, Message, Topic};
+use crate::time::{Span, Time};
+use crate::wire::{Lease, Message};
 
 /// After so many rounds of offers that nobody took, or of awards that were all declined, a job waits: more is chasing room that others take first.
 const FRUITLESS_MAX: u32 = 8;
+
+/// ... at most so many times as long as others do.
+const RESTS_MAX: u32 = 32;
 
 /// What a node bids.
 #[derive(Debug, Clone, Copy)]
@@ -29,52 +32,97 @@ pub(crate) struct Bid {
 /// Offers that are out.
 #[derive(Debug)]
 pub(super) struct Placement {
-    /// Asked nodes and their bids.
-    asked: BTreeMap<NodeId, Option<Bid>>,
+    /// Asked nodes and their bids, each with the slots that were counted as taken there.
+    asked: BTreeMap<NodeId, (Option<Bid>, u32)>,
     until: Time,
     wanted: u32,
 }
 
+/// What came of looking for room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sought {
+    /// Nodes were asked.
+    Offered,
+    /// No node is known to have room for what the job needs.
+    NoRoom,
+    /// Those that have some do not suit this job now.
+    NotForThis,
+    /// The brain may not decide before its set answers again.
+    OutOfTouch,
+}
+
 impl Brain {
-    /// Asks for slots when tasks wait that no seat will take.
+    /// Whether tasks wait that no seat will take, and nobody has been asked.
+    pub(crate) fn seeks_room(&self, ctx: &Ctx) -> bool {
+        self.stage == Stage::Running
+            && self.placement.is_none()
+            && self.verdict.is_none()
+            && !self.canceled
+            && ctx.now.at >= self.place_at
+            && self.seats.len() < SEATS_MAX
+            && self.wanted_slots() > 0
+    }
+
+    pub(crate) fn has_seats(&self) -> bool {
+        !self.seats.is_empty()
+    }
+
+    /// Whether it began to rest since this was asked last.
+    pub(crate) fn take_rest(&mut self) -> bool {
+        std::mem::take(&mut self.rests)
+    }
+
+    /// Awards what was bid once everybody has answered, or had the time to.
     pub(super) fn place(&mut self, ctx: &mut Ctx) {
-        if let Some(placement) = &mut self.placement {
-            placement.asked.retain(|node, bid| bid.is_some() || ctx.peers.is_connected(*node));
-            let complete = placement.asked.values().all(Option::is_some);
-            if complete || ctx.now.at >= placement.until {
-                self.award(ctx);
-            }
-            return;
+        let Some(placement) = &mut self.placement else { return };
+        let gone = |node: &NodeId, bid: &Option<Bid>| bid.is_none() && !ctx.peers.is_connected(*node);
+        let gone: Vec<NodeId> = placement.asked.iter().filter(|(n, (bid, _))| gone(n, bid)).map(|(n, _)| *n).collect();
+        for node in gone {
+            self.on_no_bid(ctx, node);
+        }
+        let Some(placement) = &self.placement else { return };
+        let complete = placement.asked.values().all(|(bid, _)| bid.is_some());
+        if complete || ctx.now.at >= placement.until {
+            self.award(ctx);
+        }
+    }
+
+    /// Asks for slots where there is room that nobody here has asked for.
+    pub(crate) fn seek(&mut self, ctx: &mut Ctx) -> Sought {
+        if !self.in_charge(ctx) {
+            return Sought::OutOfTouch;
         }
         let wanted = self.wanted_slots();
-        if wanted == 0 || ctx.now.at < self.place_at || self.seats.len() >= SEATS_MAX {
-            return;
-        }
         let mut candidates = ctx.peers.candidates(&self.spec, ctx.now.at);
+        if candidates.is_empty() {
+            return Sought::NoRoom;
+        }
+        self.shunned.retain(|_, until| *until > ctx.now.at);
         if candidates.iter().all(|(node, _)| self.shunned.contains_key(node)) && self.slots_held() == 0 {
             // Nobody else can take the tasks now.
             self.shunned.clear();
         }
         candidates.retain(|(node, _)| !self.shunned.contains_key(node));
-        if candidates.is_empty() {
-            self.wait_for_room(ctx);
-            return;
-        }
-        let mut slots = 0;
+        let Some(submit) = self.submit_envelope(ctx).filter(|_| !candidates.is_empty() && wanted > 0) else {
+            self.place_at = ctx.now.at + PLACE_AGAIN;
+            return Sought::NotForThis;
+        };
+        let mut left = wanted;
         let mut asked = BTreeMap::new();
         for (node, room) in candidates {
-            let enough = slots >= wanted && asked.len() >= OFFERS;
-            if enough || asked.len() >= SEATS_MAX {
+            if left == 0 && asked.len() >= OFFERS || asked.len() >= SEATS_MAX {
                 break;
             }
-            slots = slots.saturating_add(room);
-            asked.insert(node, None);
+            let taken = room.min(left);
+            left -= taken;
+            ctx.peers.offer(node, &self.spec, taken);
+            asked.insert(node, (None, taken));
         }
-        let Some(submit) = self.submit_envelope(ctx) else { return };
         for node in asked.keys() {
             ctx.send(*node, Message::Offer { submit: Box::new(submit.clone()), slots: wanted });
         }
-        self.placement = Some(Placement { asked, until: ctx.now.at + BID_WINDOW, wanted });
+        self.placement = Some(Box::new(Placement { asked, until: ctx.now.at + BID_WINDOW, wanted }));
+        Sought::Offered
     }
 
     /// Slots beyond those held that waiting tasks could use.
@@ -86,72 +134,60 @@ impl Brain {
         if self.pending.is_empty() { 0 } else { u32::try_from(wanted).unwrap_or(u32::MAX) }
     }
 
-    fn wait_for_room(&mut self, ctx: &mut Ctx) {
-        self.place_at = ctx.now.at + PLACE_AGAIN;
-        if ctx.now.at >= self.advert_at && self.seats.is_empty() {
-            self.advert_at = ctx.now.at + ADVERT_EVERY;
-            let need = self.spec.resources;
-            let advert = Advert {
-                job: self.job,
-                cpu_milli: need.cpu_milli,
-                memory_bytes: need.memory_bytes,
-                labels: self.spec.labels.clone(),
-                runners: self.spec.runners(),
-                volumes: self.spec.needed_volumes(),
-            };
-            ctx.effect(Effect::Publish { topic: Topic::Advert, payload: sinew_crdt_state::cbor::to_vec(&advert) });
-        }
-    }
-
     fn submit_envelope(&self, ctx: &Ctx) -> Option<Envelope> {
         ctx.submit_of(&self.job)
     }
 
-    pub(super) fn placement_timeout(&self) -> Option<Time> {
+    pub(super) fn placement_timeout(&self, ctx: &Ctx) -> Option<Time> {
         match &self.placement {
             Some(placement) => Some(placement.until),
-            None => (self.wanted_slots() > 0).then_some(self.place_at),
+            None => (self.place_at > ctx.now.at).then_some(self.place_at),
         }
     }
 
     pub(crate) fn on_bid(&mut self, from: NodeId, bid: Bid) {
-        if let Some(asked) = self.placement.as_mut().and_then(|p| p.asked.get_mut(&from)) {
+        if let Some((asked, _)) = self.placement.as_mut().and_then(|p| p.asked.get_mut(&from)) {
             *asked = Some(bid);
         }
     }
 
-    pub(crate) fn on_no_bid(&mut self, from: NodeId) {
-        if let Some(placement) = &mut self.placement {
-            placement.asked.remove(&from);
+    pub(crate) fn on_no_bid(&mut self, ctx: &mut Ctx, from: NodeId) {
+        if let Some((_, taken)) = self.placement.as_mut().and_then(|p| p.asked.remove(&from)) {
+            ctx.peers.offer_ended(from, &self.spec, taken);
         }
     }
 
-    /// An idle node answered the advert: ask at once.
-    pub(crate) fn on_interest(&mut self, ctx: &Ctx) {
-        self.place_at = ctx.now.at;
+    /// Takes back what offers that are out have counted as taken: nothing will come of them.
+    pub(crate) fn drop_offers(&mut self, ctx: &mut Ctx) {
+        if let Some(placement) = self.placement.take() {
+            for (node, (_, taken)) in placement.asked {
+                ctx.peers.offer_ended(node, &self.spec, taken);
+            }
+            ctx.peers.room_given_back();
+        }
     }
 
-    /// Counts a round that won nothing; after too many in a row the job waits, and this returns true.
-    pub(super) fn in_vain(&mut self, ctx: &mut Ctx) -> bool {
+    /// Counts a round that won nothing; after too many in a row the job rests, longer each time, so that others have their turn.
+    pub(super) fn in_vain(&mut self, ctx: &Ctx) {
         self.fruitless += 1;
-        let wait = self.fruitless.is_multiple_of(FRUITLESS_MAX);
-        if wait {
-            self.wait_for_room(ctx);
+        if self.fruitless.is_multiple_of(FRUITLESS_MAX) {
+            let times = (self.fruitless / FRUITLESS_MAX).min(RESTS_MAX);
+            self.place_at = ctx.now.at + Span(PLACE_AGAIN.0 * u64::from(times));
+            self.rests = true;
         }
-        wait
     }
 
     /// Awards the best bids until enough slots are had.
     fn award(&mut self, ctx: &mut Ctx) {
         let Some(placement) = self.placement.take() else { return };
+        for (node, (_, taken)) in &placement.asked {
+            ctx.peers.offer_ended(*node, &self.spec, *taken);
+        }
         let mut bids: Vec<(NodeId, Bid)> =
-            placement.asked.into_iter().filter_map(|(node, bid)| Some((node, bid?))).collect();
+            placement.asked.into_iter().filter_map(|(node, (bid, _))| Some((node, bid?))).collect();
         if bids.is_empty() {
-            // Their answers told what they have free, so that others are asked now.
-            if !self.in_vain(ctx) {
-                self.place(ctx);
-            }
-            return;
+            // Their answers told what they have free; others are asked now.
+            return self.in_vain(ctx);
         }
         let order: Vec<NodeId> = ctx.peers.candidates(&self.spec, ctx.now.at).into_iter().map(|(n, _)| n).collect();
         let rank = |node: &NodeId| order.iter().position(|n| n == node).unwrap_or(usize::MAX);
@@ -166,6 +202,8 @@ impl Brain {
             wanted -= slots.min(wanted);
             self.award_to(ctx, node, slots, bid.id);
         }
+        // Where nothing was awarded there is room for others.
+        ctx.peers.room_given_back();
     }
 
     fn award_to(&mut self, ctx: &mut Ctx, node: NodeId, slots: u32, bid: FactId) {

@@ -93,13 +93,17 @@ impl Quorum {
         *last = sent.max(*last);
     }
 
+    /// Whether the answer of `node` to the set beat sent then counts for this job.
+    pub(super) fn vouches(&self, node: NodeId, sent: Time) -> bool {
+        self.unsure.get(&node).is_none_or(|unsure| sent > *unsure)
+    }
+
     /// Whether a majority, this node included, answered a set beat that was sent lately, and after `since`.
     pub(super) fn reachable(&self, ctx: &Ctx, since: Time) -> bool {
         let Some(live) = ctx.ledger.live(&self.job) else { return false };
         let near = |t: Time| t >= since && ctx.now.at - t <= IN_CHARGE_FOR;
-        let vouches = |n: &NodeId, t: Time| self.unsure.get(n).is_none_or(|unsure| t > *unsure);
         let contact = |n: &NodeId| ctx.peers.set_contact(*n, &live.state);
-        let near = |n: &NodeId| *n == ctx.own || contact(n).is_some_and(|t| near(t) && vouches(n, t));
+        let near = |n: &NodeId| *n == ctx.own || contact(n).is_some_and(|t| near(t) && self.vouches(*n, t));
         self.members.iter().filter(|n| near(n)).count() >= self.majority()
     }
 

@@ -216,7 +216,7 @@ impl Brain {
             self.later.entry(ctx.now.at + delay).or_default().push(task);
         } else {
             let failure = failure.clone();
-            self.verdict = Some(Outcome::Failed { phase: self.phase, task, node: Some(from), failure });
+            self.verdict = Some(Box::new(Outcome::Failed { phase: self.phase, task, node: Some(from), failure }));
         }
     }
 

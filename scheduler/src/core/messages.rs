@@ -33,14 +33,10 @@ impl Core {
                 ctx.peers.set_load(from, load, ctx.now.at);
                 ctx.peers.declined(from);
                 if let Some(brain) = self.brains.touch(&job) {
-                    brain.on_no_bid(from);
+                    brain.on_no_bid(ctx, from);
                 }
             }
-            Message::Interest { job, .. } => {
-                if let Some(brain) = self.brains.touch(&job) {
-                    brain.on_interest(ctx);
-                }
-            }
+            Message::Interest { job, .. } => self.brains.on_interest(ctx, from, &job),
             Message::Award { award, bid, assign } => self.worker.on_award(ctx, from, &award, bid, &assign),
             Message::Decline { lease } => {
                 if let Some(brain) = self.brains.touch(&lease.job) {
@@ -142,6 +138,10 @@ impl Core {
     }
 
     fn on_card(&mut self, from: NodeId, card: Card) {
+        let known = self.ctx.peers.get(from).and_then(|peer| peer.card.as_ref());
+        if known.is_some_and(|known| known.incarnation != card.incarnation) {
+            self.stewards.on_restart(&self.ctx, from);
+        }
         if self.ctx.peers.set_card(from, card) {
             self.brains.on_disk_lost(&mut self.ctx, from);
         }

@@ -116,7 +116,7 @@ impl Core {
         let (_, cancel) = self.ctx.state(job, Fact::Cancel { reason });
         let submit = self.ctx.submit_of(&job);
         let own = self.ctx.own;
-        for member in spec.brain_set.into_iter().filter(|n| *n != own) {
+        for member in spec.brain_set.iter().copied().filter(|n| *n != own) {
             let facts = submit.iter().cloned().chain([cancel.clone()]).collect();
             self.ctx.send(member, Message::Facts(facts));
         }

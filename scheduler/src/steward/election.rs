@@ -77,7 +77,7 @@ impl Stewards {
     fn stand(&mut self, ctx: &mut Ctx, job: JobId, spec: &JobSpec, above: u32, brain: NodeId) {
         let Some(term) = next_term_of(spec, ctx.own, above) else { return };
         let Some(watched) = self.watched.get_mut(&job) else { return };
-        let campaign = watched.campaign.insert(Campaign {
+        let campaign = watched.campaign.insert(Box::new(Campaign {
             term,
             trial: true,
             willing: BTreeSet::from([ctx.own]),
@@ -87,7 +87,7 @@ impl Stewards {
             shared: BTreeSet::new(),
             asked: ctx.now.at,
             own_return: brain == ctx.own,
-        });
+        }));
         ask(ctx, job, spec, campaign);
     }
 

@@ -4,6 +4,7 @@
 //! What a member says about a lease counts only while the brain is silent to it, and the next time it hears the brain it
 //! says so: a brain that decides always knows of every lease that a majority of its set has kept.
 
+mod calm;
 mod election;
 mod rejoin;
 
@@ -17,10 +18,12 @@ use sinew_crdt_state::ledger::Admitted;
 use sinew_crdt_state::planted::{Bug, planted};
 use sinew_crdt_state::rules::brain_of;
 
+use self::calm::Group;
 use self::election::Campaign;
 use self::rejoin::{Recall, counts};
+use crate::brain::Brain;
 use crate::brains::Brains;
-use crate::config::{BEAT_EVERY, CHECK_EVERY, KEEP_AFTER, LEASE, QUIET_AFTER, WANT_MAX};
+use crate::config::{BEAT_EVERY, CHECK_EVERY, KEEP_AFTER, LEASE, WANT_MAX};
 use crate::ctx::{After, Ctx};
 use crate::io::{Effect, FetchId};
 use crate::sync;
@@ -39,13 +42,16 @@ struct Watched {
     disowned: bool,
     /// The highest term that others spoke of.
     heard_term: u32,
-    campaign: Option<Campaign>,
+    // Boxed: of thousands of watched jobs hardly any has one.
+    campaign: Option<Box<Campaign>>,
     /// Who was asked what this node has forgotten; `None` while it has forgotten nothing.
-    recall: Option<Recall>,
+    recall: Option<Box<Recall>>,
     /// No campaign before this, after a refusal or a promise.
     not_before: Time,
     /// When this node's own brain was deposed although its set had answered it lately.
     led_until: Option<Time>,
+    /// The brain of which nothing need be known but that it lives; `None` while the job is looked at by itself, or led here.
+    calm: Option<NodeId>,
 }
 
 /// Acknowledgements that wait for input blobs.
@@ -60,6 +66,10 @@ struct AwaitingBlobs {
 #[derive(Debug, Default)]
 pub(crate) struct Stewards {
     watched: BTreeMap<JobId, Watched>,
+    /// Of these, the ones that are looked at one by one.
+    look: BTreeSet<JobId>,
+    /// The others, by their brains.
+    groups: BTreeMap<NodeId, Group>,
     /// When each brain last gave a sign of life.
     heard: BTreeMap<NodeId, Time>,
     /// Leases kept alive here, and when last.
@@ -99,7 +109,9 @@ impl Stewards {
                 recall: None,
                 not_before: Time::default(),
                 led_until: None,
+                calm: None,
             });
+            self.look.insert(job);
         }
         self.note_promise(ctx, job);
         self.check_by(ctx, job);
@@ -115,6 +127,8 @@ impl Stewards {
     }
 
     pub(crate) fn forget(&mut self, job: &JobId) {
+        self.stir(job);
+        self.look.remove(job);
         self.watched.remove(job);
         self.moved.remove(job);
         self.blobs_ready.remove(job);
@@ -268,9 +282,7 @@ impl Stewards {
     ) {
         let Some((_, sent)) = self.beats.iter().find(|(s, _)| *s == seq) else { return };
         for job in unknown {
-            if let Some(brain) = brains.peek_mut(job) {
-                brain.not_vouched(from, *sent);
-            }
+            brains.not_vouched(job, from, *sent);
         }
         let mut ended = false;
         for job in over {
@@ -310,7 +322,8 @@ impl Stewards {
             }
         }
         if let Some((_, sent)) = self.beats.iter().find(|(s, _)| *s == seq) {
-            ctx.peers.touch_contact(from, *sent, disk);
+            let other_disk = ctx.peers.touch_contact(from, *sent, disk);
+            brains.on_contact(ctx, from, other_disk);
         }
     }
 
@@ -346,9 +359,7 @@ impl Stewards {
         if ctx.now.at >= self.check_at {
             self.kept.retain(|_, at| ctx.now.at - *at <= LEASE);
             self.check(ctx, brains);
-            let not_led = self.watched.keys().filter(|job| brains.get(job).is_none());
-            let calm = not_led.map(|job| self.calm_until(ctx, *job)).min();
-            self.check_at = calm.unwrap_or(Time(u64::MAX)).max(ctx.now.at + CHECK_EVERY);
+            self.check_at = self.next_check(ctx).max(ctx.now.at + CHECK_EVERY);
         }
         if ctx.now.at >= self.beat_at {
             self.beat_at = ctx.now.at + BEAT_EVERY;
@@ -357,15 +368,16 @@ impl Stewards {
     }
 
     fn beat(&mut self, ctx: &mut Ctx, brains: &mut Brains) {
-        let mut to: BTreeMap<NodeId, Vec<JobId>> = BTreeMap::new();
-        for (job, brain) in brains.iter() {
-            let in_doubt = brain.is_in_doubt(ctx);
-            for member in brain.members().filter(|n| *n != ctx.own) {
-                to.entry(member).or_default().extend(in_doubt.then_some(*job));
-            }
-        }
+        let mut to: BTreeMap<NodeId, Vec<JobId>> = brains.set_members(ctx.own).map(|n| (n, Vec::new())).collect();
         if to.is_empty() {
             return;
+        }
+        for job in brains.in_doubt(ctx) {
+            for member in brains.get(&job).into_iter().flat_map(Brain::members) {
+                if let Some(doubts) = to.get_mut(&member) {
+                    doubts.push(job);
+                }
+            }
         }
         self.beat_seq += 1;
         self.beats.push_back((self.beat_seq, ctx.now.at));
@@ -375,48 +387,10 @@ impl Stewards {
         for (node, mut doubts) in to {
             // What does not fit is asked with a later beat; the answer to this one says nothing about it.
             for job in doubts.drain(DOUBTS_MAX.min(doubts.len())..) {
-                if let Some(brain) = brains.peek_mut(&job) {
-                    brain.not_vouched(node, ctx.now.at);
-                }
+                brains.not_vouched(&job, node, ctx.now.at);
             }
             ctx.send(node, Message::SetBeat { seq: self.beat_seq, doubts });
         }
-    }
-
-    /// Looks after every watched job: stands where its brain is silent, asks where it is only quiet.
-    fn check(&mut self, ctx: &mut Ctx, brains: &mut Brains) {
-        let jobs: Vec<JobId> = self.watched.keys().copied().collect();
-        let mut quiet: BTreeMap<NodeId, Vec<JobId>> = BTreeMap::new();
-        for job in jobs {
-            if brains.get(&job).is_some() {
-                continue;
-            }
-            if ctx.ledger.live(&job).is_none_or(|live| live.state.seal.is_some()) {
-                self.forget(&job);
-                continue;
-            }
-            self.recall(ctx, job);
-            if let Some(brain) = self.watch_over(ctx, brains, job) {
-                let asked = quiet.entry(brain).or_default();
-                if asked.len() < WANT_MAX {
-                    asked.push(job);
-                }
-            }
-        }
-        for (brain, jobs) in quiet {
-            for job in &jobs {
-                if let Some(watched) = self.watched.get_mut(job) {
-                    watched.quiet_since = ctx.now.at;
-                }
-            }
-            ctx.send(brain, Message::Led(jobs));
-        }
-    }
-
-    /// Something came up that no look before could foresee: the next one must not be too late for this job.
-    fn check_by(&mut self, ctx: &Ctx, job: JobId) {
-        let by = self.calm_until(ctx, job).max(ctx.now.at + CHECK_EVERY);
-        self.check_at = self.check_at.min(by);
     }
 
     /// Jobs that were led from here until now, and may need another brain if they go on.
@@ -424,29 +398,6 @@ impl Stewards {
         for job in brains.take_ended() {
             self.check_by(ctx, job);
         }
-    }
-
-    /// Until when nothing need be done for a job that is not led here: for as long as its brain, heard of a moment ago, may yet be
-    /// silent. Signs of life only move that on; whatever else may move it forward calls [`Self::check_by`].
-    fn calm_until(&self, ctx: &Ctx, job: JobId) -> Time {
-        let (Some(watched), Some(live)) = (self.watched.get(&job), ctx.ledger.live(&job)) else {
-            return Time(u64::MAX);
-        };
-        let busy = watched.disowned || watched.campaign.is_some() || watched.recall.is_some() || !counts(ctx, job);
-        let spec = &live.state.spec;
-        match brain_of(spec, self.leader_term(ctx, job)).filter(|_| !busy) {
-            Some(brain) => {
-                let quiet_at = watched.quiet_since.max(watched.since) + QUIET_AFTER;
-                quiet_at.min(self.brain_heard(job, brain) + election::patience(spec, ctx.own, brain))
-            }
-            None => Time::default(),
-        }
-    }
-
-    /// Whether the job's brain, alive, has not spoken of it for long: then it should be asked.
-    fn is_quiet(&self, ctx: &Ctx, job: JobId) -> bool {
-        let watched = self.watched.get(&job);
-        watched.is_some_and(|w| !w.disowned && ctx.now.at - w.quiet_since.max(w.since) >= QUIET_AFTER)
     }
 
     /// A steward asks which of these jobs are still led here.

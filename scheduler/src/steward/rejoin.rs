@@ -42,8 +42,9 @@ impl Stewards {
         let now = ctx.now.at;
         let Some(watched) = self.watched.get_mut(&job) else { return };
         let fresh = watched.recall.is_none();
-        let recall =
-            watched.recall.get_or_insert_with(|| Recall { asked: now, told: BTreeSet::new(), remembered: false });
+        let recall = watched
+            .recall
+            .get_or_insert_with(|| Box::new(Recall { asked: now, told: BTreeSet::new(), remembered: false }));
         if !fresh && now - recall.asked < RECALL_EVERY {
             return;
         }

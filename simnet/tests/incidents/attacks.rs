@@ -32,10 +32,10 @@ fn adverts_delivered(counters: &Counters) -> u64 {
     1_000 - 1_000 * counters.adverts_missed / counters.adverts_due
 }
 
-/// Jobs that no node is large enough for advertise themselves all the while, from the last of `at`.
+/// Jobs that no node is large enough for are advertised all the while, each by itself as no two need the same, from the last of `at`.
 fn advertise(world: &mut World, at: &[&str]) {
     let at = at.last().expect("somebody advertises");
-    let jobs: Vec<_> = (0..10).map(|_| world.submit(at, &job().cpus(64.0))).collect();
+    let jobs: Vec<_> = (0..20).map(|n| world.submit(at, &job().cpus(64.0 + f64::from(n)))).collect();
     world.run_for(seconds(8));
     for job in jobs {
         world.cancel(at, job).expect("it waits still");

@@ -225,7 +225,7 @@ fn a_steward_that_crashes_at_every_write() {
 #[test]
 fn a_lone_node_whose_writes_tear() {
     let mut torn = 0;
-    for seed in 0..160 {
+    for seed in 0..240 {
         let (write, mut world) = (seed % 40, World::seed(1_720 + seed).nodes(["a", "b"]));
         world.set_disk("a", DiskSetup { tears: true, ..DiskSetup::default() });
         world.kill("b");
