@@ -3,7 +3,7 @@
 mod blobs;
 mod compare;
 mod gossip;
-mod ledger;
+pub(crate) mod ledger;
 mod meter;
 mod python;
 mod submit;
