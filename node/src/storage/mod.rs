@@ -108,8 +108,10 @@ impl Storage {
         migrate::from_facts(&db).map_err(|e| cannot_open(path, e))?;
         let journal = Journal::new(Arc::clone(&disk), path, key);
         let replay = catch_up(&db, &journal, path)?;
-        let state = State { next_journal: replay.files.last().map_or(0, |last| last + 1), ..State::default() };
-        let state = State { db: Some(Arc::new(db)), free: reuse(&journal, &replay, path)?, ..state };
+        let free = reuse(&journal, &replay, path)?;
+        let next_journal = free.iter().map(|file| file.number).chain(replay.files.last().copied()).max();
+        let next_journal = next_journal.map_or(0, |last| last + 1);
+        let state = State { db: Some(Arc::new(db)), free, next_journal, ..State::default() };
         let inner = Arc::new(Inner::new(state, path.to_owned(), (disk, unsynced), journal, Box::new(events)));
         let (writer, keeper) = (Writer::new(Arc::clone(&inner), replay.last), Keeper::new(Arc::clone(&inner)));
         let mut storage = Self { inner, threads: Vec::new() };

@@ -123,7 +123,7 @@ pub(super) fn decode_head(bytes: &[u8]) -> Result<(JobId, SealedEntry), DecodeEr
 
 /// The ids whose printed form begins with `text`, and perhaps some more beside them. `None` when no id does.
 pub(super) fn ids_from(text: &str) -> Option<RangeInclusive<JobId>> {
-    if !text.is_ascii() {
+    if !text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'2'..=b'7')) {
         return None;
     }
     let pad = |with: char| {

@@ -1,7 +1,7 @@
 //! Whatever the disk does, and whenever the power goes: what was acknowledged is there, and nothing is there in part.
 
 use proptest::prelude::*;
-use rand::{RngExt as _, SeedableRng as _};
+use rand::{RngExt, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use sinew_crdt_state::envelope::Envelope;
 use sinew_crdt_state::ids::{FactId, JobId};
@@ -50,7 +50,13 @@ impl Source {
                 records.push(Record::Fact { id, envelope });
             }
             if *told == facts.len() {
-                records.push(sealed(*job, *serial, facts, self.rng.random()));
+                records.push(sealed(*job, *serial, facts, true));
+                if self.rng.random_range(0..4) == 0 {
+                    // Outputs turned out to be missing.
+                    let Record::Sealed { job, mut entry, .. } = sealed(*job, *serial, facts, false) else { continue };
+                    entry.lacks_outputs = true;
+                    records.push(Record::Sealed { job, entry, row: None });
+                }
                 self.sealed.push((*serial, *job));
                 self.live.swap_remove(at);
                 self.begin();

@@ -48,6 +48,13 @@ pub(super) struct Books {
     pub(super) room: Option<u64>,
 }
 
+impl Books {
+    /// The length of a file, 0 of one that is not there.
+    pub(super) fn len_of(&self, path: &Path) -> u64 {
+        self.files.get(path).map_or(0, |file| file.lock().expect("file").cached.len() as u64)
+    }
+}
+
 /// The disk. Clones are the same disk.
 #[derive(Debug, Clone, Default)]
 pub(super) struct SimDisk(Arc<Mutex<Books>>);
@@ -210,14 +217,16 @@ impl DiskFile for Handle {
         let mood = self.disk.change()?;
         let mut file = self.file.lock().expect("file");
         let File { cached, platter, dirty, .. } = &mut *file;
-        let dirty = std::mem::take(dirty);
+        let lost = std::mem::take(dirty);
         if mood != Mood::Good {
+            drop(file);
             return Err(self.disk.failed("a sync"));
         }
-        for page in dirty {
+        for page in lost {
             let end = ((page + 1) * PAGE).min(cached.len());
             put(platter, page * PAGE, &cached[page * PAGE..end]);
         }
+        drop(file);
         self.disk.books().syncs += 1;
         Ok(())
     }
