@@ -11,16 +11,18 @@ use sinew_crdt_state::cbor;
 use sinew_crdt_state::ids::JobId;
 use sinew_crdt_state::ledger::SealedEntry;
 
-use super::packed::{Entry, Packer, size_alone, unpack};
+use super::packed::{Entry, Packer, deflate, inflate, size_alone, unpack};
 use super::rows::{
     APPLIED, ENDED, HEADS, INDEX, MEMBERS, META, NEXT_ROW, OWNERS, PIECES, SEGMENTS, encode_head, encode_row,
     ended_key, fold_row, piece_key, pieces_of,
 };
 use super::table::{Change, Picture, Table};
 
-/// Most bytes of packed entries in one value: just under the 64 KiB that redb gives to it. Larger ones share more signatures and
-/// digests, and cost more when one entry is read or changed; much smaller ones leave half of a page empty.
-const SEGMENT_MAX: usize = 60 << 10;
+/// Most bytes of packed entries in one segment. Larger ones share more, and cost more when one entry is read or changed.
+const PACKED_MAX: usize = 64 << 10;
+/// A segment that takes less is put together with a neighbour, if both then take no more than twice this: redb gives a value
+/// the next power of two of pages, so that many small segments would waste the most.
+const SEGMENT_SMALL: usize = 14 << 10;
 
 /// Writes a table's changes; `group` is the last journal group among them.
 pub(super) fn apply(db: &Database, table: &Table, group: u64) -> Result<(), redb::Error> {
@@ -164,19 +166,19 @@ impl<'txn> Jobs<'txn> {
     fn segment_of(&self, row: u64) -> Result<Option<(u64, Vec<Entry>)>, redb::Error> {
         let Some(item) = self.segments.range(..=row)?.next_back() else { return Ok(None) };
         let (first, bytes) = item?;
-        let entries = decoded(bytes.value());
+        let entries = opened(bytes.value());
         let holds = row - first.value() < entries.len() as u64;
         Ok(holds.then(|| (first.value(), entries)))
     }
 
     /// Puts a segment back that lost something, together with the one before it where both have become small.
     fn put_smaller(&mut self, first: u64, entries: Vec<Entry>) -> Result<(), redb::Error> {
-        let bytes = pack(&entries);
+        let bytes = segment(&entries);
         let before = match self.segments.range(..first)?.next_back() {
             Some(item) => {
                 let (start, before) = item?;
-                let fits = before.value().len() + bytes.len() <= SEGMENT_MAX;
-                fits.then(|| (start.value(), decoded(before.value())))
+                let fits = before.value().len() + bytes.len() <= 2 * SEGMENT_SMALL;
+                fits.then(|| (start.value(), opened(before.value())))
             }
             None => None,
         };
@@ -184,7 +186,7 @@ impl<'txn> Jobs<'txn> {
             Some((start, mut both)) if start + both.len() as u64 == first => {
                 both.extend(entries);
                 self.segments.remove(first)?;
-                self.segments.insert(start, &pack(&both)[..])?;
+                self.segments.insert(start, &segment(&both)[..])?;
             }
             _ => {
                 self.segments.insert(first, &bytes[..])?;
@@ -226,10 +228,10 @@ impl<'txn> Jobs<'txn> {
     fn open_segment(&self, next: u64) -> Result<Option<(u64, Vec<Entry>)>, redb::Error> {
         let Some(item) = self.segments.last()? else { return Ok(None) };
         let (first, bytes) = item;
-        if bytes.value().len() > SEGMENT_MAX / 2 {
+        if bytes.value().len() > SEGMENT_SMALL {
             return Ok(None);
         }
-        let entries = decoded(bytes.value());
+        let entries = opened(bytes.value());
         let whole = first.value() + entries.len() as u64 == next;
         Ok(whole.then(|| (first.value(), entries)))
     }
@@ -238,14 +240,14 @@ impl<'txn> Jobs<'txn> {
     fn put_segments(&mut self, mut first: u64, entries: &[Entry]) -> Result<(), redb::Error> {
         let mut packer = Packer::default();
         for entry in entries {
-            if packer.len() > 0 && packer.size_max() + size_alone(entry) > SEGMENT_MAX {
-                self.segments.insert(first, &packer.finish()[..])?;
+            if packer.len() > 0 && packer.size_max() + size_alone(entry) > PACKED_MAX {
+                self.segments.insert(first, &deflate(&packer.finish())[..])?;
                 first += packer.len() as u64;
                 packer = Packer::default();
             }
             packer.push(entry);
         }
-        self.segments.insert(first, &packer.finish()[..])?;
+        self.segments.insert(first, &deflate(&packer.finish())[..])?;
         Ok(())
     }
 }
@@ -278,7 +280,22 @@ fn pack(entries: &[Entry]) -> Vec<u8> {
     packer.finish()
 }
 
-/// Entries from the file. What does not decode is not what was written; the rest of the ledger is still good.
+fn segment(entries: &[Entry]) -> Vec<u8> {
+    deflate(&pack(entries))
+}
+
+/// A segment's entries, as [`decoded`].
+pub(super) fn opened(bytes: &[u8]) -> Vec<Entry> {
+    inflate(bytes).map_or_else(
+        |error| {
+            tracing::error!(%error, "the ledger holds a damaged segment; its jobs are left out");
+            Vec::new()
+        },
+        |bytes| decoded(&bytes),
+    )
+}
+
+/// A piece's entries. What does not decode is not what was written; the rest of the ledger is still good.
 pub(super) fn decoded(bytes: &[u8]) -> Vec<Entry> {
     unpack(bytes).unwrap_or_else(|error| {
         tracing::error!(%error, "the ledger holds damaged entries; they are left out");

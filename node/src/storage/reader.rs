@@ -12,7 +12,7 @@ use sinew_scheduler::core::Stored;
 use sinew_scheduler::io::Record;
 use sinew_scheduler::view::JobRow;
 
-use super::checkpoint::{begin, decoded};
+use super::checkpoint::{begin, decoded, opened};
 use super::packed::unpack;
 use super::rows::{
     DISK, ENDED, HEADS, INCARNATION, INDEX, MEMBERS, META, OWNERS, PIECES, SEGMENTS, begins_with, decode_head,
@@ -120,7 +120,7 @@ impl StorageReader {
             if let Some(item) = txn.open_table(SEGMENTS)?.range(..=row)?.next_back() {
                 let (first, bytes) = item?;
                 let at = usize::try_from(row - first.value()).unwrap_or(usize::MAX);
-                decoded(bytes.value()).into_iter().nth(at).into_iter().filter(|e| e.job == *job).for_each(&mut take);
+                opened(bytes.value()).into_iter().nth(at).into_iter().filter(|e| e.job == *job).for_each(&mut take);
             }
             if let Some(head) = txn.open_table(HEADS)?.get(row)? {
                 picture.sealed = decode_head(head.value()).ok().map(|(_, sealed)| sealed);

@@ -8,30 +8,39 @@ use super::disk::SimDisk;
 use super::jobs::{nodes, sealed, sign, usual};
 use super::{LEDGER, Rig};
 use crate::bench::ledger::MESH;
-use crate::storage::packed::{Entry, Packer, pack_records, unpack, unpack_records};
+use crate::storage::packed::{Entry, Packer, deflate, inflate, pack_records, unpack, unpack_records};
 
 /// Jobs under way at once, as in `sinew bench submit`: six levels of Merkle path.
 const AT_ONCE: u64 = 64;
 
-/// A usual job's entry takes 4 KiB at most, alone, and what comes out again is what went in.
+/// A usual job's entry takes 4 KiB at most, alone, and a fraction of that among its neighbours; what comes out again is what went in.
 #[test]
 fn a_packed_entry_is_small_and_comes_back_whole() {
-    let jobs: Vec<_> = (0..200).map(usual).collect();
-    for (job, facts) in jobs.iter().zip(sign(&jobs)).step_by(9) {
-        assert!(facts.iter().any(|(_, e)| e.path.len() >= 7), "batches of 128 and more");
-        let facts: Vec<_> = facts.into_iter().map(|(_, envelope)| envelope).collect();
+    let jobs: Vec<_> = (0..AT_ONCE).map(usual).collect();
+    let signed = sign(&jobs);
+    let mut entries = Vec::new();
+    for (job, facts) in jobs.iter().zip(&signed) {
+        assert!(facts.iter().all(|(_, e)| e.path.len() == 6), "batches of 64");
+        let facts: Vec<_> = facts.iter().map(|(_, envelope)| envelope.clone()).collect();
         let plain: usize = facts.iter().map(|e| sinew_crdt_state::cbor::to_vec(e).len()).sum();
         let entry = Entry { job: job.id, forgotten: false, facts };
         let mut packer = Packer::default();
         packer.push(&entry);
         let bytes = packer.finish();
         assert!(bytes.len() <= packer.size_max(), "{} of {}", bytes.len(), packer.size_max());
-        assert!(bytes.len() <= 4_096, "{} bytes; plain they are {plain}", bytes.len());
-        let back = unpack(&bytes).expect("it unpacks");
-        assert_eq!(back, std::slice::from_ref(&entry));
-        for envelope in &back[0].facts {
-            envelope.open(MESH, &mut VerifiedRoots::default()).expect("its signature holds");
-        }
+        let stored = deflate(&bytes).len();
+        assert!(stored <= 4_096, "{stored} bytes, packed {}, plain {plain}", bytes.len());
+        assert_eq!(unpack(&bytes).expect("it unpacks"), std::slice::from_ref(&entry));
+        entries.push(entry);
+    }
+    let mut packer = Packer::default();
+    entries[..24].iter().for_each(|entry| packer.push(entry));
+    let stored = deflate(&packer.finish());
+    assert!(stored.len() / 24 <= 1_280, "{} bytes a job among others", stored.len() / 24);
+    let back = unpack(&inflate(&stored).expect("it inflates")).expect("it unpacks");
+    assert_eq!(back, &entries[..24]);
+    for envelope in back.iter().flat_map(|entry| &entry.facts) {
+        envelope.open(MESH, &mut VerifiedRoots::default()).expect("its signature holds");
     }
 }
 
@@ -53,6 +62,7 @@ fn damaged_bytes_are_refused_without_a_panic() {
         let _ = unpack_records(&spoiled);
         let _ = unpack_records(&bytes[..at]);
         let _ = unpack(&spoiled);
+        let _ = inflate(&spoiled);
     }
 }
 
