@@ -3,6 +3,7 @@
 mod blobs;
 mod compare;
 mod gossip;
+mod history;
 pub(crate) mod ledger;
 mod meter;
 mod python;
@@ -36,6 +37,7 @@ pub async fn run(args: BenchArgs, json: bool) -> anyhow::Result<u8> {
         }
         BenchArgs::Submit { jobs, rate, nodes } => submit::run(usize::from(nodes), jobs, rate).await?,
         BenchArgs::Ledger { facts, jobs } => tokio::task::spawn_blocking(move || ledger::run(facts, jobs)).await??,
+        BenchArgs::History { jobs } => history::run(u64::from(jobs)).await?,
         BenchArgs::Blobs { size } => blobs::run(size).await?,
         BenchArgs::Gossip { nodes } => gossip::run(usize::from(nodes)).await?,
     };

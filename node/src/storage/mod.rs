@@ -4,6 +4,7 @@
 //! Records are written in the order the core hands them over. When the disk refuses, nothing is dropped: the writer says so,
 //! keeps everything, and tries on until the disk takes it. Why there are two: docs/decisions/018-a-journal-before-redb.md.
 
+mod archive;
 mod checkpoint;
 mod disk;
 mod journal;
@@ -26,6 +27,7 @@ use redb::{Database, ReadableDatabase, ReadableTable};
 use sinew_crdt_state::cbor;
 use sinew_scheduler::io::{Record, Ticket};
 
+pub use archive::Archive;
 use checkpoint::{apply, begin};
 use disk::{Disk, RealDisk, Unsynced};
 pub use journal::JournalError;
