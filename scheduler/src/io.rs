@@ -249,6 +249,8 @@ pub enum Record {
         job: JobId,
         /// What stays in memory.
         entry: SealedEntry,
+        /// Its row in the list of ended jobs. Not there when only the entry changed since.
+        row: Option<Box<crate::view::JobRow>>,
     },
     /// A job is forgotten but for its receipt: the submit, seal and receipt envelopes.
     Forget {

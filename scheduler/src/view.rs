@@ -103,6 +103,54 @@ pub struct JobView {
     pub failures: Vec<(u8, u32, NodeId, Failure)>,
 }
 
+/// How a job ended, in a list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Ending {
+    /// Every task succeeded.
+    Completed,
+    /// A task failed for good.
+    Failed,
+    /// Somebody who may cancelled it.
+    Cancelled,
+}
+
+/// An ended job in a list: kept beside its facts, so that nobody opens these to list it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobRow {
+    /// Its name.
+    pub name: String,
+    /// `batch` or `map_reduce`.
+    pub kind: String,
+    /// How it ended; `None` only of a job of which too few facts are here to tell.
+    pub ending: Option<Ending>,
+    /// Finished tasks and all tasks.
+    pub tasks: (u64, u64),
+    /// Who submitted it.
+    pub submitter: NodeId,
+    /// When, unix ms.
+    pub submitted_ms: u64,
+}
+
+/// The row of a job in a list.
+#[must_use]
+pub fn row_of(state: &JobState) -> JobRow {
+    let spec = &state.spec;
+    let done = state.accepted.iter().map(sinew_crdt_state::intervals::IntervalMap::count).sum();
+    let ending = state.outcome().map(|outcome| match outcome {
+        Outcome::Completed => Ending::Completed,
+        Outcome::Failed { .. } => Ending::Failed,
+        Outcome::Cancelled => Ending::Cancelled,
+    });
+    JobRow {
+        name: spec.name.clone(),
+        kind: kind(spec).to_owned(),
+        ending,
+        tasks: (done, spec.phases().iter().map(|tasks| u64::from(*tasks)).sum()),
+        submitter: spec.submitter,
+        submitted_ms: spec.submitted_ms,
+    }
+}
+
 impl JobView {
     /// Whether the job has ended and nothing about its result will change: a verdict alone may yet be overruled, as when its
     /// brain was cut off before a majority had it. The seal comes after that.

@@ -313,7 +313,7 @@ impl Image {
                 Record::Fact { id, envelope } => {
                     self.facts.entry(envelope.entry).or_default().insert(id, envelope);
                 }
-                Record::Sealed { job, entry } => {
+                Record::Sealed { job, entry, .. } => {
                     self.sealed.insert(job, entry);
                 }
                 Record::Forget { job, owner, mark } => {

@@ -8,12 +8,15 @@ use sinew_crdt_state::fact::{Fact, Outcome, Statement};
 use sinew_crdt_state::ids::JobId;
 use sinew_crdt_state::state::{Event, JobState, Status, timeline};
 use sinew_mesh::{LaneStatus, MeshStatus, Transport};
-use sinew_scheduler::view::{JobView, from_state};
+use sinew_scheduler::view::{Ending, JobRow, JobView, from_state};
 
 use super::{ApiError, FramesView, JobLine, PeerView, StatusView, TrafficView};
 use crate::daemon::Shared;
 use crate::engine::Gone;
 use crate::storage::StorageError;
+
+/// Jobs that a part of an id may name before somebody is asked for more of it: the count is only for people.
+const FOUND_MAX: usize = 100;
 
 impl From<Gone> for ApiError {
     fn from(gone: Gone) -> Self {
@@ -146,25 +149,24 @@ pub(super) async fn find_job(shared: &Shared, text: &str) -> Result<JobId, ApiEr
     if text.is_empty() {
         return Err(ApiError::invalid("no job was named: give an id from `sinew jobs`"));
     }
-    let mut ids = known_jobs(shared).await?;
-    ids.retain(|id| id.to_string().starts_with(text));
-    match &ids[..] {
-        [id] => Ok(*id),
-        [] => Err(ApiError::invalid(format!("no job `{text}` is known here: see `sinew jobs`"))),
-        several => {
-            Err(ApiError::invalid(format!("`{text}` is the beginning of {} jobs: give more of the id", several.len())))
+    let begins = text.to_owned();
+    let live = move |core: &sinew_scheduler::core::Core| {
+        let ids = core.ledger().iter_live().map(|(id, _)| *id);
+        ids.filter(|id| id.to_string().starts_with(&begins)).collect::<std::collections::BTreeSet<JobId>>()
+    };
+    let mut ids = shared.engine.look(live).await?;
+    let (ledger, text) = (shared.ledger.clone(), text.to_owned());
+    let (ended, text) =
+        tokio::task::spawn_blocking(move || (ledger.find(&text, FOUND_MAX), text)).await.map_err(|_| Gone)?;
+    ids.extend(ended?);
+    match ids.len() {
+        0 => Err(ApiError::invalid(format!("no job `{text}` is known here: see `sinew jobs`"))),
+        1 => Ok(ids.into_iter().next().expect("there is one")),
+        count => {
+            let several = if count >= FOUND_MAX { "many".to_owned() } else { count.to_string() };
+            Err(ApiError::invalid(format!("`{text}` is the beginning of {several} jobs: give more of the id")))
         }
     }
-}
-
-async fn known_jobs(shared: &Shared) -> Result<Vec<JobId>, ApiError> {
-    let mut ids: Vec<JobId> = shared.engine.look(|core| core.ledger().iter_live().map(|(id, _)| *id).collect()).await?;
-    let ledger = shared.ledger.clone();
-    let ended = tokio::task::spawn_blocking(move || ledger.ended_jobs()).await;
-    ids.extend(ended.map_err(|_| ApiError::from(Gone))??);
-    ids.sort_unstable();
-    ids.dedup();
-    Ok(ids)
 }
 
 /// A job in full, with its history.
@@ -210,21 +212,34 @@ pub(super) async fn jobs(shared: &Arc<Shared>, limit: usize) -> Result<Vec<JobLi
         .look(|core| core.ledger().iter_live().map(|(id, live)| line(&from_state(*id, &live.state))).collect())
         .await?;
     let known: std::collections::BTreeSet<JobId> = lines.iter().map(|l| l.id).collect();
-    for id in known_jobs(shared).await?.into_iter().filter(|id| !known.contains(id)) {
-        if let Some((view, _)) = stored_job(shared, id).await? {
-            lines.push(line(&view));
-        }
-    }
+    // Jobs that are over between the two looks are in both.
+    let (ledger, wanted) = (shared.ledger.clone(), limit.saturating_add(lines.len()));
+    let ended = tokio::task::spawn_blocking(move || ledger.ended(wanted)).await.map_err(|_| Gone)?;
+    lines.extend(ended?.into_iter().filter(|(id, _)| !known.contains(id)).map(|(id, row)| ended_line(id, row)));
     lines.sort_by_key(|l| std::cmp::Reverse((l.submitted_ms, l.id)));
     lines.truncate(limit);
     Ok(lines)
 }
 
+fn ended_line(id: JobId, row: JobRow) -> JobLine {
+    let JobRow { name, kind, ending, tasks, submitter, submitted_ms } = row;
+    let status = ending.map_or("sealed", ended_status).to_owned();
+    JobLine { id, name, kind, status, tasks, submitter, submitted_ms }
+}
+
+const fn ended_status(ending: Ending) -> &'static str {
+    match ending {
+        Ending::Completed => "completed, sealed",
+        Ending::Failed => "failed, sealed",
+        Ending::Cancelled => "cancelled, sealed",
+    }
+}
+
 fn line(view: &JobView) -> JobLine {
     let status = match (&view.outcome, view.status) {
-        (Some(Outcome::Completed), Status::Sealed) => "completed, sealed".to_owned(),
-        (Some(Outcome::Failed { .. }), Status::Sealed) => "failed, sealed".to_owned(),
-        (Some(Outcome::Cancelled), Status::Sealed) => "cancelled, sealed".to_owned(),
+        (Some(Outcome::Completed), Status::Sealed) => ended_status(Ending::Completed).to_owned(),
+        (Some(Outcome::Failed { .. }), Status::Sealed) => ended_status(Ending::Failed).to_owned(),
+        (Some(Outcome::Cancelled), Status::Sealed) => ended_status(Ending::Cancelled).to_owned(),
         (_, status) => {
             serde_json::to_value(status).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
         }

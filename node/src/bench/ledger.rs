@@ -13,7 +13,7 @@ use sinew_crdt_state::spec::{Batch, Builtin, JobSpec, Limits, Program, Resources
 
 use super::meter::rss_bytes;
 
-pub(super) const MESH: MeshId = MeshId([7; 32]);
+pub(crate) const MESH: MeshId = MeshId([7; 32]);
 /// Facts of one job from submit to seal, as a single task leaves them.
 const FACTS_PER_JOB: u32 = 8;
 /// Facts signed together: what a busy brain's flush holds.
@@ -51,7 +51,7 @@ fn spec(identity: &Identity, serial: u64) -> SignedSpec {
 }
 
 /// The facts of one whole job.
-pub(super) fn facts_of(identity: &Identity, serial: u64) -> (JobId, Vec<(JobId, Statement)>) {
+pub(crate) fn facts_of(identity: &Identity, serial: u64) -> (JobId, Vec<(JobId, Statement)>) {
     let signed = spec(identity, serial);
     let job = signed.id();
     let fence = Fence { term: 1, epoch: 1 };

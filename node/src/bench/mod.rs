@@ -5,8 +5,9 @@ mod blobs;
 mod compare;
 mod counts;
 mod gossip;
+mod history;
 mod idle;
-mod ledger;
+pub(crate) mod ledger;
 mod meter;
 mod python;
 mod submit;
@@ -47,6 +48,7 @@ pub async fn run(args: BenchArgs, json: bool) -> anyhow::Result<u8> {
             submit::run(usize::from(nodes), submit::Load { jobs, at_once: u32::from(at_once), rate }).await?
         }
         BenchArgs::Ledger { facts, jobs } => tokio::task::spawn_blocking(move || ledger::run(facts, jobs)).await??,
+        BenchArgs::History { jobs } => history::run(u64::from(jobs)).await?,
         BenchArgs::Blobs { size } => blobs::run(size).await?,
         BenchArgs::Gossip { nodes } => gossip::run(usize::from(nodes)).await?,
     };

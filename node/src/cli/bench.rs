@@ -85,6 +85,12 @@ pub enum BenchArgs {
         #[arg(long, value_name = "COUNT", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..))]
         jobs: u32,
     },
+    /// What a node with many ended jobs takes to start, to keep in memory, and to list
+    History {
+        /// How many jobs
+        #[arg(long, value_name = "COUNT", default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(5..))]
+        jobs: u32,
+    },
     /// Bytes a second from one blob store to another
     Blobs {
         /// How much

@@ -75,6 +75,7 @@ fn every_documented_line_reads() {
         "sinew bench tasks --nodes 3 --tasks 1000 --runner process -- echo hi",
         "sinew bench submit --jobs 10 --rate 5 --nodes 3 --at-once 8",
         "sinew bench ledger --facts 10 --jobs 2",
+        "sinew bench history --jobs 1000",
         "sinew bench blobs --size 1GiB",
         "sinew bench gossip --nodes 30",
         "sinew bench idle --seconds 5 --foreign 0",

@@ -1,0 +1,238 @@
+//! The ledger on disk: a journal that every record is synced into before it is acknowledged, and behind it one redb file, to
+//! which checkpoints bring what the journal holds.
+//!
+//! Records are written in the order the core hands them over. When the disk refuses, nothing is dropped: the writer says so,
+//! keeps everything, and tries on until the disk takes it. Why there are two: docs/decisions/018-a-journal-before-redb.md.
+
+mod archive;
+mod checkpoint;
+mod disk;
+mod journal;
+mod keeper;
+mod migrate;
+mod packed;
+mod reader;
+mod rows;
+mod state;
+mod table;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use redb::{Database, ReadableDatabase, ReadableTable};
+use sinew_crdt_state::cbor;
+use sinew_scheduler::io::{Record, Ticket};
+
+pub use archive::Archive;
+use checkpoint::{apply, begin};
+use disk::{Disk, RealDisk, Unsynced};
+pub use journal::JournalError;
+use journal::{Journal, Key, LEN_MIN, Replay};
+use keeper::{Keeper, open_database};
+pub use reader::StorageReader;
+use rows::{APPLIED, DISK, ENDED, HEADS, INDEX, JOURNAL_KEYS, MEMBERS, META, OWNERS, PIECES, SEGMENTS};
+use state::{Batch, Inner, State};
+use table::Table;
+use writer::Writer;
+
+/// Why the ledger could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StorageError {
+    /// It could not be opened.
+    #[error("cannot open the ledger {path}: {source}")]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: Box<redb::Error>,
+    },
+    /// It could not be read.
+    #[error("cannot read the ledger: {0}")]
+    Read(#[source] Box<redb::Error>),
+    /// The journal could not be read.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// A record is not what was written.
+    #[error("the ledger holds a damaged record: {0}")]
+    Damaged(#[from] cbor::DecodeError),
+    /// The file is being opened anew after an error, or is closed for good. Trying again may help.
+    #[error("the ledger's file is not open: the disk failed, or the node is ending")]
+    Closed,
+}
+
+fn read_error(e: impl Into<redb::Error>) -> StorageError {
+    StorageError::Read(Box::new(e.into()))
+}
+
+fn cannot_open(path: &Path, e: impl Into<redb::Error>) -> StorageError {
+    StorageError::Open { path: path.to_owned(), source: Box::new(e.into()) }
+}
+
+/// What the writer tells the daemon.
+#[derive(Debug)]
+pub enum StorageEvent {
+    /// These batches are on disk.
+    Persisted(Vec<Ticket>),
+    /// The disk refuses.
+    Failing(String),
+    /// The disk takes records again.
+    Recovered,
+}
+
+/// The ledger.
+#[derive(Debug)]
+pub struct Storage {
+    inner: Arc<Inner>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Storage {
+    /// Opens or creates the ledger, takes in what its journal holds, and starts its threads.
+    ///
+    /// # Errors
+    /// [`StorageError`].
+    pub fn open(path: &Path, events: impl Fn(StorageEvent) + Send + Sync + 'static) -> Result<Self, StorageError> {
+        Self::open_on(Arc::new(RealDisk), path, events)
+    }
+
+    fn open_on(
+        disk: Arc<dyn Disk>,
+        path: &Path,
+        events: impl Fn(StorageEvent) + Send + Sync + 'static,
+    ) -> Result<Self, StorageError> {
+        let unsynced = Unsynced::default();
+        let db = open_database(&*disk, path, &unsynced)?;
+        let key = set_up(&db).map_err(|e| cannot_open(path, e))?;
+        migrate::from_facts(&db).map_err(|e| cannot_open(path, e))?;
+        let journal = Journal::new(Arc::clone(&disk), path, key);
+        let replay = catch_up(&db, &journal, path)?;
+        let free = reuse(&journal, &replay, path)?;
+        let next_journal = free.iter().map(|file| file.number).chain(replay.files.last().copied()).max();
+        let next_journal = next_journal.map_or(0, |last| last + 1);
+        let state = State { db: Some(Arc::new(db)), free, next_journal, ..State::default() };
+        let inner = Arc::new(Inner::new(state, path.to_owned(), (disk, unsynced), journal, Box::new(events)));
+        let (writer, keeper) = (Writer::new(Arc::clone(&inner), replay.last), Keeper::new(Arc::clone(&inner)));
+        let mut storage = Self { inner, threads: Vec::new() };
+        storage.start("sinew-ledger", move || writer.run())?;
+        storage.start("sinew-keeper", move || keeper.run())?;
+        Ok(storage)
+    }
+
+    fn start(&mut self, name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), StorageError> {
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(run);
+        let thread = thread.map_err(|e| cannot_open(&self.inner.path, redb::StorageError::from(e)))?;
+        self.threads.push(thread);
+        Ok(())
+    }
+
+    /// Queues records.
+    pub fn persist(&self, ticket: Ticket, records: Vec<Record>, urgent: bool) {
+        let mut state = self.inner.lock();
+        let wakes = urgent || state.queue.is_empty();
+        state.queue.push_back(Batch::new(ticket, records, urgent));
+        drop(state);
+        if wakes {
+            self.inner.queued.notify_all();
+        }
+    }
+
+    /// A handle for reading, from any thread.
+    #[must_use]
+    pub fn reader(&self) -> StorageReader {
+        StorageReader { inner: Arc::clone(&self.inner) }
+    }
+
+    /// Writes what is queued, makes a last checkpoint, and ends the threads.
+    pub fn close(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        self.inner.lock().closed = true;
+        self.inner.queued.notify_all();
+        self.inner.moved.notify_all();
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+        // Readers may outlive the storage; the file is closed all the same.
+        let db = self.inner.lock().db.take();
+        drop(db);
+    }
+}
+
+impl Drop for Storage {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Draws the ledger's own numbers when it is new, and makes its tables: readers expect every one.
+fn set_up(db: &Database) -> Result<Key, redb::Error> {
+    let txn = begin(db)?;
+    let (key, is_new) = {
+        let mut meta = txn.open_table(META)?;
+        let mut is_new = false;
+        let mut number = |name: &str| -> Result<u64, redb::Error> {
+            if let Some(known) = meta.get(name)?.map(|v| v.value()) {
+                return Ok(known);
+            }
+            is_new = true;
+            let drawn = draw();
+            meta.insert(name, drawn)?;
+            Ok(drawn)
+        };
+        number(DISK)?;
+        (Key::new([number(JOURNAL_KEYS[0])?, number(JOURNAL_KEYS[1])?]), is_new)
+    };
+    if !is_new {
+        txn.abort()?;
+        return Ok(key);
+    }
+    txn.open_table(PIECES)?;
+    txn.open_table(SEGMENTS)?;
+    txn.open_table(INDEX)?;
+    txn.open_table(HEADS)?;
+    txn.open_table(ENDED)?;
+    txn.open_table(OWNERS)?;
+    txn.open_table(MEMBERS)?;
+    txn.commit()?;
+    Ok(key)
+}
+
+/// A number that no other disk has.
+fn draw() -> u64 {
+    use rand::TryRng;
+    // Without a generator the time does: two disks of one node are never new in the same microsecond.
+    rand::rngs::SysRng.try_next_u64().unwrap_or_else(|_| crate::clock::unix_us())
+}
+
+/// Brings what the journal holds into the file.
+fn catch_up(db: &Database, journal: &Journal, path: &Path) -> Result<Replay, StorageError> {
+    let applied = (|| {
+        let txn = db.begin_read()?;
+        Ok(txn.open_table(META)?.get(APPLIED)?.map_or(0, |v| v.value()))
+    })();
+    let applied = applied.map_err(|e: redb::Error| cannot_open(path, e))?;
+    let replay = journal.replay(applied)?;
+    if !replay.groups.is_empty() {
+        let mut table = Table::default();
+        for group in &replay.groups {
+            packed::unpack_records(group)?.into_iter().for_each(|record| table.add(record));
+        }
+        apply(db, &table, replay.last).map_err(|e| cannot_open(path, e))?;
+        tracing::info!(groups = replay.groups.len(), "took in the ledger's journal");
+    }
+    Ok(replay)
+}
+
+/// The first journal, ready to be written over; the others are deleted. All that they hold is in the file.
+fn reuse(journal: &Journal, replay: &Replay, path: &Path) -> Result<Vec<journal::JournalFile>, StorageError> {
+    let first = replay.files.first().copied().unwrap_or(0);
+    replay.files.iter().skip(1).for_each(|number| journal.remove(*number));
+    let file = journal.prepare(first, LEN_MIN);
+    Ok(vec![file.map_err(|e| cannot_open(path, redb::StorageError::from(e)))?])
+}

@@ -1,0 +1,207 @@
+//! What the ledger's threads and readers share: what waits for the disk, what a checkpoint has yet to take, and the open file.
+//!
+//! Readers look through all of it, so they see what was handed over before, on disk or not, and never make anybody wait for a
+//! sync. Nothing is acknowledged from here: that is the writer's, after its sync.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use redb::Database;
+use sinew_crdt_state::ids::JobId;
+use sinew_scheduler::io::{Record, Ticket};
+
+use super::StorageEvent;
+use super::disk::{Disk, Unsynced};
+use super::journal::{Journal, JournalFile, LEN_MAX, LEN_MIN};
+use super::table::{Change, Table, job_of};
+
+/// A journal that fills up sooner than this is made longer: it has more to do than its length was meant for.
+const GROW_WITHIN: Duration = Duration::from_secs(60);
+
+/// Records that were handed over together.
+#[derive(Debug)]
+pub(super) struct Batch {
+    pub(super) ticket: Ticket,
+    pub(super) records: Vec<Record>,
+    pub(super) urgent: bool,
+    pub(super) since: Instant,
+}
+
+/// Changes that a checkpoint is to take, and the journal that holds them until then.
+#[derive(Debug)]
+pub(super) struct Frozen {
+    pub(super) table: Arc<Table>,
+    /// The last group among them.
+    pub(super) group: u64,
+    /// The journal's number.
+    pub(super) number: u32,
+    /// The journal, unless it failed: then it is not used again.
+    pub(super) file: Option<JournalFile>,
+}
+
+/// Everything that is shared.
+#[derive(Debug, Default)]
+pub(super) struct State {
+    /// Not taken by the writer yet, oldest first.
+    pub(super) queue: VecDeque<Batch>,
+    /// What the writer is putting into the journal.
+    pub(super) group: Arc<Vec<Batch>>,
+    /// In the journal, since the last checkpoint began.
+    pub(super) active: Table,
+    /// In the journal, for checkpoints to take, oldest first.
+    pub(super) frozen: VecDeque<Frozen>,
+    /// Journals that may be written over.
+    pub(super) free: Vec<JournalFile>,
+    /// The length that journals should have.
+    pub(super) journal_len: u64,
+    /// When a journal was last full.
+    pub(super) filled: Option<Instant>,
+    /// The number of the next new journal.
+    pub(super) next_journal: u32,
+    /// The ledger's file; not there while it is opened anew after an error, and when all is over.
+    pub(super) db: Option<Arc<Database>>,
+    /// Nothing more will be queued.
+    pub(super) closed: bool,
+    /// The writer has ended: what is frozen now is all there will be.
+    pub(super) written: bool,
+    /// A reader met an error after which the file has to be opened anew.
+    pub(super) reopen: bool,
+}
+
+impl State {
+    /// Calls `look` with every table, oldest first.
+    pub(super) fn tables(&self) -> impl Iterator<Item = &Table> {
+        self.frozen.iter().map(|frozen| &*frozen.table).chain([&self.active])
+    }
+
+    /// Records that are not in a table yet, oldest first.
+    pub(super) fn untabled(&self) -> impl Iterator<Item = &Record> {
+        self.group.iter().chain(&self.queue).flat_map(|batch| &batch.records)
+    }
+
+    /// What happened to a job that is not in the file, or may not be, in order.
+    pub(super) fn changes(&self, job: &JobId) -> Vec<Change> {
+        let mut changes: Vec<Change> = self.tables().filter_map(|table| table.jobs.get(job)).cloned().collect();
+        let mut last = Change::default();
+        for record in self.untabled().filter(|record| job_of(record) == Some(*job)) {
+            last.add(record.clone());
+        }
+        changes.push(last);
+        changes
+    }
+
+    /// A journal is full: says so, for the length of the next ones.
+    pub(super) fn note_full(&mut self) {
+        let now = Instant::now();
+        if self.filled.replace(now).is_some_and(|last| now - last < GROW_WITHIN) {
+            self.journal_len = (self.journal_len * 2).min(LEN_MAX);
+        }
+    }
+}
+
+/// What is wrong, by who found it.
+#[derive(Debug, Default)]
+struct Health {
+    writer: Option<String>,
+    checkpoint: Option<String>,
+    told: bool,
+}
+
+/// Who says what is wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    /// The writer of the journal.
+    Writer,
+    /// The checkpoints.
+    Checkpoint,
+}
+
+/// The state, and the means that all its users need.
+pub(super) struct Inner {
+    state: Mutex<State>,
+    /// Something came into the queue, or it was closed.
+    pub(super) queued: Condvar,
+    /// Something was frozen, freed or ended.
+    pub(super) moved: Condvar,
+    health: Mutex<Health>,
+    pub(super) disk: Arc<dyn Disk>,
+    /// Of the ledger's file.
+    pub(super) unsynced: Unsynced,
+    pub(super) path: PathBuf,
+    pub(super) journal: Journal,
+    events: Box<dyn Fn(StorageEvent) + Send + Sync>,
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inner").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    pub(super) fn new(
+        state: State,
+        path: PathBuf,
+        (disk, unsynced): (Arc<dyn Disk>, Unsynced),
+        journal: Journal,
+        events: Box<dyn Fn(StorageEvent) + Send + Sync>,
+    ) -> Self {
+        let state = State { journal_len: LEN_MIN, ..state };
+        Self {
+            state: Mutex::new(state),
+            queued: Condvar::new(),
+            moved: Condvar::new(),
+            health: Mutex::default(),
+            disk,
+            unsynced,
+            path,
+            journal,
+            events,
+        }
+    }
+
+    /// The state. A thread that panicked with it in its hands left it whole: every change is one step.
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for `condvar`, for `wait` at most.
+    pub(super) fn wait<'a>(
+        condvar: &Condvar,
+        state: MutexGuard<'a, State>,
+        wait: Option<Duration>,
+    ) -> MutexGuard<'a, State> {
+        match wait {
+            Some(wait) => condvar.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0,
+            None => condvar.wait(state).unwrap_or_else(PoisonError::into_inner),
+        }
+    }
+
+    /// Tells the daemon.
+    pub(super) fn tell(&self, event: StorageEvent) {
+        (self.events)(event);
+    }
+
+    /// Notes what is wrong with a part, or that it works; tells the daemon when the disk as a whole became bad or good.
+    pub(super) fn note(&self, part: Part, problem: Option<String>) {
+        let mut health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
+        match part {
+            Part::Writer => health.writer = problem,
+            Part::Checkpoint => health.checkpoint = problem,
+        }
+        let now = health.writer.clone().or_else(|| health.checkpoint.clone());
+        match now {
+            Some(problem) if !health.told => {
+                health.told = true;
+                self.tell(StorageEvent::Failing(problem));
+            }
+            None if health.told => {
+                health.told = false;
+                self.tell(StorageEvent::Recovered);
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! A disk in memory for tests: it counts, fails on demand, and loses what was not synced when the power goes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use rand::RngExt as _;
+use rand_chacha::ChaCha8Rng;
+
+use crate::storage::disk::{Disk, DiskFile};
+
+const PAGE: usize = 4096;
+
+#[derive(Debug, Default)]
+struct File {
+    /// What reads show.
+    cached: Vec<u8>,
+    /// What the platter has.
+    platter: Vec<u8>,
+    dirty: BTreeSet<usize>,
+    locked: bool,
+}
+
+/// What the disk does from its next change on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Mood {
+    #[default]
+    Good,
+    /// Writes and syncs fail. A sync that fails takes its pages for clean, as Linux does.
+    Failing,
+    /// Only syncs fail.
+    SyncsFailing,
+    /// The power is off: nothing works, nothing changes.
+    Off,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Books {
+    files: BTreeMap<PathBuf, Arc<Mutex<File>>>,
+    pub(super) mood: Mood,
+    /// The power goes after so many changes.
+    pub(super) off_in: Option<u64>,
+    pub(super) written: u64,
+    pub(super) syncs: u64,
+    pub(super) failures: u64,
+    pub(super) changes: u64,
+    pub(super) room: Option<u64>,
+}
+
+impl Books {
+    /// The length of a file, 0 of one that is not there.
+    pub(super) fn len_of(&self, path: &Path) -> u64 {
+        self.files.get(path).map_or(0, |file| file.lock().expect("file").cached.len() as u64)
+    }
+}
+
+/// The disk. Clones are the same disk.
+#[derive(Debug, Clone, Default)]
+pub(super) struct SimDisk(Arc<Mutex<Books>>);
+
+#[derive(Debug)]
+struct Handle {
+    disk: SimDisk,
+    file: Arc<Mutex<File>>,
+    locks: Mutex<bool>,
+}
+
+fn broken(what: &str) -> io::Error {
+    io::Error::other(format!("the test's disk fails: {what}"))
+}
+
+impl SimDisk {
+    pub(super) fn books(&self) -> MutexGuard<'_, Books> {
+        self.0.lock().expect("books")
+    }
+
+    /// Counts a change; says how it goes.
+    fn change(&self) -> io::Result<Mood> {
+        let mut books = self.books();
+        books.changes += 1;
+        if let Some(left) = &mut books.off_in {
+            *left = left.saturating_sub(1);
+            if *left == 0 {
+                books.mood = Mood::Off;
+                books.off_in = None;
+            }
+        }
+        if matches!(books.mood, Mood::Off) {
+            return Err(broken("it is off"));
+        }
+        Ok(books.mood)
+    }
+
+    fn failed(&self, what: &str) -> io::Error {
+        self.books().failures += 1;
+        broken(what)
+    }
+
+    /// Power off and on again: pages that were not synced may be there, may not, or in part.
+    pub(super) fn power_cycle(&self, rng: &mut ChaCha8Rng) {
+        let mut books = self.books();
+        books.mood = Mood::Good;
+        books.off_in = None;
+        for file in books.files.values() {
+            let mut file = file.lock().expect("file");
+            let File { cached, platter, dirty, locked } = &mut *file;
+            *locked = false;
+            for page in std::mem::take(dirty) {
+                let whole = PAGE.min(cached.len().saturating_sub(page * PAGE));
+                let kept = match rng.random_range(0..3) {
+                    0 => 0,
+                    1 => whole,
+                    _ => rng.random_range(0..=whole),
+                };
+                put(platter, page * PAGE, &cached[page * PAGE..page * PAGE + kept]);
+            }
+            cached.clone_from(platter);
+        }
+    }
+
+    /// The bytes of a file, to be looked at or spoiled.
+    pub(super) fn edit(&self, path: &Path, edit: impl FnOnce(&mut Vec<u8>)) {
+        let file = Arc::clone(&self.books().files[path]);
+        let mut file = file.lock().expect("file");
+        edit(&mut file.platter);
+        file.cached = file.platter.clone();
+        file.dirty.clear();
+    }
+
+    pub(super) fn paths(&self) -> Vec<PathBuf> {
+        self.books().files.keys().cloned().collect()
+    }
+}
+
+fn put(bytes: &mut Vec<u8>, at: usize, new: &[u8]) {
+    if bytes.len() < at + new.len() {
+        bytes.resize(at + new.len(), 0);
+    }
+    bytes[at..at + new.len()].copy_from_slice(new);
+}
+
+impl Disk for SimDisk {
+    fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        if self.books().mood == Mood::Off {
+            return Err(broken("it is off"));
+        }
+        let file = Arc::clone(self.books().files.entry(path.to_owned()).or_default());
+        Ok(Box::new(Handle { disk: self.clone(), file, locks: Mutex::new(false) }))
+    }
+
+    fn list(&self, _: &Path) -> io::Result<Vec<PathBuf>> {
+        Ok(self.paths())
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.change()?;
+        self.books().files.remove(path);
+        Ok(())
+    }
+
+    fn sync_dir(&self, _: &Path) -> io::Result<()> {
+        self.change().map(|_| ())
+    }
+
+    fn room(&self, _: &Path) -> u64 {
+        self.books().room.unwrap_or(u64::MAX)
+    }
+}
+
+impl DiskFile for Handle {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.file.lock().expect("file").cached.len() as u64)
+    }
+
+    fn read_at(&self, at: u64, buffer: &mut [u8]) -> io::Result<()> {
+        if self.disk.books().mood == Mood::Off {
+            return Err(broken("it is off"));
+        }
+        let at = usize::try_from(at).expect("small");
+        let file = self.file.lock().expect("file");
+        let bytes = file.cached.get(at..at + buffer.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
+        buffer.copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn write_at(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        let mood = self.disk.change()?;
+        let at = usize::try_from(at).expect("small");
+        // A write that fails may have got somewhere.
+        let taken = if mood == Mood::Failing { &bytes[..bytes.len() / 2] } else { bytes };
+        {
+            let mut file = self.file.lock().expect("file");
+            put(&mut file.cached, at, taken);
+            file.dirty.extend(at / PAGE..(at + taken.len()).div_ceil(PAGE));
+        }
+        if mood == Mood::Failing {
+            return Err(self.disk.failed("a write"));
+        }
+        self.disk.books().written += bytes.len() as u64;
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        if self.disk.change()? == Mood::Failing {
+            return Err(self.disk.failed("a change of length"));
+        }
+        let len = usize::try_from(len).expect("small");
+        let mut file = self.file.lock().expect("file");
+        file.cached.resize(len, 0);
+        file.platter.resize(len, 0);
+        file.dirty.retain(|page| page * PAGE < len);
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        let mood = self.disk.change()?;
+        let mut file = self.file.lock().expect("file");
+        let File { cached, platter, dirty, .. } = &mut *file;
+        let lost = std::mem::take(dirty);
+        if mood != Mood::Good {
+            drop(file);
+            return Err(self.disk.failed("a sync"));
+        }
+        for page in lost {
+            let end = ((page + 1) * PAGE).min(cached.len());
+            put(platter, page * PAGE, &cached[page * PAGE..end]);
+        }
+        drop(file);
+        self.disk.books().syncs += 1;
+        Ok(())
+    }
+
+    fn lock(&self) -> io::Result<()> {
+        let mut file = self.file.lock().expect("file");
+        if std::mem::replace(&mut file.locked, true) {
+            return Err(broken("it is locked"));
+        }
+        *self.locks.lock().expect("mine") = true;
+        Ok(())
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        if *self.locks.lock().expect("mine") {
+            self.file.lock().expect("file").locked = false;
+        }
+    }
+}
