@@ -68,12 +68,12 @@ pub struct JobSpec {
 
 /// The kinds of work.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[expect(clippy::large_enum_variant, reason = "one for each job, most of them shared")]
+#[expect(clippy::large_enum_variant, reason = "nearly all are batches")]
 pub enum Work {
     /// `tasks` independent runs of one program.
     Batch(Batch),
-    /// A map-reduce round.
-    MapReduce(MapReduce),
+    /// A map-reduce round. Boxed: twice as large as a batch, of which there are thousands.
+    MapReduce(Box<MapReduce>),
 }
 
 /// Independent runs of one program, numbered from 0 (`SINEW_TASK`).

@@ -207,7 +207,7 @@ impl Plan {
                 gather: None,
                 outputs: Vec::new(),
             }),
-            Shape::Round { chunks, partitions } => Work::MapReduce(MapReduce {
+            Shape::Round { chunks, partitions } => Work::MapReduce(Box::new(MapReduce {
                 chunk_table: self.blob(name, "table", 0, 0),
                 chunks,
                 inputs: vec![self.blob(name, "input", 0, 0)],
@@ -217,7 +217,7 @@ impl Plan {
                 partitions,
                 files: Vec::new(),
                 env: BTreeMap::new(),
-            }),
+            })),
         };
         NewJob {
             name: name.to_owned(),

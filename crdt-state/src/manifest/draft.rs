@@ -277,7 +277,7 @@ impl DraftRound {
     #[must_use]
     pub fn resolve(&self, env: BTreeMap<String, String>, round: RoundInputs, files: Vec<InputFile>) -> Work {
         let (map, combine, reduce) = round.programs;
-        Work::MapReduce(MapReduce {
+        Work::MapReduce(Box::new(MapReduce {
             chunk_table: round.chunk_table,
             chunks: round.chunks,
             inputs: round.inputs,
@@ -287,7 +287,7 @@ impl DraftRound {
             partitions: self.partitions,
             files,
             env,
-        })
+        }))
     }
 }
 

@@ -133,7 +133,7 @@ impl Brain {
             stage,
             adoption: None,
             answer: None,
-            quorum: Quorum::new(job, term, spec.brain_set.clone()),
+            quorum: Quorum::new(job, term, Arc::clone(&spec)),
             phase: 0,
             total: 0,
             pending: VecDeque::new(),

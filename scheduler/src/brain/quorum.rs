@@ -1,10 +1,12 @@
 //! The brain set of one job as its brain sees it: which facts a majority has on disk, and who can be reached.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use sinew_crdt_state::envelope::Envelope;
 use sinew_crdt_state::ids::{FactId, JobId, NodeId};
 use sinew_crdt_state::planted::{Bug, planted};
+use sinew_crdt_state::spec::JobSpec;
 
 use crate::config::{FACTS_BYTES_MAX, IN_CHARGE_FOR, RESEND_EVERY};
 use crate::ctx::{After, Ctx};
@@ -15,7 +17,7 @@ use crate::wire::Message;
 pub(super) struct Quorum {
     job: JobId,
     term: u32,
-    members: Vec<NodeId>,
+    spec: Arc<JobSpec>,
     /// Facts that must become final, with the members that have them on disk.
     pending: BTreeMap<FactId, BTreeSet<NodeId>>,
     /// Facts to send with the next replication, for the stewards' knowledge only.
@@ -27,11 +29,11 @@ pub(super) struct Quorum {
 }
 
 impl Quorum {
-    pub(super) fn new(job: JobId, term: u32, members: Vec<NodeId>) -> Self {
+    pub(super) fn new(job: JobId, term: u32, spec: Arc<JobSpec>) -> Self {
         Self {
             job,
             term,
-            members,
+            spec,
             pending: BTreeMap::new(),
             riding: Vec::new(),
             fresh: Vec::new(),
@@ -41,11 +43,11 @@ impl Quorum {
     }
 
     fn majority(&self) -> usize {
-        self.members.len() / 2 + 1
+        self.spec.brain_set.len() / 2 + 1
     }
 
     fn others(&self, ctx: &Ctx) -> Vec<NodeId> {
-        self.members.iter().copied().filter(|n| *n != ctx.own).collect()
+        self.spec.brain_set.iter().copied().filter(|n| *n != ctx.own).collect()
     }
 
     /// Wants these own facts on a majority's disks; they go out at the next flush.
@@ -64,7 +66,7 @@ impl Quorum {
 
     /// Notes what a member has on disk and returns what became final by it.
     pub(super) fn stored(&mut self, node: NodeId, ids: &[FactId]) -> Vec<FactId> {
-        if !self.members.contains(&node) {
+        if !self.spec.brain_set.contains(&node) {
             return Vec::new();
         }
         let majority = if planted(Bug::QuorumOfOne) { 1 } else { self.majority() };
@@ -76,6 +78,10 @@ impl Quorum {
                 self.pending.remove(id);
                 finals.push(*id);
             }
+        }
+        if self.pending.is_empty() {
+            // An emptied tree keeps a node, of which thousands of waiting jobs would each have one.
+            self.pending = BTreeMap::new();
         }
         finals
     }
@@ -104,7 +110,7 @@ impl Quorum {
         let near = |t: Time| t >= since && ctx.now.at - t <= IN_CHARGE_FOR;
         let contact = |n: &NodeId| ctx.peers.set_contact(*n, &live.state);
         let near = |n: &NodeId| *n == ctx.own || contact(n).is_some_and(|t| near(t) && self.vouches(*n, t));
-        self.members.iter().filter(|n| near(n)).count() >= self.majority()
+        self.spec.brain_set.iter().filter(|n| near(n)).count() >= self.majority()
     }
 
     /// Sends what is new, with whatever rides along.
@@ -112,7 +118,7 @@ impl Quorum {
         if self.fresh.is_empty() {
             return;
         }
-        self.fresh.clear();
+        self.fresh = Vec::new();
         let mut ids = std::mem::take(&mut self.riding);
         ids.extend(self.pending.keys().copied());
         ids.sort_unstable();
