@@ -1,9 +1,9 @@
 //! A node's disk: what was synced stays, what was not is lost in a crash, in the order of writing.
 //!
-//! redb promises that a commit is there whole or not at all: a commit's root page carries a checksum, and after a crash the
-//! last root that checks out counts. So a batch of records that was under way is lost whole, and so is everything behind
+//! The daemon's journal promises that a group of records is there whole or not at all: its frame carries a checksum, and groups
+//! count only in order. So a batch of records that was under way is lost whole, and so is everything behind
 //! it. A disk that acknowledges what it only holds in its cache breaks the promise of durability, not that of wholeness. That
-//! a batch is *partly* there must not happen with redb; it can be had all the same, to see what would depend on it.
+//! a batch is *partly* there must not happen with it; it can be had all the same, to see what would depend on it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -35,7 +35,7 @@ pub struct DiskSetup {
     pub fsync_us: Distribution,
     /// Records that it has room for; then it is full. `None` for no limit.
     pub room: Option<u64>,
-    /// Whether a crash can leave part of a batch. redb promises that it does not.
+    /// Whether a crash can leave part of a batch. The daemon's ledger promises that it does not.
     pub tears: bool,
     /// Whether it acknowledges what it holds in a cache only, and loses that in a crash.
     pub lies: bool,

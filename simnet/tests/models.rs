@@ -264,7 +264,7 @@ fn acknowledged_writes_that_a_crash_takes() {
     assert!(lost > 10, "{lost}");
 }
 
-/// Worse than redb: a batch is partly there after a crash.
+/// Worse than the ledger's journal: a batch is partly there after a crash.
 #[test]
 fn torn_batches_do_no_harm() {
     let mut torn = 0;

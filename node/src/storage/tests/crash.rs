@@ -12,12 +12,14 @@ use super::Rig;
 use super::disk::{Mood, SimDisk};
 use super::jobs::{Oracle, nodes, sealed, sign, usual};
 
+/// A job under way: its serial, its facts, and how many of them were told.
+type UnderWay = (u64, JobId, Vec<(FactId, Envelope)>, usize);
+
 /// Makes records as cores do, of many jobs at once.
 struct Source {
     rng: ChaCha8Rng,
     serial: u64,
-    /// Jobs under way: serial, the facts still to come, those that came.
-    live: Vec<(u64, JobId, Vec<(FactId, Envelope)>, usize)>,
+    live: Vec<UnderWay>,
     sealed: Vec<(u64, JobId)>,
     mark: OwnerMark,
 }
