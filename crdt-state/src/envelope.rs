@@ -78,9 +78,9 @@ pub struct VerifiedRoots {
     before: BTreeMap<(Digest, NodeId), Signature>,
 }
 
-/// Facts of a batch come to a node one by one, with the jobs that they belong to: over some seconds of a busy mesh, in
-/// which each member signs a few hundred batches a second. A root costs some 200 bytes.
-const ROOTS_LEN_MAX: usize = 1_024;
+/// Facts of a batch come to a node one by one, with the jobs that they belong to: over some tenths of a second of a busy
+/// mesh, in which each member signs a few hundred batches a second. A root costs some 200 bytes.
+const ROOTS_LEN_MAX: usize = 256;
 
 /// Signs `statements` as one batch.
 ///
