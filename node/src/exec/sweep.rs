@@ -11,7 +11,7 @@
 //! rights to enter a foreign process namespace and leaves an orphan there.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{LazyLock, Mutex, MutexGuard, Once, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -112,6 +112,15 @@ struct Look {
     candidates: Vec<i32>,
 }
 
+/// Whether processes of ours may run that are no descendants of this one.
+static ELSEWHERE: AtomicBool = AtomicBool::new(false);
+
+/// Says whether processes of ours may run that are no descendants of this one: those of containers whose engine is gone, which
+/// nobody else would end. As long as they may, every sweep looks at all processes of the machine.
+pub(super) fn look_elsewhere(may_run: bool) {
+    ELSEWHERE.store(may_run, Ordering::Relaxed);
+}
+
 impl Look {
     fn everywhere() -> Self {
         let mut candidates = procfs::pids();
@@ -136,7 +145,8 @@ impl Look {
 
     fn at(target: Target<'_>) -> Self {
         match target {
-            Target::Strays(_) | Target::Run(..) => Self::below(),
+            Target::Strays(_) | Target::Run(..) if !ELSEWHERE.load(Ordering::Relaxed) => Self::below(),
+            Target::Strays(_) | Target::Run(..) => Self::everywhere(),
             // Their daemon is gone, and they went to another process with it; or it goes now, and nothing may stay.
             Target::All(_) | Target::Earlier(_) => Self::everywhere(),
         }

@@ -170,8 +170,15 @@ impl Inner {
         });
         let mut state = lock(&self.state);
         match (&state.engine, &looked) {
-            (Err(_), Ok((engine, _))) => tracing::info!(socket = %engine.socket.display(), "containers can be run"),
-            (Ok(_), Err(why)) => tracing::warn!(%why, "containers cannot be run any more"),
+            (Err(_), Ok((engine, _))) => {
+                tracing::info!(socket = %engine.socket.display(), "containers can be run");
+                // It removes its containers by their labels.
+                sweep::look_elsewhere(false);
+            }
+            (Ok(_), Err(why)) => {
+                tracing::warn!(%why, "containers cannot be run any more");
+                self.mind_orphans();
+            }
             _ => {}
         }
         if let Ok((_, true)) = looked {
@@ -185,6 +192,14 @@ impl Inner {
         if !engine.answers().await {
             let why = format!("no Docker engine answers at {} any more", engine.socket.display());
             lock(&self.state).engine = Err(why);
+            self.mind_orphans();
+        }
+    }
+
+    /// The engine is gone. What ran in it may run on, and is no descendant of this process.
+    fn mind_orphans(&self) {
+        if !lock(&self.live).is_empty() || self.litter.load(Ordering::Relaxed) {
+            sweep::look_elsewhere(true);
         }
     }
 
