@@ -36,8 +36,10 @@ pub(super) trait DiskFile: Debug + Send + Sync + 'static {
     fn set_len(&self, len: u64) -> io::Result<()>;
     /// Waits until everything written is on the platter (fdatasync).
     fn sync(&self) -> io::Result<()>;
-    /// Locks it for this process, as long as it is open.
+    /// Locks it for this process, until it is unlocked or closed.
     fn lock(&self) -> io::Result<()>;
+    /// Unlocks it.
+    fn unlock(&self) -> io::Result<()>;
 }
 
 /// The machine's own files.
@@ -94,6 +96,10 @@ impl DiskFile for File {
             TryLockError::Error(error) => error,
         })
     }
+
+    fn unlock(&self) -> io::Result<()> {
+        Self::unlock(self)
+    }
 }
 
 /// What was written to redb's file since its last sync that went well.
@@ -148,6 +154,11 @@ impl redb::StorageBackend for Backend {
         self.file.sync()?;
         self.unsynced().clear();
         Ok(())
+    }
+
+    // A reader's transaction may keep the file open a moment longer; whoever opens it anew need not wait for that.
+    fn close(&self) -> io::Result<()> {
+        self.file.unlock()
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {

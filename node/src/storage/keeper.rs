@@ -4,7 +4,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use redb::Database;
 
@@ -72,7 +72,11 @@ impl Keeper {
                     self.inner.note(Part::Checkpoint, None);
                     self.give_back();
                 }
-                Ok(()) => self.reopen(),
+                Ok(()) => {
+                    if !self.reopen() && !self.wait_to_retry() {
+                        return;
+                    }
+                }
                 Err(error) => {
                     self.inner.note(Part::Checkpoint, Some(error.to_string()));
                     if !matches!(error, KeepError::Full { .. }) {
@@ -156,8 +160,9 @@ impl Keeper {
         }
     }
 
-    /// After an error redb refuses everything until it is opened anew. Until then readers are told so.
-    fn reopen(&self) {
+    /// After an error redb refuses everything until it is opened anew. Until then readers are told so. `false` when it has to
+    /// be tried again.
+    fn reopen(&self) -> bool {
         let old = self.inner.lock().db.take();
         if let Some(old) = old.map(|db| Arc::downgrade(&db)) {
             // The old handle holds the file's lock.
@@ -165,19 +170,29 @@ impl Keeper {
                 std::thread::sleep(LET_GO);
             }
         }
-        match open_database(&*self.inner.disk, &self.inner.path, &self.inner.unsynced) {
-            Ok(db) => self.inner.lock().db = Some(Arc::new(db)),
-            Err(error) => tracing::error!(%error, "cannot open the ledger anew"),
+        let opened = open_database(&*self.inner.disk, &self.inner.path, &self.inner.unsynced);
+        let mut state = self.inner.lock();
+        match opened {
+            Ok(db) => state.db = Some(Arc::new(db)),
+            Err(error) => {
+                tracing::error!(%error, "cannot open the ledger anew");
+                state.reopen = true;
+            }
         }
+        state.db.is_some()
     }
 
     /// Waits before the next try. `false` when the daemon ends.
     fn wait_to_retry(&self) -> bool {
-        let state = self.inner.lock();
-        if state.written {
-            return false;
+        let until = Instant::now() + RETRY;
+        let mut state = self.inner.lock();
+        while !state.written {
+            let wait = until.saturating_duration_since(Instant::now());
+            if wait.is_zero() {
+                return true;
+            }
+            state = Inner::wait(&self.inner.moved, state, Some(wait));
         }
-        let state = Inner::wait(&self.inner.queued, state, Some(RETRY));
-        !state.written
+        false
     }
 }

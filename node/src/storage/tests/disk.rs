@@ -239,12 +239,17 @@ impl DiskFile for Handle {
         *self.locks.lock().expect("mine") = true;
         Ok(())
     }
+
+    fn unlock(&self) -> io::Result<()> {
+        if std::mem::take(&mut *self.locks.lock().expect("mine")) {
+            self.file.lock().expect("file").locked = false;
+        }
+        Ok(())
+    }
 }
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        if *self.locks.lock().expect("mine") {
-            self.file.lock().expect("file").locked = false;
-        }
+        let _ = DiskFile::unlock(self);
     }
 }
