@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use redb::Database;
 
 use super::checkpoint::apply;
-use super::disk::{Backend, Disk, Unsynced};
+use super::disk::{Backend, Disk};
 use super::journal::JournalFile;
 use super::state::{Frozen, Inner, Part};
 use super::table::Table;
@@ -41,11 +41,10 @@ enum KeepError {
 }
 
 /// Opens or makes the ledger's file, and locks it.
-pub(super) fn open_database(disk: &dyn Disk, path: &Path, unsynced: &Unsynced) -> Result<Database, StorageError> {
+pub(super) fn open_database(disk: &dyn Disk, path: &Path) -> Result<Database, StorageError> {
     let file = disk.open(path).and_then(|file| file.lock().map(|()| file));
-    let file = file.and_then(|file| Backend::open(file, unsynced));
     let file = file.map_err(|e| cannot_open(path, redb::StorageError::from(e)))?;
-    let opened = redb::Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(file);
+    let opened = redb::Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(Backend(file));
     opened.map_err(|e| cannot_open(path, e))
 }
 
@@ -170,7 +169,7 @@ impl Keeper {
                 std::thread::sleep(LET_GO);
             }
         }
-        let opened = open_database(&*self.inner.disk, &self.inner.path, &self.inner.unsynced);
+        let opened = open_database(&*self.inner.disk, &self.inner.path);
         let mut state = self.inner.lock();
         match opened {
             Ok(db) => state.db = Some(Arc::new(db)),
