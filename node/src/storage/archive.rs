@@ -9,7 +9,7 @@ use sinew_crdt_state::ledger::OwnerMark;
 use sinew_scheduler::view::JobRow;
 
 use super::checkpoint::{begin, fill};
-use super::disk::{RealDisk, Unsynced};
+use super::disk::RealDisk;
 use super::keeper::open_database;
 use super::table::{Change, Table};
 use super::{StorageError, cannot_open, set_up};
@@ -32,7 +32,7 @@ impl Archive {
     /// # Errors
     /// [`StorageError`].
     pub fn open(path: &Path, owner: NodeId) -> Result<Self, StorageError> {
-        let db = open_database(&RealDisk, path, &Unsynced::default())?;
+        let db = open_database(&RealDisk, path)?;
         set_up(&db).map_err(|e| cannot_open(path, e))?;
         Ok(Self { db, owner, mark: OwnerMark::default(), table: Table::default() })
     }

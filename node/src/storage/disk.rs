@@ -8,7 +8,6 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Where the ledger's files are.
 pub(super) trait Disk: Debug + Send + Sync + 'static {
@@ -36,8 +35,10 @@ pub(super) trait DiskFile: Debug + Send + Sync + 'static {
     fn set_len(&self, len: u64) -> io::Result<()>;
     /// Waits until everything written is on the platter (fdatasync).
     fn sync(&self) -> io::Result<()>;
-    /// Locks it for this process, as long as it is open.
+    /// Locks it for this process, until it is unlocked or closed.
     fn lock(&self) -> io::Result<()>;
+    /// Unlocks it.
+    fn unlock(&self) -> io::Result<()>;
 }
 
 /// The machine's own files.
@@ -94,64 +95,43 @@ impl DiskFile for File {
             TryLockError::Error(error) => error,
         })
     }
-}
 
-/// What was written to redb's file since its last sync that went well.
-pub(super) type Unsynced = Arc<Mutex<Vec<(u64, Vec<u8>)>>>;
+    fn unlock(&self) -> io::Result<()> {
+        Self::unlock(self)
+    }
+}
 
 /// redb's file, over the same operations.
 ///
-/// After a sync that failed the kernel may take lost pages for clean, and show them until the power goes: another sync would find
-/// nothing to do. So what was written is kept until a sync went well, and written again before the file is used again.
+/// After a sync that failed the kernel may take lost pages for clean, and show them until the power goes. redb refuses everything
+/// after an error, and is opened anew. Its commits are all in two phases here: pages that the first sync lost belong to no root
+/// that counts, and the next commit writes its own; of the second sync only the header depends, which every commit writes.
 #[derive(Debug)]
-pub(super) struct Backend {
-    file: Box<dyn DiskFile>,
-    unsynced: Unsynced,
-}
-
-impl Backend {
-    /// Over a file of which `unsynced` was written before, as far as anybody knows.
-    pub(super) fn open(file: Box<dyn DiskFile>, unsynced: &Unsynced) -> io::Result<Self> {
-        let mut writes = unsynced.lock().unwrap_or_else(PoisonError::into_inner);
-        if !writes.is_empty() {
-            for (at, bytes) in &*writes {
-                file.write_at(*at, bytes)?;
-            }
-            file.sync()?;
-            writes.clear();
-        }
-        Ok(Self { file, unsynced: Arc::clone(unsynced) })
-    }
-
-    fn unsynced(&self) -> MutexGuard<'_, Vec<(u64, Vec<u8>)>> {
-        self.unsynced.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
+pub(super) struct Backend(pub(super) Box<dyn DiskFile>);
 
 impl redb::StorageBackend for Backend {
     fn len(&self) -> io::Result<u64> {
-        self.file.len()
+        self.0.len()
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.file.read_at(offset, out)
+        self.0.read_at(offset, out)
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.file.set_len(len)?;
-        // What was cut off must not come back.
-        self.unsynced().retain(|(at, bytes)| at + bytes.len() as u64 <= len);
-        Ok(())
+        self.0.set_len(len)
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.file.sync()?;
-        self.unsynced().clear();
-        Ok(())
+        self.0.sync()
+    }
+
+    // A reader's transaction may keep the file open a moment longer; whoever opens it anew need not wait for that.
+    fn close(&self) -> io::Result<()> {
+        self.0.unlock()
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.unsynced().push((offset, data.to_vec()));
-        self.file.write_at(offset, data)
+        self.0.write_at(offset, data)
     }
 }

@@ -4,12 +4,12 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use redb::Database;
 
 use super::checkpoint::apply;
-use super::disk::{Backend, Disk, Unsynced};
+use super::disk::{Backend, Disk};
 use super::journal::JournalFile;
 use super::state::{Frozen, Inner, Part};
 use super::table::Table;
@@ -41,11 +41,10 @@ enum KeepError {
 }
 
 /// Opens or makes the ledger's file, and locks it.
-pub(super) fn open_database(disk: &dyn Disk, path: &Path, unsynced: &Unsynced) -> Result<Database, StorageError> {
+pub(super) fn open_database(disk: &dyn Disk, path: &Path) -> Result<Database, StorageError> {
     let file = disk.open(path).and_then(|file| file.lock().map(|()| file));
-    let file = file.and_then(|file| Backend::open(file, unsynced));
     let file = file.map_err(|e| cannot_open(path, redb::StorageError::from(e)))?;
-    let opened = redb::Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(file);
+    let opened = redb::Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(Backend(file));
     opened.map_err(|e| cannot_open(path, e))
 }
 
@@ -72,7 +71,11 @@ impl Keeper {
                     self.inner.note(Part::Checkpoint, None);
                     self.give_back();
                 }
-                Ok(()) => self.reopen(),
+                Ok(()) => {
+                    if !self.reopen() && !self.wait_to_retry() {
+                        return;
+                    }
+                }
                 Err(error) => {
                     self.inner.note(Part::Checkpoint, Some(error.to_string()));
                     if !matches!(error, KeepError::Full { .. }) {
@@ -156,8 +159,9 @@ impl Keeper {
         }
     }
 
-    /// After an error redb refuses everything until it is opened anew. Until then readers are told so.
-    fn reopen(&self) {
+    /// After an error redb refuses everything until it is opened anew. Until then readers are told so. `false` when it has to
+    /// be tried again.
+    fn reopen(&self) -> bool {
         let old = self.inner.lock().db.take();
         if let Some(old) = old.map(|db| Arc::downgrade(&db)) {
             // The old handle holds the file's lock.
@@ -165,19 +169,29 @@ impl Keeper {
                 std::thread::sleep(LET_GO);
             }
         }
-        match open_database(&*self.inner.disk, &self.inner.path, &self.inner.unsynced) {
-            Ok(db) => self.inner.lock().db = Some(Arc::new(db)),
-            Err(error) => tracing::error!(%error, "cannot open the ledger anew"),
+        let opened = open_database(&*self.inner.disk, &self.inner.path);
+        let mut state = self.inner.lock();
+        match opened {
+            Ok(db) => state.db = Some(Arc::new(db)),
+            Err(error) => {
+                tracing::error!(%error, "cannot open the ledger anew");
+                state.reopen = true;
+            }
         }
+        state.db.is_some()
     }
 
     /// Waits before the next try. `false` when the daemon ends.
     fn wait_to_retry(&self) -> bool {
-        let state = self.inner.lock();
-        if state.written {
-            return false;
+        let until = Instant::now() + RETRY;
+        let mut state = self.inner.lock();
+        while !state.written {
+            let wait = until.saturating_duration_since(Instant::now());
+            if wait.is_zero() {
+                return true;
+            }
+            state = Inner::wait(&self.inner.moved, state, Some(wait));
         }
-        let state = Inner::wait(&self.inner.queued, state, Some(RETRY));
-        !state.written
+        false
     }
 }

@@ -29,7 +29,7 @@ use sinew_scheduler::io::{Record, Ticket};
 
 pub use archive::Archive;
 use checkpoint::{apply, begin};
-use disk::{Disk, RealDisk, Unsynced};
+use disk::{Disk, RealDisk};
 pub use journal::JournalError;
 use journal::{Journal, Key, LEN_MIN, Replay};
 use keeper::{Keeper, open_database};
@@ -104,8 +104,7 @@ impl Storage {
         path: &Path,
         events: impl Fn(StorageEvent) + Send + Sync + 'static,
     ) -> Result<Self, StorageError> {
-        let unsynced = Unsynced::default();
-        let db = open_database(&*disk, path, &unsynced)?;
+        let db = open_database(&*disk, path)?;
         let key = set_up(&db).map_err(|e| cannot_open(path, e))?;
         migrate::from_facts(&db).map_err(|e| cannot_open(path, e))?;
         let journal = Journal::new(Arc::clone(&disk), path, key);
@@ -114,7 +113,7 @@ impl Storage {
         let next_journal = free.iter().map(|file| file.number).chain(replay.files.last().copied()).max();
         let next_journal = next_journal.map_or(0, |last| last + 1);
         let state = State { db: Some(Arc::new(db)), free, next_journal, ..State::default() };
-        let inner = Arc::new(Inner::new(state, path.to_owned(), (disk, unsynced), journal, Box::new(events)));
+        let inner = Arc::new(Inner::new(state, path.to_owned(), disk, journal, Box::new(events)));
         let (writer, keeper) = (Writer::new(Arc::clone(&inner), replay.last), Keeper::new(Arc::clone(&inner)));
         let mut storage = Self { inner, threads: Vec::new() };
         storage.start("sinew-ledger", move || writer.run())?;

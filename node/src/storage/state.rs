@@ -13,7 +13,7 @@ use sinew_crdt_state::ids::JobId;
 use sinew_scheduler::io::{Record, Ticket};
 
 use super::StorageEvent;
-use super::disk::{Disk, Unsynced};
+use super::disk::Disk;
 use super::journal::{Journal, JournalFile, LEN_MAX, LEN_MIN};
 use super::table::{Change, Table, job_of};
 
@@ -127,8 +127,6 @@ pub(super) struct Inner {
     pub(super) moved: Condvar,
     health: Mutex<Health>,
     pub(super) disk: Arc<dyn Disk>,
-    /// Of the ledger's file.
-    pub(super) unsynced: Unsynced,
     pub(super) path: PathBuf,
     pub(super) journal: Journal,
     events: Box<dyn Fn(StorageEvent) + Send + Sync>,
@@ -144,7 +142,7 @@ impl Inner {
     pub(super) fn new(
         state: State,
         path: PathBuf,
-        (disk, unsynced): (Arc<dyn Disk>, Unsynced),
+        disk: Arc<dyn Disk>,
         journal: Journal,
         events: Box<dyn Fn(StorageEvent) + Send + Sync>,
     ) -> Self {
@@ -155,7 +153,6 @@ impl Inner {
             moved: Condvar::new(),
             health: Mutex::default(),
             disk,
-            unsynced,
             path,
             journal,
             events,

@@ -8,9 +8,13 @@ use sinew_crdt_state::ids::{FactId, JobId};
 use sinew_crdt_state::ledger::OwnerMark;
 use sinew_scheduler::io::{Record, Ticket};
 
-use super::Rig;
 use super::disk::{Mood, SimDisk};
 use super::jobs::{Oracle, nodes, sealed, sign, usual};
+use super::{LEDGER, Rig};
+use crate::storage::checkpoint::apply;
+use crate::storage::keeper::open_database;
+use crate::storage::set_up;
+use crate::storage::table::Table;
 
 /// A job under way: its serial, its facts, and how many of them were told.
 type UnderWay = (u64, JobId, Vec<(FactId, Envelope)>, usize);
@@ -181,4 +185,47 @@ proptest! {
         prop_assert_eq!(last.differs_from(&reader, &stored), None);
         rig.storage.close();
     }
+}
+
+/// One sync of a checkpoint fails and loses its pages, each in turn; the file is opened anew and the checkpoint made again. Then the
+/// power goes.
+#[test]
+fn a_checkpoint_whose_sync_failed_is_made_again_for_good() {
+    let mut failed = 0;
+    for bad in 1..4 {
+        let disk = SimDisk::default();
+        let mut source = Source::new(bad);
+        let mut oracle = Oracle::default();
+        let mut tables: Vec<Table> = Vec::new();
+        for _ in 0..4 {
+            let mut table = Table::default();
+            for record in (0..20).flat_map(|_| source.batch()) {
+                oracle.add(&record);
+                table.add(record);
+            }
+            tables.push(table);
+        }
+        let open = || open_database(&disk, LEDGER.as_ref()).expect("a ledger");
+        let mut db = open();
+        set_up(&db).expect("it is set up");
+        for (group, table) in (1..).zip(&tables) {
+            disk.books().bad_sync_in = (group == 3).then_some(bad);
+            while let Err(error) = apply(&db, table, group) {
+                failed += 1;
+                assert!(failed < 10, "{error}");
+                drop(db);
+                db = open();
+            }
+        }
+        // As after a kill: nothing is closed in good order.
+        disk.books().mood = Mood::Off;
+        drop(db);
+        disk.power_cycle(&mut source.rng);
+        let rig = Rig::open(&disk).expect("a ledger");
+        let reader = rig.storage.reader();
+        let (stored, ..) = reader.load().expect("it loads");
+        assert_eq!(oracle.differs_from(&reader, &stored), None, "sync {bad}");
+        rig.storage.close();
+    }
+    assert_eq!(failed, 2, "a commit has two syncs, and both failed once");
 }

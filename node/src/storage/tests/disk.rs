@@ -41,6 +41,8 @@ pub(super) struct Books {
     pub(super) mood: Mood,
     /// The power goes after so many changes.
     pub(super) off_in: Option<u64>,
+    /// This many syncs from now one fails, and loses its pages.
+    pub(super) bad_sync_in: Option<u64>,
     pub(super) written: u64,
     pub(super) syncs: u64,
     pub(super) failures: u64,
@@ -49,6 +51,12 @@ pub(super) struct Books {
 }
 
 impl Books {
+    fn is_bad_sync(&mut self) -> bool {
+        let left = self.bad_sync_in.map(|left| left - 1);
+        self.bad_sync_in = left.filter(|left| *left > 0);
+        left == Some(0)
+    }
+
     /// The length of a file, 0 of one that is not there.
     pub(super) fn len_of(&self, path: &Path) -> u64 {
         self.files.get(path).map_or(0, |file| file.lock().expect("file").cached.len() as u64)
@@ -214,7 +222,10 @@ impl DiskFile for Handle {
     }
 
     fn sync(&self) -> io::Result<()> {
-        let mood = self.disk.change()?;
+        let mut mood = self.disk.change()?;
+        if self.disk.books().is_bad_sync() {
+            mood = Mood::SyncsFailing;
+        }
         let mut file = self.file.lock().expect("file");
         let File { cached, platter, dirty, .. } = &mut *file;
         let lost = std::mem::take(dirty);
@@ -239,12 +250,17 @@ impl DiskFile for Handle {
         *self.locks.lock().expect("mine") = true;
         Ok(())
     }
+
+    fn unlock(&self) -> io::Result<()> {
+        if std::mem::take(&mut *self.locks.lock().expect("mine")) {
+            self.file.lock().expect("file").locked = false;
+        }
+        Ok(())
+    }
 }
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        if *self.locks.lock().expect("mine") {
-            self.file.lock().expect("file").locked = false;
-        }
+        let _ = DiskFile::unlock(self);
     }
 }
