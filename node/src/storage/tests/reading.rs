@@ -52,7 +52,9 @@ fn reading_costs_no_sync() {
     for _ in 0..100 {
         assert!(!rig.storage.reader().entry(&job).expect("it reads").is_empty());
     }
-    assert_eq!(disk.books().changes, before);
+    // The other thread may still be getting the next journal ready: that is a few changes, not one a read.
+    let changes = disk.books().changes - before;
+    assert!(changes < 20, "{changes} changes to the disk by 100 reads");
     rig.storage.close();
 }
 
