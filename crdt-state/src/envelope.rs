@@ -70,8 +70,8 @@ pub struct Opened {
     pub statement: Statement,
 }
 
-/// Roots that verified lately, so that a batch costs one signature check. Holds a fixed number: those of the last
-/// [`ROOTS_LEN_MAX`] checks, and up to as many from before.
+/// Roots that verified lately, so that a batch costs one signature check. Holds those of the last few hundred checks, and up
+/// to as many from before.
 #[derive(Debug, Default)]
 pub struct VerifiedRoots {
     recent: BTreeMap<(Digest, NodeId), Signature>,
