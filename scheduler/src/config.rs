@@ -142,8 +142,8 @@ pub const WANT_MAX: usize = 512;
 /// See [`WANT_MAX`].
 pub const FACTS_BYTES_MAX: usize = 1 << 20;
 
-/// With more open jobs than this a node's inputs are collected for [`PACE`] before they are answered. With fewer nobody would
-/// be served better: what comes in then is mostly the answer to what just went out.
+/// With more open jobs than this a busy node's inputs are collected for [`PACE`] before they are answered. With fewer nobody
+/// would be served better: what comes in then is mostly the answer to what just went out.
 pub const PACE_JOBS: usize = 8;
 /// One signature, one write and one frame to each peer stand for all that a node says at once, and each of its peers checks
 /// that signature. Two milliseconds are some three jobs of sixty-four under way; a job takes eight turns, so that it ends

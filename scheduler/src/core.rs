@@ -19,6 +19,7 @@ use crate::ctx::{After, Ctx, Setup};
 use crate::io::{Effect, FetchId, Input, Note, Record, Request};
 use crate::members;
 use crate::membership::{Membership, MembershipConfig, MembershipEffect, NodeState};
+use crate::pace::Pace;
 use crate::peers::Peers;
 use crate::restore::Restore;
 use crate::steward::Stewards;
@@ -91,6 +92,7 @@ pub struct Core {
     rests_until: Option<Time>,
     /// Sealed in this batch: dropped from memory once their last facts are signed and on their way.
     dehydrate: Vec<JobId>,
+    pace: Pace,
 }
 
 impl Core {
@@ -117,6 +119,7 @@ impl Core {
             serial_last: 0,
             rests_until: None,
             dehydrate: Vec::new(),
+            pace: Pace::default(),
         };
         core.ctx.peers.up(own, roles, now.at);
         let card = core.card();
@@ -185,6 +188,7 @@ impl Core {
     /// Handles one input at `now`. Call [`Self::flush`] after a batch.
     pub fn handle(&mut self, now: Now, input: Input) {
         self.ctx.now = now;
+        self.pace.count(now.at);
         if stirs(&input) {
             self.rests_until = None;
         }
@@ -282,7 +286,8 @@ impl Core {
     /// as a few large ones.
     #[must_use]
     pub fn pace(&self) -> Span {
-        if self.ctx.ledger.live_count() > PACE_JOBS { PACE } else { Span::ms(0) }
+        let collects = self.pace.is_busy() && self.ctx.ledger.live_count() > PACE_JOBS;
+        if collects { PACE } else { Span::ms(0) }
     }
 
     /// When anything but the failure detector is due.

@@ -12,6 +12,7 @@ pub mod io;
 pub mod kind;
 mod members;
 pub mod membership;
+mod pace;
 pub mod peers;
 pub mod resources;
 mod restore;

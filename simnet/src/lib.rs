@@ -7,6 +7,7 @@
 
 mod attack;
 mod audit;
+mod batch;
 mod books;
 mod busy;
 mod check;

@@ -82,6 +82,8 @@ pub(crate) struct Node {
     pub(crate) disk_at: Option<Time>,
     /// What reached it while it stands still.
     pub(crate) frozen: Option<crate::pause::Frozen>,
+    /// Inputs that its core has handled but not answered yet.
+    pub(crate) batch: crate::batch::Batch,
     /// How often its core asked to be called of late.
     pub(crate) busy: crate::busy::Busy,
     /// The write that it crashes at.
@@ -109,6 +111,7 @@ impl Node {
             fetches: BTreeMap::new(),
             disk_at: None,
             frozen: None,
+            batch: crate::batch::Batch::default(),
             busy: crate::busy::Busy::default(),
             crash_at: None,
         }

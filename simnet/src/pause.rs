@@ -100,7 +100,7 @@ impl World {
             Event::Frame { to, .. } => to.node,
             Event::Model(Model::Gossip { to, .. } | Model::Control { to, .. }) => to.node,
             Event::Model(Model::Beat(life) | Model::Improve(life) | Model::Dialled { from: life, .. }) => life.node,
-            Event::Tick(life) | Event::Disk(life) => life.node,
+            Event::Tick(life) | Event::Disk(life) | Event::Flush(life) => life.node,
             Event::TaskEnd { life, .. } | Event::Fetched { life, .. } => life.node,
             Event::Loaded { life, .. } | Event::Closed { life, .. } => life.node,
             Event::Connect { a, b } => *if self.nodes[*a].frozen.is_some() { a } else { b },

@@ -48,6 +48,8 @@ pub(crate) enum Event {
     Tick(Life),
     /// The disk finished a write.
     Disk(Life),
+    /// A busy core has collected inputs for long enough.
+    Flush(Life),
     /// A task's time is up.
     TaskEnd { life: Life, run: RunId },
     /// A fetch ends.

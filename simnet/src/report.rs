@@ -10,6 +10,8 @@ use crate::traffic::Traffic;
 pub struct Counters {
     /// Events handled.
     pub events: u64,
+    /// Times that a busy core collected inputs before it answered.
+    pub batches: u64,
     /// Frames sent.
     pub frames: u64,
     /// Bytes of frames.

@@ -187,6 +187,7 @@ impl World {
             config: n.config.clone(),
         };
         n.core = Some(Core::new(setup, n.disk.stored(), now));
+        n.batch = crate::batch::Batch::default();
         self.input(node, Input::Tick);
     }
 
@@ -277,6 +278,7 @@ impl World {
                     self.disk_synced(life.node);
                 }
             }
+            Event::Flush(life) => self.flush_due(life),
             Event::Connect { a, b } => self.try_connect(a, b),
             Event::Closed { life, peer } => self.closed(life, peer),
             Event::Model(event) => self.model(event),
@@ -291,36 +293,6 @@ impl World {
         self.roll.is_current(life) && self.nodes[life.node].is_up()
     }
 
-    pub(crate) fn input(&mut self, node: Index, input: Input) {
-        let asked_for = matches!(input, Input::Tick);
-        self.feed(node, [input], asked_for);
-    }
-
-    pub(crate) fn inputs(&mut self, node: Index, inputs: impl IntoIterator<Item = Input>) {
-        self.feed(node, inputs, false);
-    }
-
-    /// Calls the core, because it asked to be called or for another reason.
-    fn feed(&mut self, node: Index, inputs: impl IntoIterator<Item = Input>, asked_for: bool) {
-        let now = self.clock(node);
-        if let Some(frozen) = &mut self.nodes[node].frozen {
-            return frozen.keep(inputs);
-        }
-        if self.nodes[node].core.is_some() {
-            self.calls(node, asked_for);
-        }
-        let Some(core) = &mut self.nodes[node].core else { return };
-        for input in inputs {
-            core.handle(now, input);
-        }
-        core.flush(now);
-        self.calling = None;
-        while let Some(effect) = self.nodes[node].core.as_mut().and_then(Core::poll_effect) {
-            self.effect(node, effect);
-        }
-        self.schedule_tick(node);
-    }
-
     pub(crate) fn schedule_tick(&mut self, node: Index) {
         let n = &self.nodes[node];
         let Some(core) = &n.core else { return };
@@ -332,7 +304,7 @@ impl World {
         }
     }
 
-    fn effect(&mut self, node: Index, effect: Effect) {
+    pub(crate) fn effect(&mut self, node: Index, effect: Effect) {
         match effect {
             Effect::Send { to, class, messages } => {
                 if let Some(to) = self.index_of(to) {
