@@ -106,11 +106,22 @@ const IDLE: &[Spec] = &[
 ];
 const WAITING: &[Spec] = &[
     spec("waiting_cpu_percent_per_daemon", "daemon while jobs wait, floor idle", "% of a core", Lower, Clock)
-        .floor("floor_idle_cpu_percent_per_daemon"),
-    spec("waiting_rss_mb_max", "its memory, floor idle", "MB", Lower, Clock).floor("floor_idle_rss_mb_max"),
+        .floor("floor_idle_cpu_percent_per_daemon")
+        .target(Of(1.0)),
+    spec("waiting_rss_mb_max", "its memory, floor idle", "MB", Lower, Clock)
+        .floor("floor_idle_rss_mb_max")
+        .target(Of(100.0)),
+    spec("drained_per_s", "the queue drains, floor unqueued", "jobs/s", Higher, Clock).floor("floor_unqueued_per_s"),
 ];
-/// Of `bench history`, where the program has it. Its figures go here.
-const HISTORY: &[Spec] = &[];
+const HISTORY: &[Spec] = &[
+    spec("list_of_5_p50_ms", "`jobs -n 5`", "ms", Lower, Clock).target(Of(15.0)),
+    spec("start_ms", "start, floor without jobs", "ms", Lower, Clock).floor("start_empty_ms").target(Of(500.0)),
+    spec("start_after_kill_ms", "start after a kill, floor without jobs", "ms", Lower, Clock)
+        .floor("start_empty_ms")
+        .target(Of(500.0)),
+    spec("rss_bytes", "memory, floor without jobs", "B", Lower, Clock).floor("rss_empty_bytes").target(Ratio(1.1)),
+    spec("ledger_bytes_per_job", "kept per job", "B", Lower, Count).target(Of(4_096.0)),
+];
 
 /// Jobs under way at once.
 const AT_ONCE: [u16; 3] = [1, 8, 64];
@@ -132,13 +143,13 @@ pub(super) fn all(quick: bool) -> Vec<Step> {
     let facts = format!("ledger --facts {} --jobs {}", pick(100_000, 800), pick(300_000, 1_000));
     let gossip = if quick { "gossip --nodes 3" } else { "gossip --nodes 30" };
     let idle = format!("idle --seconds {} --foreign {}", pick(60, 1), pick(2_000, 5));
-    let waiting = format!("waiting --nodes 3 --jobs {} --seconds {}", pick(1_000, 10), pick(20, 1));
+    let waiting = format!("waiting --nodes 3 --jobs {} --seconds {}", pick(20_000, 10), pick(20, 1));
     steps.push(step("ledger", &facts, LEDGER));
     steps.push(step("blobs", if quick { "blobs --size 1MiB" } else { "blobs --size 1GiB" }, BLOBS));
     steps.push(step("gossip", gossip, GOSSIP));
     steps.push(step("idle", &idle, IDLE));
     steps.push(step("waiting", &waiting, WAITING));
-    let history = step("history", &format!("history --jobs {}", pick(10_000, 20)), HISTORY);
+    let history = step("history", &format!("history --jobs {}", pick(1_000_000, 20)), HISTORY);
     steps.push(Step { optional: true, ..history });
     steps
 }
