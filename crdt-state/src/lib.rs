@@ -18,6 +18,7 @@ pub mod ledger;
 pub mod manifest;
 pub mod network;
 pub mod object;
+pub mod pack;
 pub mod planted;
 pub mod program;
 pub mod reconcile;

@@ -6,6 +6,7 @@ use std::io;
 use libp2p::Multiaddr;
 use serde::{Deserialize, Serialize};
 use sinew_crdt_state::certificate::{CredentialError, TicketError};
+use sinew_crdt_state::pack::UnpackError;
 
 use crate::join::JoinRefusal;
 use crate::wire::WireError;
@@ -92,7 +93,7 @@ pub enum RefusalKind {
     NoHello,
     /// It does not speak our protocols: some other libp2p program.
     Stranger,
-    /// Its membership message was not readable.
+    /// Its membership message or a packed frame was not readable.
     Malformed,
     /// It speaks another version.
     Version,
@@ -204,6 +205,9 @@ pub enum Refusal {
         /// The limit.
         max: usize,
     },
+    /// It sent a packed frame that does not unpack.
+    #[error("it sent a packed frame that is damaged: {0}")]
+    FrameDamaged(UnpackError),
     /// It opened more streams than anyone needs.
     #[error("it opened too many streams")]
     TooManyStreams,
@@ -240,7 +244,7 @@ impl Refusal {
         match self {
             Self::NoHello => RefusalKind::NoHello,
             Self::Stranger => RefusalKind::Stranger,
-            Self::Malformed(_) => RefusalKind::Malformed,
+            Self::Malformed(_) | Self::FrameDamaged(_) => RefusalKind::Malformed,
             Self::Version { .. } => RefusalKind::Version,
             Self::Credential(error) => match error {
                 CredentialError::Length(_) => RefusalKind::ChainLength,

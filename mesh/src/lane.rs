@@ -9,6 +9,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use futures::{AsyncWrite, AsyncWriteExt};
 use libp2p::{PeerId, Stream};
 use sinew_crdt_state::ids::NodeId;
+use sinew_crdt_state::pack::{UnpackError, pack, unpack};
 use tokio::io::AsyncReadExt;
 use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 use tokio_util::compat::FuturesAsyncReadCompatExt;
@@ -18,7 +19,9 @@ use crate::error::SendError;
 use crate::event::{EventSink, FrameClass};
 use crate::status::LaneStatus;
 use crate::streams::StreamError;
-use crate::wire::{BULK, CONTROL, HEADER_LEN, WireError, frame_len, header};
+use crate::wire::{
+    BULK, BULK_PACKED, CONTROL, HEADER_LEN, WireError, frame_len, header, packed_header, take_packed_mark,
+};
 
 /// Frames queued per peer and class. At 10,000 control frames a second, a tenth of a second of patience.
 const QUEUE_LEN_MAX: usize = 1_024;
@@ -126,9 +129,11 @@ impl Lane {
 pub(crate) async fn write(link: std::sync::Arc<Link>, class: FrameClass, driver: mpsc::Sender<Internal>) {
     let lane = link.lane(class);
     let mut waiting = lane.waiting.lock().await;
+    let mut packs = class == FrameClass::Bulk;
     loop {
         let protocol = match class {
             FrameClass::Control => CONTROL,
+            FrameClass::Bulk if packs => BULK_PACKED,
             FrameClass::Bulk => BULK,
         };
         let (reply, opened) = oneshot::channel();
@@ -136,12 +141,16 @@ pub(crate) async fn write(link: std::sync::Arc<Link>, class: FrameClass, driver:
             return;
         }
         match opened.await {
-            Ok(Ok(mut stream)) => match write_stream(lane, &mut waiting, &mut stream).await {
+            Ok(Ok(mut stream)) => match write_stream(lane, &mut waiting, packs, &mut stream).await {
                 Ok(()) => {
                     let _ = stream.close().await;
                 }
                 Err(error) => tracing::debug!(peer = %link.node.short(), ?class, %error, "a stream broke"),
             },
+            Ok(Err(StreamError::Unsupported)) if packs => {
+                packs = false;
+                continue;
+            }
             Ok(Err(StreamError::Unsupported)) => tracing::debug!(peer = %link.node.short(), ?class, "not spoken"),
             Ok(Err(StreamError::Io(error))) => tracing::debug!(peer = %link.node.short(), ?class, %error, "no stream"),
             Err(_) => {}
@@ -151,7 +160,12 @@ pub(crate) async fn write(link: std::sync::Arc<Link>, class: FrameClass, driver:
 }
 
 /// Writes frames until the lane should move to another connection (`Ok`) or the stream breaks.
-async fn write_stream<S>(lane: &Lane, waiting: &mut mpsc::Receiver<Bytes>, stream: &mut S) -> io::Result<()>
+async fn write_stream<S>(
+    lane: &Lane,
+    waiting: &mut mpsc::Receiver<Bytes>,
+    packs: bool,
+    stream: &mut S,
+) -> io::Result<()>
 where
     S: AsyncWrite + Unpin,
 {
@@ -164,12 +178,18 @@ where
                 None => return Ok(()),
             },
         };
-        let (mut frames, mut bytes) = (0, 0);
+        let (mut frames, mut bytes, mut sent) = (0, 0, 0);
         let mut next = Some(first);
         let mut outcome = Ok(());
         while let Some(frame) = next {
             (frames, bytes) = (frames + 1, bytes + frame.len());
-            outcome = add(&mut batch, &frame, stream).await;
+            let packed = if packs { pack(&frame).map(Bytes::from) } else { None };
+            let (head, body) = match &packed {
+                Some(packed) => (packed_header(packed.len()), packed),
+                None => (header(frame.len()), &frame),
+            };
+            sent += body.len() as u64;
+            outcome = add(&mut batch, head, body, stream).await;
             next = if outcome.is_ok() { waiting.try_recv().ok() } else { None };
         }
         if outcome.is_ok() {
@@ -181,16 +201,19 @@ where
             return Err(error);
         }
         lane.sent.0.fetch_add(frames, Ordering::Relaxed);
-        lane.sent.1.fetch_add(bytes as u64, Ordering::Relaxed);
+        lane.sent.1.fetch_add(sent, Ordering::Relaxed);
     }
 }
 
-async fn add<S: AsyncWrite + Unpin>(batch: &mut BytesMut, frame: &Bytes, stream: &mut S) -> io::Result<()> {
+async fn add<S>(batch: &mut BytesMut, head: [u8; HEADER_LEN], frame: &Bytes, stream: &mut S) -> io::Result<()>
+where
+    S: AsyncWrite + Unpin,
+{
     if batch.len() + frame.len() > BATCH_LEN {
         stream.write_all(batch).await?;
         batch.clear();
     }
-    batch.put_slice(&header(frame.len()));
+    batch.put_slice(&head);
     if frame.len() <= COPY_LEN_MAX {
         batch.put_slice(frame);
         return Ok(());
@@ -223,18 +246,27 @@ pub(crate) enum ReadEnd {
         /// The limit.
         max: usize,
     },
+    /// A packed frame did not unpack.
+    Damaged(UnpackError),
 }
 
-/// Reads frames and hands them to the node, as fast as the node takes them.
-pub(crate) async fn read(stream: Stream, link: &Link, class: FrameClass, sink: EventSink, max: usize) -> ReadEnd {
+/// Reads frames, packed ones too where the stream `packs`, and hands them to the node, as fast as the node takes them.
+pub(crate) async fn read(
+    stream: Stream,
+    link: &Link,
+    class: FrameClass,
+    packs: bool,
+    sink: EventSink,
+    max: usize,
+) -> ReadEnd {
     let mut stream = stream.compat();
     let (lane, sink) = (link.lane(class), sink.frames(class).clone());
     let mut buf = BytesMut::new();
     loop {
-        match split_frame(&mut buf, max) {
-            Ok(Some(frame)) => {
+        match split_frame(&mut buf, packs, max) {
+            Ok(Some((frame, len))) => {
                 lane.received.0.fetch_add(1, Ordering::Relaxed);
-                lane.received.1.fetch_add(frame.len() as u64, Ordering::Relaxed);
+                lane.received.1.fetch_add(len as u64, Ordering::Relaxed);
                 if sink.put(link.node, class, frame).await.is_err() {
                     return ReadEnd::Closed;
                 }
@@ -242,6 +274,7 @@ pub(crate) async fn read(stream: Stream, link: &Link, class: FrameClass, sink: E
             }
             Ok(None) => {}
             Err(WireError::TooLong { len, max }) => return ReadEnd::TooLong { len, max },
+            Err(WireError::Damaged(error)) => return ReadEnd::Damaged(error),
             Err(_) => return ReadEnd::Closed,
         }
         if buf.is_empty() && buf.capacity() < HEADER_LEN {
@@ -258,17 +291,21 @@ pub(crate) async fn read(stream: Stream, link: &Link, class: FrameClass, sink: E
     }
 }
 
-/// Cuts the first complete frame off `buf`.
+/// Cuts the first complete frame off `buf`, and unpacks it where it is packed; with the bytes that it took on the way.
 ///
 /// # Errors
-/// [`WireError::TooLong`] when it announces more than `max` bytes.
-pub(crate) fn split_frame(buf: &mut BytesMut, max: usize) -> Result<Option<Bytes>, WireError> {
-    let Some(len) = frame_len(buf, max)? else { return Ok(None) };
+/// [`WireError::TooLong`] when it announces more than `max` bytes, packed or unpacked; [`WireError::Damaged`].
+fn split_frame(buf: &mut BytesMut, packs: bool, max: usize) -> Result<Option<(Bytes, usize)>, WireError> {
+    let Some(mut head) = buf.first_chunk::<HEADER_LEN>().copied() else { return Ok(None) };
+    let packed = packs && take_packed_mark(&mut head);
+    let Some(len) = frame_len(&head, max)? else { return Ok(None) };
     if buf.len() < HEADER_LEN + len {
         return Ok(None);
     }
     let mut frame = buf.split_to(HEADER_LEN + len).freeze();
-    Ok(Some(frame.split_off(HEADER_LEN)))
+    let frame = frame.split_off(HEADER_LEN);
+    let frame = if packed { Bytes::from(unpack(&frame, max)?) } else { frame };
+    Ok(Some((frame, len)))
 }
 
 #[cfg(test)]
@@ -285,7 +322,7 @@ mod tests {
         let (mut buf, mut lens) = (BytesMut::new(), Vec::new());
         for byte in wire {
             buf.put_u8(byte);
-            while let Some(frame) = split_frame(&mut buf, 300).expect("within the limit") {
+            while let Some((frame, _)) = split_frame(&mut buf, false, 300).expect("within the limit") {
                 lens.push(frame.len());
             }
         }
@@ -306,22 +343,45 @@ mod tests {
 
     #[tokio::test]
     async fn batches_read_back_as_they_were_sent() {
-        let lane = Lane::new();
-        let sent: Vec<_> = [3_usize, 20_000, 100_000, 0, 60_000, 15_000].map(|len| Bytes::from(vec![1; len])).to_vec();
-        for frame in &sent {
-            lane.push(frame.clone()).expect("room");
+        for packs in [false, true] {
+            let lane = Lane::new();
+            let sent: Vec<_> =
+                [3_usize, 20_000, 100_000, 0, 60_000, 15_000].map(|len| Bytes::from(vec![1; len])).to_vec();
+            for frame in &sent {
+                lane.push(frame.clone()).expect("room");
+            }
+            let mut out = futures::io::Cursor::new(Vec::new());
+            {
+                let mut waiting = lane.waiting.lock().await;
+                let write = write_stream(&lane, &mut waiting, packs, &mut out);
+                tokio::time::timeout(Duration::from_millis(200), write).await.expect_err("it waits for more");
+            }
+            let out = out.into_inner();
+            assert_eq!(
+                out.len() as u64,
+                lane.status().bytes_sent + 6 * HEADER_LEN as u64,
+                "bytes on the way are counted"
+            );
+            assert_eq!(out.len() < 2_000, packs, "{}", out.len());
+            let (mut buf, mut got) = (BytesMut::from(&out[..]), Vec::new());
+            while let Some((frame, _)) = split_frame(&mut buf, packs, 200_000).expect("within the limit") {
+                got.push(frame);
+            }
+            assert_eq!(got, sent);
+            assert_eq!(lane.queued_bytes.load(Ordering::Relaxed), 0);
         }
-        let mut out = futures::io::Cursor::new(Vec::new());
-        {
-            let mut waiting = lane.waiting.lock().await;
-            let write = write_stream(&lane, &mut waiting, &mut out);
-            tokio::time::timeout(Duration::from_millis(200), write).await.expect_err("it waits for more");
-        }
-        let (mut buf, mut got) = (BytesMut::from(&out.into_inner()[..]), Vec::new());
-        while let Some(frame) = split_frame(&mut buf, 200_000).expect("within the limit") {
-            got.push(frame);
-        }
-        assert_eq!(got, sent);
-        assert_eq!(lane.queued_bytes.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn packed_frames_are_bounded_and_checked() {
+        let packed = pack(&[1; 1_000]).expect("it repeats");
+        let wire = [&packed_header(packed.len())[..], &packed].concat();
+        let split = |wire: &[u8], packs, max| split_frame(&mut BytesMut::from(wire), packs, max);
+        assert_eq!(split(&wire, true, 1_000), Ok(Some((Bytes::from(vec![1; 1_000]), packed.len()))));
+        assert_eq!(split(&wire, true, 999), Err(WireError::TooLong { len: 1_000, max: 999 }));
+        assert!(matches!(split(&wire, false, 1_000), Err(WireError::TooLong { .. })), "the older protocol has no mark");
+        let mut cut = wire;
+        cut[3] -= 1;
+        assert_eq!(split(&cut, true, 1_000), Err(WireError::Damaged(UnpackError::Damaged)));
     }
 }

@@ -8,6 +8,7 @@ use libp2p::{Multiaddr, StreamProtocol};
 use serde::{Deserialize, Serialize};
 use sinew_crdt_state::cbor::{self, DecodeError};
 use sinew_crdt_state::certificate::{Credential, Ticket};
+use sinew_crdt_state::pack::UnpackError;
 
 use crate::config::ADDRS_PER_PEER_MAX;
 use crate::error::RefusalKind;
@@ -30,7 +31,9 @@ pub const HELLO: StreamProtocol = StreamProtocol::new("/sinew/hello/1");
 pub const JOIN: StreamProtocol = StreamProtocol::new("/sinew/join/1");
 /// Control frames.
 pub const CONTROL: StreamProtocol = StreamProtocol::new("/sinew/control/1");
-/// Bulk frames.
+/// Bulk frames, packed where that makes them shorter.
+pub const BULK_PACKED: StreamProtocol = StreamProtocol::new("/sinew/bulk/2");
+/// Bulk frames as they are, for peers that speak nothing newer.
 pub const BULK: StreamProtocol = StreamProtocol::new("/sinew/bulk/1");
 /// Blob transfers.
 pub const BLOBS: StreamProtocol = StreamProtocol::new("/sinew/blobs/1");
@@ -48,6 +51,9 @@ pub enum WireError {
         /// The limit.
         max: usize,
     },
+    /// A packed frame that does not unpack.
+    #[error("a packed frame is damaged: {0}")]
+    Damaged(UnpackError),
     /// Not our encoding.
     #[error(transparent)]
     Decode(#[from] DecodeError),
@@ -57,6 +63,15 @@ pub enum WireError {
     /// The stream broke or ended.
     #[error("the stream broke: {0}")]
     Io(io::ErrorKind),
+}
+
+impl From<UnpackError> for WireError {
+    fn from(error: UnpackError) -> Self {
+        match error {
+            UnpackError::TooLong { len, max } => Self::TooLong { len, max },
+            UnpackError::Damaged => Self::Damaged(error),
+        }
+    }
 }
 
 impl From<io::Error> for WireError {
@@ -158,6 +173,27 @@ pub fn frame_len(bytes: &[u8], max: usize) -> Result<Option<usize>, WireError> {
 #[must_use]
 pub fn header(len: usize) -> [u8; HEADER_LEN] {
     u32::try_from(len).expect("senders check the length").to_be_bytes()
+}
+
+/// What tells a packed frame from others, in the header. Longer than any frame may be.
+const PACKED: u32 = 1 << 31;
+
+/// The header of a packed frame of `len` bytes.
+///
+/// # Panics
+/// As [`header`].
+#[must_use]
+pub fn packed_header(len: usize) -> [u8; HEADER_LEN] {
+    (u32::try_from(len).expect("senders check the length") | PACKED).to_be_bytes()
+}
+
+/// Takes the mark of a packed frame off the header that begins `bytes`, and says whether it was there.
+pub fn take_packed_mark(bytes: &mut [u8]) -> bool {
+    let Some(first) = bytes.first_mut() else { return false };
+    let mark = PACKED.to_be_bytes()[0];
+    let packed = *first & mark != 0;
+    *first &= !mark;
+    packed
 }
 
 /// Reads one length-prefixed message of at most `max` bytes. Memory grows with what arrives, not with what is announced.

@@ -210,14 +210,16 @@ impl World {
         // Decoding would cost the most of all that the simulator does, and gives back what was encoded: tests see to that.
         debug_assert_eq!(cbor::from_slice::<Vec<Message>>(&bytes).as_ref(), Ok(&messages));
         self.counters.frames += 1;
-        self.counters.bytes += bytes.len() as u64;
+        // Packed as daemons pack it.
+        let packed = if class == Class::Bulk { sinew_crdt_state::pack::pack(&bytes) } else { None };
+        let len = packed.map_or(bytes.len(), |packed| packed.len()) as u64;
+        self.counters.bytes += len;
         self.counters.messages += messages.len() as u64;
         if class == Class::Control {
             self.counters.control_frames += 1;
-            self.counters.control_bytes += bytes.len() as u64;
+            self.counters.control_bytes += len;
         }
         self.trace.add(&bytes);
-        let len = bytes.len() as u64;
         self.links.frame = bytes;
         if self.links.loss > 0 && self.dice(10_000) < self.links.loss {
             self.counters.lost_frames += 1;

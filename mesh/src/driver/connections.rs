@@ -244,7 +244,7 @@ impl Driver {
     }
 
     /// A member opened a control or bulk stream.
-    pub(super) fn on_frames(&mut self, peer: PeerId, class: FrameClass, stream: Stream) {
+    pub(super) fn on_frames(&mut self, peer: PeerId, class: FrameClass, packs: bool, stream: Stream) {
         let Some(entry) = self.peers.get_mut(&peer) else { return };
         let Some(member) = &entry.member else { return };
         let readers = &mut entry.readers[class as usize];
@@ -256,7 +256,7 @@ impl Driver {
         let (link, sink, max) = (Arc::clone(&member.link), self.events.clone(), self.config.frame_len_max);
         let driver = self.internal.0.clone();
         tokio::spawn(async move {
-            let end = lane::read(stream, &link, class, sink, max).await;
+            let end = lane::read(stream, &link, class, packs, sink, max).await;
             let _ = driver.send(Internal::ReadEnded { peer, class, end }).await;
         });
     }
@@ -265,8 +265,10 @@ impl Driver {
         if let Some(Peer { readers, .. }) = self.peers.get_mut(&peer) {
             readers[class as usize] = readers[class as usize].saturating_sub(1);
         }
-        if let ReadEnd::TooLong { len, max } = end {
-            self.refuse(peer, Refusal::FrameTooLong { len, max });
+        match end {
+            ReadEnd::TooLong { len, max } => self.refuse(peer, Refusal::FrameTooLong { len, max }),
+            ReadEnd::Damaged(error) => self.refuse(peer, Refusal::FrameDamaged(error)),
+            ReadEnd::Closed => {}
         }
     }
 

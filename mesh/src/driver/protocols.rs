@@ -20,7 +20,7 @@ use crate::event::{FrameClass, GossipId, MeshEvent, Topic, Verdict};
 use crate::join;
 use crate::status::NatStatus;
 use crate::streams::{self, Inbound};
-use crate::wire::{BULK, CONTROL, HELLO, JOIN, SECRETS};
+use crate::wire::{BULK, BULK_PACKED, CONTROL, HELLO, JOIN, SECRETS};
 
 /// A token bucket over all joins.
 pub(super) struct JoinBudget {
@@ -135,9 +135,10 @@ impl Driver {
         }
         let secrets = inbound.protocol == SECRETS;
         let member = self.peers.get(&peer).and_then(|peer| peer.member.as_ref()).map(|member| member.verified.node);
-        match (member, inbound.protocol == CONTROL, inbound.protocol == BULK) {
-            (Some(_), true, _) => self.on_frames(peer, FrameClass::Control, inbound.stream),
-            (Some(_), _, true) => self.on_frames(peer, FrameClass::Bulk, inbound.stream),
+        let packs = inbound.protocol == BULK_PACKED;
+        match (member, inbound.protocol == CONTROL, packs || inbound.protocol == BULK) {
+            (Some(_), true, _) => self.on_frames(peer, FrameClass::Control, false, inbound.stream),
+            (Some(_), _, true) => self.on_frames(peer, FrameClass::Bulk, packs, inbound.stream),
             (Some(from), false, false) if secrets => {
                 self.events.offer(MeshEvent::SecretStream { from, stream: BlobStream::new(inbound.stream) });
             }
@@ -145,6 +146,7 @@ impl Driver {
                 self.events.offer(MeshEvent::BlobStream { from, stream: BlobStream::new(inbound.stream) });
             }
             (None, true, _) => self.on_trespass(&inbound, "/sinew/control/1"),
+            (None, _, true) if packs => self.on_trespass(&inbound, "/sinew/bulk/2"),
             (None, _, true) => self.on_trespass(&inbound, "/sinew/bulk/1"),
             (None, false, false) if secrets => self.on_trespass(&inbound, "/sinew/secrets/1"),
             (None, false, false) => self.on_trespass(&inbound, "/sinew/blobs/1"),

@@ -24,8 +24,11 @@ async fn frames_are_counted_at_both_ends_and_outlive_the_connection() {
     eventually("all frames are counted", async || a.mesh.status().await.bulk.frames_sent == 3).await;
     let sent = a.mesh.status().await;
     let got = b.mesh.status().await;
-    assert_eq!((sent.control.frames_sent, sent.control.bytes_sent, sent.bulk.bytes_sent), (3, 15, 210_000));
-    assert_eq!((got.control.frames_received, got.control.bytes_received, got.bulk.bytes_received), (3, 15, 210_000));
+    // Bulk frames travel packed, and are counted as they travel.
+    let bulk = sent.bulk.bytes_sent;
+    assert!((3..2_100).contains(&bulk), "{bulk} bytes for three times 70,000 equal ones");
+    assert_eq!((sent.control.frames_sent, sent.control.bytes_sent), (3, 15));
+    assert_eq!((got.control.frames_received, got.control.bytes_received, got.bulk.bytes_received), (3, 15, bulk));
     assert_eq!((got.control.frames_sent, got.bulk.frames_sent), (0, 0));
     // The counters are of the node, whoever is still known.
     let gone = b.id();
@@ -34,7 +37,7 @@ async fn frames_are_counted_at_both_ends_and_outlive_the_connection() {
     a.mesh.forget_peer(gone);
     let after = a.mesh.status().await;
     assert!(after.peers.is_empty());
-    assert_eq!((after.control.frames_sent, after.bulk.bytes_sent), (3, 210_000));
+    assert_eq!((after.control.frames_sent, after.bulk.bytes_sent), (3, bulk));
     a.mesh.shutdown().await;
 }
 

@@ -28,6 +28,8 @@ struct Attacker {
     who: Identity,
     control: libp2p_stream::Control,
     connections: watch::Receiver<Option<u32>>,
+    /// Headers of the first frames that came on streams of [`wire::BULK`].
+    bulk: watch::Receiver<Option<[u8; 4]>>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -56,12 +58,18 @@ impl Attacker {
         let mut control = swarm.behaviour().new_control();
         let addr = address(to).await.with_p2p(peer_id(to.id)).expect("no other peer");
         swarm.dial(addr).expect("dial");
-        // The daemon opens its own streams to a member: they are taken and never read.
+        // The daemon opens its own streams to a member: they are taken and, but for the first header, never read.
+        let (header, bulk) = watch::channel(None);
         for protocol in [wire::CONTROL, wire::BULK] {
-            let mut incoming = control.accept(protocol).expect("once");
+            let mut incoming = control.accept(protocol.clone()).expect("once");
+            let header = header.clone();
             tokio::spawn(async move {
                 let mut held = Vec::new();
-                while let Some((_, stream)) = incoming.next().await {
+                while let Some((_, mut stream)) = incoming.next().await {
+                    let mut bytes = [0; 4];
+                    if protocol == wire::BULK && stream.read_exact(&mut bytes).await.is_ok() {
+                        header.send_replace(Some(bytes));
+                    }
                     held.push(stream);
                 }
             });
@@ -82,7 +90,7 @@ impl Attacker {
         });
         let connected = tokio::time::timeout(DEADLINE, connections.wait_for(Option::is_some)).await;
         connected.expect("in time").expect("alive");
-        Self { who, control, connections, task }
+        Self { who, control, connections, bulk, task }
     }
 
     async fn open(&self, to: &LocalNode, protocol: StreamProtocol) -> Option<Stream> {
@@ -211,6 +219,13 @@ async fn members_that_break_a_protocol_are_dropped() {
     let cases = [
         (wire::CONTROL, [&HUGE[..], &noise].concat(), "FrameTooLong"),
         (wire::BULK, [&HUGE[..], &noise].concat(), "FrameTooLong"),
+        // Packed, as its header says, but not a block; and one that would be too long unpacked.
+        (
+            wire::BULK_PACKED,
+            [&wire::packed_header(500)[..], &1_000_u32.to_be_bytes(), &noise[..496]].concat(),
+            "Malformed",
+        ),
+        (wire::BULK_PACKED, [&wire::packed_header(500)[..], &HUGE, &noise[..496]].concat(), "FrameTooLong"),
         (wire::BLOBS, noise[..1_000].to_vec(), "Misbehaved"),
         (wire::BLOBS, noise, "Misbehaved"),
     ];
@@ -221,6 +236,12 @@ async fn members_that_break_a_protocol_are_dropped() {
         let attacker = Attacker::connect_as(who, node).await;
         assert!(attacker.hello(node, good).await, "a member is let in");
         eventually("it is a peer", || async { (node.client().status().await.ok()?.peers == 1).then_some(()) }).await;
+        // It speaks the older bulk protocol only, and is sent its first frames, a card and so on, unpacked.
+        let mut bulk = attacker.bulk.clone();
+        let first =
+            tokio::time::timeout(DEADLINE, bulk.wait_for(Option::is_some)).await.expect("a frame").expect("alive");
+        assert!(wire::frame_len(&first.expect("some"), 1 << 20).is_ok(), "{first:?}");
+        drop(first);
         let stream = attacker.send(node, protocol.clone(), &bytes).await;
         if let Some(mut stream) = stream {
             let _ = stream.close().await;
