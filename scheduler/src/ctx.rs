@@ -3,7 +3,7 @@
 //! Facts stated while inputs are handled are signed together at the flush, under one signature. Until then an envelope
 //! carries its number in the batch instead of a signature; the flush replaces these wherever they went.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -35,6 +35,9 @@ pub(crate) enum After {
     CaughtUp { job: JobId },
 }
 
+/// Jobs of which it is remembered that two seals were told of: bounds what members can fill the memory with.
+const CONTRADICTED_MAX: usize = 1_000;
+
 #[derive(Debug)]
 pub(crate) struct Ctx {
     pub(crate) now: Now,
@@ -49,6 +52,10 @@ pub(crate) struct Ctx {
     pub(crate) members: Members,
     pub(crate) rng: ChaCha8Rng,
     pub(crate) storage_failing: Option<String>,
+    /// Whether it does not even refuse.
+    pub(crate) storage_hung: bool,
+    /// Jobs of which two seals were told of.
+    contradicted: BTreeSet<JobId>,
     /// Jobs forgotten a moment ago, and when: peers that have not got round to it yet are not asked for them.
     pub(crate) forgotten: BTreeMap<JobId, Time>,
     identity: Identity,
@@ -106,6 +113,8 @@ impl Ctx {
             members: Members::default(),
             rng: ChaCha8Rng::from_seed(setup.seed),
             storage_failing: None,
+            storage_hung: false,
+            contradicted: BTreeSet::new(),
             forgotten: BTreeMap::new(),
             config: setup.config,
             identity: setup.identity,
@@ -176,6 +185,9 @@ impl Ctx {
         let taken = self.ledger.take_in(envelope, roles, self.now.unix_ms, remains);
         let refusal = match taken {
             Ok((admitted, news)) => {
+                if let Admitted::Contradicts(other) = admitted {
+                    self.two_seals(envelope, other);
+                }
                 if let (Admitted::New(id), Some(statement)) = (&admitted, news) {
                     self.records.push(Record::Fact { id: *id, envelope: envelope.clone() });
                     self.fresh.push_back((envelope.entry, *id, envelope.author, statement));
@@ -190,6 +202,15 @@ impl Ctx {
             _ => {}
         }
         Err(refusal)
+    }
+
+    /// Two seals of a job say different things: told once for each job.
+    fn two_seals(&mut self, envelope: &Envelope, other: FactId) {
+        let (job, author) = (envelope.entry, envelope.author);
+        let Some(known) = self.ledger.sealed(&job).map(|sealed| sealed.seal) else { return };
+        if self.contradicted.len() < CONTRADICTED_MAX && self.contradicted.insert(job) {
+            self.note(Note::TwoSeals { job, known, other, author });
+        }
     }
 
     pub(crate) fn offence(&mut self, peer: NodeId, what: String) {

@@ -267,7 +267,7 @@ pub(crate) fn on_facts(ctx: &mut Ctx, from: NodeId, facts: &[Envelope]) {
     }
     for envelope in retry {
         match ctx.admit(from, envelope) {
-            Ok(Admitted::New(_) | Admitted::Known(_) | Admitted::Late(_)) => {}
+            Ok(Admitted::New(_) | Admitted::Known(_) | Admitted::Late(_) | Admitted::Contradicts(_)) => {}
             // An answer that brought nothing new will not become better by asking again at once: this is all there is.
             Err(Refusal::Incomplete) if !news => _ = ctx.admit_remains(from, envelope),
             Err(_) if refused.contains(&envelope.entry) => {}

@@ -96,6 +96,8 @@ pub struct Counters {
     pub lost_blobs: u64,
     /// Results that a brain refused as stale.
     pub stale_results: u64,
+    /// Seals that said something else than those known.
+    pub two_seals: u64,
     /// Leases that a worker ended by itself.
     pub fenced: u64,
     /// Leases that a brain gave up.

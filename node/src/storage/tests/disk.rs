@@ -31,6 +31,8 @@ pub(super) enum Mood {
     Failing,
     /// Only syncs fail.
     SyncsFailing,
+    /// Syncs say that all is well, and leave what was written in a cache.
+    Lying,
     /// The power is off: nothing works, nothing changes.
     Off,
 }
@@ -136,6 +138,32 @@ impl SimDisk {
         file.dirty.clear();
     }
 
+    /// Another disk with the same on it.
+    pub(super) fn copy(&self) -> Self {
+        let copy = Self::default();
+        for (path, file) in &self.books().files {
+            let platter = file.lock().expect("file").platter.clone();
+            let file = File { cached: platter.clone(), platter, ..File::default() };
+            copy.books().files.insert(path.clone(), Arc::new(Mutex::new(file)));
+        }
+        copy
+    }
+
+    /// One bit flips somewhere in the bytes of a file that are not zero all around. `false` when there are none.
+    pub(super) fn flip(&self, path: &Path, rng: &mut ChaCha8Rng) -> bool {
+        let mut done = false;
+        self.edit(path, |bytes| {
+            let pages: Vec<usize> =
+                bytes.chunks(PAGE).enumerate().filter(|(_, p)| p.iter().any(|b| *b != 0)).map(|(n, _)| n).collect();
+            if let Some(at) = pages.get(rng.random_range(0..pages.len().max(1))) {
+                let at = (at * PAGE + rng.random_range(0..PAGE)).min(bytes.len() - 1);
+                bytes[at] ^= 1 << rng.random_range(0..8);
+                done = true;
+            }
+        });
+        done
+    }
+
     pub(super) fn paths(&self) -> Vec<PathBuf> {
         self.books().files.keys().cloned().collect()
     }
@@ -164,6 +192,14 @@ impl Disk for SimDisk {
     fn remove(&self, path: &Path) -> io::Result<()> {
         self.change()?;
         self.books().files.remove(path);
+        Ok(())
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.change()?;
+        let mut books = self.books();
+        let file = books.files.remove(from).ok_or(io::ErrorKind::NotFound)?;
+        books.files.insert(to.to_owned(), file);
         Ok(())
     }
 
@@ -228,6 +264,9 @@ impl DiskFile for Handle {
         }
         let mut file = self.file.lock().expect("file");
         let File { cached, platter, dirty, .. } = &mut *file;
+        if mood == Mood::Lying {
+            return Ok(());
+        }
         let lost = std::mem::take(dirty);
         if mood != Mood::Good {
             drop(file);

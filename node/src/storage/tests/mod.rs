@@ -2,10 +2,12 @@
 
 mod crash;
 mod disk;
+mod faults;
 mod jobs;
 mod journal;
 mod migrate;
 mod reading;
+mod rot;
 mod size;
 
 use std::path::Path;
@@ -17,6 +19,9 @@ use disk::SimDisk;
 use sinew_scheduler::io::Ticket;
 
 use super::{Storage, StorageError, StorageEvent};
+
+/// Long enough for a test's machine under load.
+const HUNG_AFTER: Duration = Duration::from_secs(600);
 
 const LEDGER: &str = "/disk/ledger.redb";
 
@@ -34,7 +39,7 @@ impl Rig {
         let tell = move |event| {
             let _ = tx.send(event);
         };
-        let storage = Storage::open_on(Arc::new(disk.clone()), Path::new(LEDGER), tell)?;
+        let storage = Storage::open_on(Arc::new(disk.clone()), Path::new(LEDGER), HUNG_AFTER, tell)?;
         Ok(Self { storage, events, heard: Mutex::default() })
     }
 
@@ -50,7 +55,7 @@ impl Rig {
                         heard.0 = ticket;
                     }
                 }
-                StorageEvent::Failing(_) => heard.1 += 1,
+                StorageEvent::Failing(_) | StorageEvent::Hung(_) => heard.1 += 1,
                 StorageEvent::Recovered => heard.2 += 1,
             }
             next = self.events.try_recv().ok();
