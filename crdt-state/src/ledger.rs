@@ -509,6 +509,30 @@ mod tests {
 
     use super::*;
 
+    /// Completed is what versions before this one take every sealed entry for.
+    #[test]
+    fn sealed_entries_differ_by_what_their_seals_say() {
+        use crate::error_code::ErrorCode;
+        use crate::fact::Failure;
+        let failed = |message: &str| Outcome::Failed {
+            phase: 0,
+            task: 0,
+            node: None,
+            failure: Failure {
+                code: ErrorCode::Exit,
+                exit: Some(1),
+                message: message.to_owned(),
+                stderr_tail: String::new(),
+                retryable: false,
+            },
+        };
+        let outcomes = [Outcome::Completed, Outcome::Cancelled, failed("one"), failed("other")];
+        let digests: BTreeSet<Digest> = outcomes.iter().map(|o| sealed_digest(JobId([7; 32]), says(o))).collect();
+        assert_eq!(digests.len(), outcomes.len());
+        assert_eq!(says(&Outcome::Completed), 0);
+        assert_eq!(says(&failed("one")), says(&failed("one")));
+    }
+
     proptest! {
         /// Against a plain set, in as many runs as there are gaps.
         #[test]

@@ -21,7 +21,7 @@ use crate::config::CoreConfig;
 use crate::io::{Effect, Note, Record, Ticket};
 use crate::members::Members;
 use crate::peers::Peers;
-use crate::time::{Now, Time};
+use crate::time::{Now, Span, Time};
 use crate::wire::{Class, Message};
 
 /// What happens once a batch of records is on disk.
@@ -35,6 +35,8 @@ pub(crate) enum After {
     CaughtUp { job: JobId },
 }
 
+/// Replicas that differ about a sealed job for so long have not only heard of its seal at different times.
+const SEALS_DIFFER_FOR: Span = Span::ms(30_000);
 /// Jobs of which it is remembered that two seals were told of: bounds what members can fill the memory with.
 const CONTRADICTED_MAX: usize = 1_000;
 
@@ -56,6 +58,8 @@ pub(crate) struct Ctx {
     pub(crate) storage_hung: bool,
     /// Jobs of which two seals were told of.
     contradicted: BTreeSet<JobId>,
+    /// Jobs sealed here of which a peer has something else, since when; `None` once it was asked for.
+    differing: BTreeMap<JobId, Option<Time>>,
     /// Jobs forgotten a moment ago, and when: peers that have not got round to it yet are not asked for them.
     pub(crate) forgotten: BTreeMap<JobId, Time>,
     identity: Identity,
@@ -115,6 +119,7 @@ impl Ctx {
             storage_failing: None,
             storage_hung: false,
             contradicted: BTreeSet::new(),
+            differing: BTreeMap::new(),
             forgotten: BTreeMap::new(),
             config: setup.config,
             identity: setup.identity,
@@ -202,6 +207,20 @@ impl Ctx {
             _ => {}
         }
         Err(refusal)
+    }
+
+    /// Whether a peer has had something else of a job that is sealed here for so long that it is worth a look. Once for each job.
+    pub(crate) fn differs_for_long(&mut self, job: JobId) -> bool {
+        if self.differing.len() >= CONTRADICTED_MAX {
+            self.differing.clear();
+        }
+        let now = self.now.at;
+        let since = self.differing.entry(job).or_insert(Some(now));
+        let is_due = since.is_some_and(|since| now - since >= SEALS_DIFFER_FOR);
+        if is_due {
+            *since = None;
+        }
+        is_due
     }
 
     /// Two seals of a job say different things: told once for each job.

@@ -82,6 +82,8 @@ pub struct Counters {
     pub torn_writes: u64,
     /// Disks that ran full.
     pub full_disks: u64,
+    /// Syncs that failed.
+    pub failed_syncs: u64,
     /// Attempts that failed by chance.
     pub random_failures: u64,
     /// Dates that jumped.

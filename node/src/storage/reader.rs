@@ -41,10 +41,17 @@ impl StorageReader {
     /// An error of the file: redb refuses everything from here on, so it is opened anew.
     fn failed(&self, error: impl Into<redb::Error>) -> StorageError {
         let error = error.into();
-        if matches!(error, redb::Error::Io(_) | redb::Error::PreviousIo) {
+        if matches!(error, redb::Error::Io(_) | redb::Error::PreviousIo | redb::Error::Corrupted(_)) {
             let inner = Arc::clone(&self.inner);
+            let remark = super::rebuild::damage_in(&error).map(|why| {
+                format!("the ledger is damaged: {why}. Start this node again: it keeps the file, and repairs what it can")
+            });
             // The caller may hold the state.
             std::thread::spawn(move || {
+                if let Some(remark) = remark {
+                    tracing::error!("{remark}");
+                    inner.lock().remark = Some(remark);
+                }
                 inner.lock().reopen = true;
                 inner.moved.notify_all();
             });

@@ -186,13 +186,12 @@ impl Salvage {
         keeps &= meta.contains_key(DISK);
         salvage.meta = meta;
         let base = &mut salvage.base;
-        keeps &= from.rows(MEMBERS, |node, bytes| match cbor::from_slice(bytes) {
-            Ok(credential) => base.members.insert(NodeId(*node), credential).is_none() || true,
-            Err(_) => false,
+        keeps &= from.rows(MEMBERS, |node, bytes| {
+            let credential = cbor::from_slice(bytes);
+            credential.map(|credential| base.members.insert(NodeId(*node), credential)).is_ok()
         });
-        keeps &= from.rows(OWNERS, |owner, bytes| match cbor::from_slice(bytes) {
-            Ok(mark) => base.owners.insert(NodeId(*owner), mark).is_none() || true,
-            Err(_) => false,
+        keeps &= from.rows(OWNERS, |owner, bytes| {
+            cbor::from_slice(bytes).map(|mark| base.owners.insert(NodeId(*owner), mark)).is_ok()
         });
         let mut heads: BTreeMap<JobId, SealedEntry> = BTreeMap::new();
         keeps &= from.rows(HEADS, |_, bytes| decode_head(bytes).map(|(job, head)| heads.insert(job, head)).is_ok());

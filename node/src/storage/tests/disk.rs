@@ -20,6 +20,8 @@ struct File {
     platter: Vec<u8>,
     dirty: BTreeSet<usize>,
     locked: bool,
+    /// Since a sync of it failed.
+    condemned: bool,
 }
 
 /// What the disk does from its next change on.
@@ -33,6 +35,8 @@ pub(super) enum Mood {
     SyncsFailing,
     /// Syncs say that all is well, and leave what was written in a cache.
     Lying,
+    /// Syncs do not come back.
+    Hanging,
     /// The power is off: nothing works, nothing changes.
     Off,
 }
@@ -45,6 +49,8 @@ pub(super) struct Books {
     pub(super) off_in: Option<u64>,
     /// This many syncs from now one fails, and loses its pages.
     pub(super) bad_sync_in: Option<u64>,
+    /// Writes to journals one of whose syncs had failed.
+    pub(super) sins: u64,
     pub(super) written: u64,
     pub(super) syncs: u64,
     pub(super) failures: u64,
@@ -72,6 +78,7 @@ pub(super) struct SimDisk(Arc<Mutex<Books>>);
 #[derive(Debug)]
 struct Handle {
     disk: SimDisk,
+    path: PathBuf,
     file: Arc<Mutex<File>>,
     locks: Mutex<bool>,
 }
@@ -114,8 +121,8 @@ impl SimDisk {
         books.off_in = None;
         for file in books.files.values() {
             let mut file = file.lock().expect("file");
-            let File { cached, platter, dirty, locked } = &mut *file;
-            *locked = false;
+            let File { cached, platter, dirty, locked, condemned } = &mut *file;
+            (*locked, *condemned) = (false, false);
             for page in std::mem::take(dirty) {
                 let whole = PAGE.min(cached.len().saturating_sub(page * PAGE));
                 let kept = match rng.random_range(0..3) {
@@ -182,7 +189,7 @@ impl Disk for SimDisk {
             return Err(broken("it is off"));
         }
         let file = Arc::clone(self.books().files.entry(path.to_owned()).or_default());
-        Ok(Box::new(Handle { disk: self.clone(), file, locks: Mutex::new(false) }))
+        Ok(Box::new(Handle { disk: self.clone(), path: path.to_owned(), file, locks: Mutex::new(false) }))
     }
 
     fn list(&self, _: &Path) -> io::Result<Vec<PathBuf>> {
@@ -233,11 +240,14 @@ impl DiskFile for Handle {
         let at = usize::try_from(at).expect("small");
         // A write that fails may have got somewhere.
         let taken = if mood == Mood::Failing { &bytes[..bytes.len() / 2] } else { bytes };
+        let sinned;
         {
             let mut file = self.file.lock().expect("file");
+            sinned = file.condemned && self.path.to_string_lossy().contains("journal");
             put(&mut file.cached, at, taken);
             file.dirty.extend(at / PAGE..(at + taken.len()).div_ceil(PAGE));
         }
+        self.disk.books().sins += u64::from(sinned);
         if mood == Mood::Failing {
             return Err(self.disk.failed("a write"));
         }
@@ -259,16 +269,21 @@ impl DiskFile for Handle {
 
     fn sync(&self) -> io::Result<()> {
         let mut mood = self.disk.change()?;
+        while self.disk.books().mood == Mood::Hanging {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+            mood = Mood::Good;
+        }
         if self.disk.books().is_bad_sync() {
             mood = Mood::SyncsFailing;
         }
         let mut file = self.file.lock().expect("file");
-        let File { cached, platter, dirty, .. } = &mut *file;
+        let File { cached, platter, dirty, condemned, .. } = &mut *file;
         if mood == Mood::Lying {
             return Ok(());
         }
         let lost = std::mem::take(dirty);
         if mood != Mood::Good {
+            *condemned = true;
             drop(file);
             return Err(self.disk.failed("a sync"));
         }
