@@ -77,6 +77,9 @@ pub enum Admitted {
     Known(FactId),
     /// The entry is sealed; the fact changes nothing.
     Late(FactId),
+    /// The entry is sealed, and the fact is another seal, by a member, that says otherwise. It changes nothing, but one of the two
+    /// is wrong.
+    Contradicts(FactId),
 }
 
 /// A job whose facts are in memory.
@@ -104,6 +107,9 @@ pub struct SealedEntry {
     pub sealed_ms: u64,
     /// Whether outputs that the results say are here are here no more, as after the loss of a disk: to be fetched again.
     pub lacks_outputs: bool,
+    /// A digest of how the seal says that the job ended, 0 for completed.
+    #[serde(default)]
+    pub says: u64,
 }
 
 /// Which of a submitter's jobs are forgotten, as runs of serial numbers: first to last. Keeps late facts from resurrecting
@@ -196,6 +202,11 @@ impl Ledger {
         remains: bool,
     ) -> Result<(Admitted, Option<Statement>), Refusal> {
         if let Some(known) = self.known(envelope) {
+            if let (Admitted::Late(id), true) = (&known, self.contradicts(envelope)) {
+                envelope.open(self.mesh, &mut self.roots)?;
+                roles(envelope.author).ok_or(Refusal::UnknownAuthor(envelope.author))?;
+                return Ok((Admitted::Contradicts(*id), None));
+            }
             return Ok((known, None));
         }
         let opened = envelope.open(self.mesh, &mut self.roots)?;
@@ -258,6 +269,18 @@ impl Ledger {
         }
         let id = envelope.fact_id();
         live.facts.contains_key(&id).then_some(Admitted::Known(id))
+    }
+
+    /// Whether it is a seal that says otherwise than the one known here.
+    fn contradicts(&self, envelope: &Envelope) -> bool {
+        let Some(sealed) = self.sealed.get(&envelope.entry) else { return false };
+        if envelope.payload.len() > FACT_LEN_MAX {
+            return false;
+        }
+        match crate::cbor::from_slice::<Statement>(&envelope.payload).map(|statement| statement.fact) {
+            Ok(Fact::Seal { outcome, .. }) => says(&outcome) != sealed.says,
+            _ => false,
+        }
     }
 
     fn merge(
@@ -332,11 +355,11 @@ impl Ledger {
         }
         live.sum = live.sum.wrapping_add(short_digest(opened.id));
         let mut digest = live.sum;
-        if let Some(seal) = live.state.seal.as_ref().map(|seal| seal.1) {
-            digest = sealed_digest(entry);
+        if let Some((seal, says)) = live.state.seal.as_ref().map(|seal| (seal.1, says(&seal.2))) {
+            digest = sealed_digest(entry, says);
             let spec = &live.state.spec;
             let (submitter, serial) = (spec.submitter, spec.serial);
-            let sealed = SealedEntry { submitter, serial, seal, sealed_ms: now_ms, lacks_outputs: false };
+            let sealed = SealedEntry { submitter, serial, seal, sealed_ms: now_ms, lacks_outputs: false, says };
             self.sealed.insert(entry, sealed);
         }
         self.index.set(entry, Some(digest));
@@ -344,7 +367,7 @@ impl Ledger {
 
     /// Restores a sealed entry from disk.
     pub fn restore_sealed(&mut self, entry: JobId, sealed: SealedEntry) {
-        self.index.set(entry, Some(sealed_digest(entry)));
+        self.index.set(entry, Some(sealed_digest(entry, sealed.says)));
         self.sealed.insert(entry, sealed);
     }
 
@@ -453,11 +476,29 @@ fn short_digest(id: FactId) -> Digest {
     u128::from_le_bytes(low)
 }
 
-/// A sealed entry is known by being sealed: what else a replica has of it no longer matters, not even which seal. Two brains
-/// may both have sealed it in good faith, and replicas that hold one seal each must not look different for ever.
-fn sealed_digest(entry: JobId) -> Digest {
+/// A sealed entry is known by how its seal says that the job ended; what else a replica has of it no longer matters, not even which
+/// seal. Two brains may both have sealed it in good faith, with other receipts, and replicas that hold one seal each must not look
+/// different for ever. Two seals that say different things are another matter: replicas that hold them do look different.
+fn sealed_digest(entry: JobId, says: u64) -> Digest {
     static SEALED: Derivation = Derivation::new("sinew sealed entry 1");
-    short_digest(FactId(*SEALED.hasher().update(&entry.0).finalize().as_bytes()))
+    let mut hasher = SEALED.hasher();
+    hasher.update(&entry.0);
+    if says != 0 {
+        hasher.update(&says.to_le_bytes());
+    }
+    short_digest(FactId(*hasher.finalize().as_bytes()))
+}
+
+/// What a seal says, for [`SealedEntry::says`].
+#[must_use]
+pub fn says(outcome: &Outcome) -> u64 {
+    static SAYS: Derivation = Derivation::new("sinew seal says 1");
+    if matches!(outcome, Outcome::Completed) {
+        return 0;
+    }
+    let hash = SAYS.hasher().update(&crate::cbor::to_vec(outcome)).finalize();
+    let first = hash.as_bytes().first_chunk().expect("a hash of 32 bytes has 8");
+    u64::from_le_bytes(*first).max(1)
 }
 
 #[cfg(test)]
@@ -467,6 +508,30 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    /// Completed is what versions before this one take every sealed entry for.
+    #[test]
+    fn sealed_entries_differ_by_what_their_seals_say() {
+        use crate::error_code::ErrorCode;
+        use crate::fact::Failure;
+        let failed = |message: &str| Outcome::Failed {
+            phase: 0,
+            task: 0,
+            node: None,
+            failure: Failure {
+                code: ErrorCode::Exit,
+                exit: Some(1),
+                message: message.to_owned(),
+                stderr_tail: String::new(),
+                retryable: false,
+            },
+        };
+        let outcomes = [Outcome::Completed, Outcome::Cancelled, failed("one"), failed("other")];
+        let digests: BTreeSet<Digest> = outcomes.iter().map(|o| sealed_digest(JobId([7; 32]), says(o))).collect();
+        assert_eq!(digests.len(), outcomes.len());
+        assert_eq!(says(&Outcome::Completed), 0);
+        assert_eq!(says(&failed("one")), says(&failed("one")));
+    }
 
     proptest! {
         /// Against a plain set, in as many runs as there are gaps.

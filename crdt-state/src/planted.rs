@@ -72,6 +72,14 @@ pub enum Bug {
     FenceNever,
     /// A brain panics at a result that comes too late.
     PanicAtStale,
+    /// A node whose disk hangs goes on leading, and keeps its leases.
+    HungDiskLeads,
+    /// Records are acknowledged although their sync failed.
+    PersistedAfterFailedSync,
+    /// A sync that failed is tried again without writing anything, and says that all is well.
+    SyncRetried,
+    /// A damaged disk is taken for what it was: its number stays.
+    DamageBelieved,
 }
 
 #[cfg(feature = "planted")]

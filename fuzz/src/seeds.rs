@@ -203,7 +203,7 @@ fn card() -> Card {
 }
 
 fn load() -> LoadDigest {
-    LoadDigest { cpu_milli_free: 1_000, memory_bytes_free: 1 << 30, running: 3, eligible: true }
+    LoadDigest { cpu_milli_free: 1_000, memory_bytes_free: 1 << 30, running: 3, eligible: true, disk_failing: false }
 }
 
 fn advert() -> Advert {

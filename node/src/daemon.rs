@@ -396,6 +396,10 @@ fn open_storage(data_dir: &DataDir, engine: &Engine) -> Result<Arc<Storage>, Sto
             tracing::error!(reason, "the disk refuses the ledger's records; they are kept and tried again");
             engine.input(Input::StorageFailing(reason));
         }
+        StorageEvent::Hung(reason) => {
+            tracing::error!(reason, "this node steps down where it leads, and gives up what it runs");
+            engine.input(Input::StorageHung(reason));
+        }
         StorageEvent::Recovered => {
             tracing::info!("the disk takes the ledger's records again");
             engine.input(Input::StorageRecovered);

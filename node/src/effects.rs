@@ -72,6 +72,13 @@ impl Effects {
             Note::Fenced { lease } => {
                 tracing::warn!(job = %lease.job.short(), epoch = lease.fence.epoch, "lease over; attempts stopped");
             }
+            Note::TwoSeals { job, known, other, author } => {
+                let (job, known, other, author) = (job.short(), known.short(), other.short(), author.short());
+                tracing::error!(
+                    %job, %known, %other, %author,
+                    "ALARM: two seals of one job say different things; look at the job on other nodes, and at who signed"
+                );
+            }
             Note::Stale { lease, from } => {
                 let (job, epoch) = (lease.job.short(), lease.fence.epoch);
                 tracing::info!(%job, epoch, from = %from.short(), "refused a late result");

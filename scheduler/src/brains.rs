@@ -92,6 +92,17 @@ impl Brains {
         self.dirty.extend(self.map.keys().copied());
     }
 
+    /// Leaves every job that has other members to lead it to these: they ask about it, and are told that it is led here no more. A
+    /// submit that is not acknowledged yet is refused by itself.
+    pub(crate) fn step_down(&mut self, ctx: &mut Ctx) {
+        for (job, led) in &mut self.map {
+            if led.brain.set().len() > 1 && !led.brain.is_storing() {
+                led.brain.depose(ctx);
+                self.dirty.insert(*job);
+            }
+        }
+    }
+
     /// A peer came or went: every job that has to do with it looks again.
     pub(crate) fn on_peer_change(&mut self, node: NodeId) {
         self.dirty.extend(self.map.iter().filter(|(_, led)| led.brain.concerns(node)).map(|(job, _)| *job));

@@ -9,6 +9,7 @@ use sinew_crdt_state::envelope::Envelope;
 use sinew_crdt_state::fact::{Fact, Statement};
 use sinew_crdt_state::ids::{FactId, JobId, MeshId, NodeId};
 use sinew_crdt_state::ledger::{Ledger, OwnerMark, SealedEntry};
+use sinew_crdt_state::planted::{Bug, planted};
 use sinew_crdt_state::program::Runners;
 use sinew_crdt_state::spec::{BlobRef, Phase, Resources, Source};
 
@@ -213,8 +214,10 @@ impl Core {
                 self.refresh_own_load();
                 self.brains.touch_all();
             }
+            Input::StorageHung(reason) => self.on_storage_hung(reason),
             Input::StorageRecovered => {
                 self.ctx.storage_failing = None;
+                self.ctx.storage_hung = false;
                 self.refresh_own_load();
             }
             Input::Task { run, result } => self.worker.on_task(&mut self.ctx, run, result),
@@ -231,6 +234,19 @@ impl Core {
             Input::Tick => {}
         }
         self.settle();
+    }
+
+    /// What this node leads goes to the other members, and what it runs to other nodes: it can write down nothing, and its programs
+    /// cannot either.
+    fn on_storage_hung(&mut self, reason: String) {
+        self.ctx.storage_failing = Some(reason);
+        if !planted(Bug::HungDiskLeads) {
+            self.ctx.storage_hung = true;
+            self.worker.give_up(&mut self.ctx);
+            self.brains.step_down(&mut self.ctx);
+        }
+        self.refresh_own_load();
+        self.brains.touch_all();
     }
 
     /// Runs due timers, lets every part that changed have its say, and turns the outcome into effects.

@@ -3,7 +3,7 @@
 //! Facts stated while inputs are handled are signed together at the flush, under one signature. Until then an envelope
 //! carries its number in the batch instead of a signature; the flush replaces these wherever they went.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -21,7 +21,7 @@ use crate::config::CoreConfig;
 use crate::io::{Effect, Note, Record, Ticket};
 use crate::members::Members;
 use crate::peers::Peers;
-use crate::time::{Now, Time};
+use crate::time::{Now, Span, Time};
 use crate::wire::{Class, Message};
 
 /// What happens once a batch of records is on disk.
@@ -34,6 +34,11 @@ pub(crate) enum After {
     /// All that the other members of the brain set know of the job is on this node's new disk.
     CaughtUp { job: JobId },
 }
+
+/// Replicas that differ about a sealed job for so long have not only heard of its seal at different times.
+const SEALS_DIFFER_FOR: Span = Span::ms(30_000);
+/// Jobs of which it is remembered that two seals were told of: bounds what members can fill the memory with.
+const CONTRADICTED_MAX: usize = 1_000;
 
 #[derive(Debug)]
 pub(crate) struct Ctx {
@@ -49,6 +54,12 @@ pub(crate) struct Ctx {
     pub(crate) members: Members,
     pub(crate) rng: ChaCha8Rng,
     pub(crate) storage_failing: Option<String>,
+    /// Whether it does not even refuse.
+    pub(crate) storage_hung: bool,
+    /// Jobs of which two seals were told of.
+    contradicted: BTreeSet<JobId>,
+    /// Jobs sealed here of which a peer has something else, since when; `None` once it was asked for.
+    differing: BTreeMap<JobId, Option<Time>>,
     /// Jobs forgotten a moment ago, and when: peers that have not got round to it yet are not asked for them.
     pub(crate) forgotten: BTreeMap<JobId, Time>,
     identity: Identity,
@@ -106,6 +117,9 @@ impl Ctx {
             members: Members::default(),
             rng: ChaCha8Rng::from_seed(setup.seed),
             storage_failing: None,
+            storage_hung: false,
+            contradicted: BTreeSet::new(),
+            differing: BTreeMap::new(),
             forgotten: BTreeMap::new(),
             config: setup.config,
             identity: setup.identity,
@@ -176,6 +190,9 @@ impl Ctx {
         let taken = self.ledger.take_in(envelope, roles, self.now.unix_ms, remains);
         let refusal = match taken {
             Ok((admitted, news)) => {
+                if let Admitted::Contradicts(other) = admitted {
+                    self.two_seals(envelope, other);
+                }
                 if let (Admitted::New(id), Some(statement)) = (&admitted, news) {
                     self.records.push(Record::Fact { id: *id, envelope: envelope.clone() });
                     self.fresh.push_back((envelope.entry, *id, envelope.author, statement));
@@ -190,6 +207,29 @@ impl Ctx {
             _ => {}
         }
         Err(refusal)
+    }
+
+    /// Whether a peer has had something else of a job that is sealed here for so long that it is worth a look. Once for each job.
+    pub(crate) fn differs_for_long(&mut self, job: JobId) -> bool {
+        if self.differing.len() >= CONTRADICTED_MAX {
+            self.differing.clear();
+        }
+        let now = self.now.at;
+        let since = self.differing.entry(job).or_insert(Some(now));
+        let is_due = since.is_some_and(|since| now - since >= SEALS_DIFFER_FOR);
+        if is_due {
+            *since = None;
+        }
+        is_due
+    }
+
+    /// Two seals of a job say different things: told once for each job.
+    fn two_seals(&mut self, envelope: &Envelope, other: FactId) {
+        let (job, author) = (envelope.entry, envelope.author);
+        let Some(known) = self.ledger.sealed(&job).map(|sealed| sealed.seal) else { return };
+        if self.contradicted.len() < CONTRADICTED_MAX && self.contradicted.insert(job) {
+            self.note(Note::TwoSeals { job, known, other, author });
+        }
     }
 
     pub(crate) fn offence(&mut self, peer: NodeId, what: String) {

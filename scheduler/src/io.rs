@@ -172,6 +172,9 @@ pub enum Input {
     Persisted(Ticket),
     /// The disk refused new records; the driver keeps them and tries on.
     StorageFailing(String),
+    /// The disk has not answered for so long that nothing here can be relied on: neither what is to be written, nor programs that
+    /// write files. The same as [`Self::StorageFailing`] otherwise.
+    StorageHung(String),
     /// The disk takes records again.
     StorageRecovered,
     /// An attempt ended.
@@ -397,5 +400,16 @@ pub enum Note {
         lease: Lease,
         /// From whom.
         from: NodeId,
+    },
+    /// A member signed another seal of a job that is sealed here, and the two say different things: one of them is wrong.
+    TwoSeals {
+        /// The job.
+        job: JobId,
+        /// The seal known here.
+        known: FactId,
+        /// The other one.
+        other: FactId,
+        /// Who signed that.
+        author: NodeId,
     },
 }

@@ -172,8 +172,9 @@ fn answer(ctx: &mut Ctx, to: NodeId, reply: Reply) {
 
 /// Asks `to` for what it knows of these entries and we do not.
 pub(crate) fn want(ctx: &mut Ctx, to: NodeId, mut jobs: Vec<JobId>) {
-    // An entry that is sealed here is complete: nothing of it can still matter.
-    jobs.retain(|job| ctx.ledger.sealed(job).is_none() && !ctx.forgotten.contains_key(job));
+    // An entry that is sealed here is complete: nothing of it can still matter, unless its seal says one thing here and another
+    // there. Most often `to` has only not heard of the seal yet; where that lasts, its facts are asked for, once.
+    jobs.retain(|job| !ctx.forgotten.contains_key(job) && (ctx.ledger.sealed(job).is_none() || ctx.differs_for_long(*job)));
     jobs.truncate(WANT_MAX);
     if jobs.is_empty() {
         return;
@@ -267,7 +268,7 @@ pub(crate) fn on_facts(ctx: &mut Ctx, from: NodeId, facts: &[Envelope]) {
     }
     for envelope in retry {
         match ctx.admit(from, envelope) {
-            Ok(Admitted::New(_) | Admitted::Known(_) | Admitted::Late(_)) => {}
+            Ok(Admitted::New(_) | Admitted::Known(_) | Admitted::Late(_) | Admitted::Contradicts(_)) => {}
             // An answer that brought nothing new will not become better by asking again at once: this is all there is.
             Err(Refusal::Incomplete) if !news => _ = ctx.admit_remains(from, envelope),
             Err(_) if refused.contains(&envelope.entry) => {}

@@ -400,6 +400,9 @@ pub struct LoadDigest {
     pub running: u32,
     /// Whether the node takes new work.
     pub eligible: bool,
+    /// Whether its disk refuses records or does not answer.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub disk_failing: bool,
 }
 
 /// A job that looks for nodes, on the advert topic.

@@ -16,7 +16,7 @@ use sinew_crdt_state::spec::{BlobRef, JobSpec, Phase, Resources};
 
 use crate::config::{BEAT_EVERY, FENCE_AFTER};
 use crate::ctx::Ctx;
-use crate::io::{Effect, RunId, StartTask, TaskKey, TaskResult};
+use crate::io::{Effect, Note, RunId, StartTask, TaskKey, TaskResult};
 use crate::resources::Pool;
 use crate::time::Time;
 use crate::wire::{Assign, Lease, LoadDigest, Located, Message};
@@ -130,6 +130,7 @@ impl Worker {
             memory_bytes_free: free.memory_bytes,
             running: u32::try_from(running).unwrap_or(u32::MAX),
             eligible: ctx.storage_failing.is_none() && ctx.roles.contains(Roles::RUN),
+            disk_failing: ctx.storage_failing.is_some(),
         }
     }
 
@@ -402,6 +403,15 @@ impl Worker {
         let orphans = held.unsettled.into_iter().map(|id| (id, lease.fence));
         self.done.entry(lease.job).or_default().orphans.extend(orphans);
         self.look_at = ctx.now.at;
+    }
+
+    /// Gives everything up: the disk hangs, and nothing that runs here can be expected to end.
+    pub(crate) fn give_up(&mut self, ctx: &mut Ctx) {
+        self.bids.clear();
+        for lease in self.held.keys().copied().collect::<Vec<_>>() {
+            ctx.note(Note::Fenced { lease });
+            self.drop_held(ctx, lease);
+        }
     }
 
     /// The job ended: everything for it stops, and this node signs what it did.

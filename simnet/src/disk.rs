@@ -13,6 +13,7 @@ use sinew_crdt_state::envelope::Envelope;
 use sinew_crdt_state::fact::{Fact, Statement};
 use sinew_crdt_state::ids::{DiskId, FactId, Hash, JobId, NodeId};
 use sinew_crdt_state::ledger::{OwnerMark, SealedEntry};
+use sinew_crdt_state::planted::{Bug, planted};
 use sinew_crdt_state::spec::BlobRef;
 use sinew_scheduler::core::Stored;
 use sinew_scheduler::io::{Record, Ticket};
@@ -26,6 +27,10 @@ struct Write {
     ticket: Ticket,
     records: Vec<Record>,
     due: Time,
+    /// Whether it was acknowledged already, by a mistake.
+    told: bool,
+    /// Whether its sync failed and nothing was written again, by a mistake.
+    lost: bool,
 }
 
 /// What a disk is like.
@@ -107,6 +112,12 @@ pub(crate) struct Disk {
     pub(crate) setup: DiskSetup,
     /// Whether it refuses writes.
     pub(crate) failing: bool,
+    /// Whether its next sync fails.
+    pub(crate) fails_next: bool,
+    /// Whether a sync failed, and nothing was written since.
+    pub(crate) sync_failed: bool,
+    /// Since when it does not answer.
+    pub(crate) hung_since: Option<Time>,
 }
 
 impl Disk {
@@ -125,7 +136,7 @@ impl Disk {
             earlier.due = earlier.due.min(due);
         }
         self.written += records.len() as u64;
-        self.writes.push_back(Write { ticket, records, due });
+        self.writes.push_back(Write { ticket, records, due, told: false, lost: false });
     }
 
     /// The last write never came about.
@@ -140,19 +151,53 @@ impl Disk {
 
     /// When the next write is synced.
     pub(crate) fn due(&self) -> Option<Time> {
-        self.writes.front().filter(|_| !self.failing).map(|w| w.due)
+        self.writes.front().filter(|_| self.answers()).map(|w| w.due)
     }
 
     /// Takes the writes that are synced by `now`.
     pub(crate) fn synced(&mut self, now: Time) -> Vec<Ticket> {
         let mut done = Vec::new();
-        while !self.failing && self.writes.front().is_some_and(|w| w.due <= now) {
+        while self.answers() && self.writes.front().is_some_and(|w| w.due <= now) {
             let Some(write) = self.writes.pop_front() else { break };
-            self.remember(&write.records);
-            self.image.apply(write.records);
-            done.push(write.ticket);
+            if !write.lost {
+                self.remember(&write.records);
+                self.image.apply(write.records);
+            }
+            done.extend((!write.told).then_some(write.ticket));
         }
         done
+    }
+
+    const fn answers(&self) -> bool {
+        !self.failing && self.hung_since.is_none()
+    }
+
+    /// The sync under way fails. What it was to write is written again elsewhere at `again`, as the daemon's journal does. Gives what
+    /// is acknowledged all the same, which nothing may be.
+    pub(crate) fn fail_sync(&mut self, again: Time) -> Vec<Ticket> {
+        self.fails_next = false;
+        self.sync_failed = true;
+        let mut told = Vec::new();
+        for write in &mut self.writes {
+            write.due = write.due.max(again);
+            write.lost |= planted(Bug::SyncRetried);
+            if planted(Bug::PersistedAfterFailedSync) && !std::mem::replace(&mut write.told, true) {
+                told.push(write.ticket);
+            }
+        }
+        told
+    }
+
+    /// Some of what is on it is no longer what was written: of jobs that go on only the specs can be read, and which end they came
+    /// to is gone. A node that starts on it notices: it is another disk.
+    pub(crate) fn rot(&mut self, owner: NodeId) {
+        let sealed = &self.image.sealed;
+        for (_, facts) in self.image.facts.iter_mut().filter(|(job, _)| !sealed.contains_key(job)) {
+            facts.retain(|_, envelope| is_submit(envelope));
+        }
+        if !planted(Bug::DamageBelieved) {
+            self.id = Self::new(self.setup.clone(), owner, Some(self.id)).id;
+        }
     }
 
     /// Keeps what is on the platter apart while the disk lies. A disk that is honest again has flushed its cache.
@@ -177,11 +222,13 @@ impl Disk {
             lied = lie.cached.len();
             pending = lie.cached;
         }
-        if !self.failing {
-            pending.extend(std::mem::take(&mut self.writes).into_iter().map(|w| w.records));
+        if self.answers() {
+            let written = std::mem::take(&mut self.writes).into_iter().filter(|w| !w.lost);
+            pending.extend(written.map(|w| w.records));
         }
         self.writes.clear();
         self.failing = false;
+        (self.fails_next, self.sync_failed, self.hung_since) = (false, false, None);
         let lost = pending.len().saturating_sub(kept);
         let cached = lied.saturating_sub(kept);
         let mut damage = Damage { lied: cached as u64, unsynced: (lost - cached) as u64, torn: false };
@@ -333,6 +380,10 @@ impl Image {
             }
         }
     }
+}
+
+fn is_submit(envelope: &Envelope) -> bool {
+    cbor::from_slice::<Statement>(&envelope.payload).is_ok_and(|s| matches!(s.fact, Fact::Submit(_)))
 }
 
 /// Whether a fact stays when its job is forgotten.

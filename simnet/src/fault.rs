@@ -8,9 +8,13 @@ use crate::disk::Disk;
 use crate::exec::Stopped;
 use crate::queue::{Event, Index};
 use crate::world::World;
+use crate::write::HUNG_AFTER;
 
 /// A reset reaches the other end well after the last frames did.
 const RESET_SEEN_AFTER: Span = Span::ms(5);
+
+/// What waits for a disk that hangs is looked at again after this.
+const HANGS_ON_FOR: Span = Span::ms(200);
 
 impl World {
     /// Ends a node's process at once, as `kill -9` would: what was not synced may be lost, peers see a reset.
@@ -93,6 +97,41 @@ impl World {
         self.nodes[node].disk.failing = true;
     }
 
+    /// The next sync of a node's disk fails.
+    pub fn fail_next_sync(&mut self, name: &str) {
+        let node = self.index(name);
+        self.nodes[node].disk.fails_next = true;
+    }
+
+    /// A node's disk does not answer from now on, and programs that write files there do not end.
+    pub fn hang_disk(&mut self, name: &str) {
+        let node = self.index(name);
+        self.say(node, "DISK HANGS".to_owned());
+        self.nodes[node].disk.hung_since = Some(self.now);
+        let life = self.roll.life(node);
+        self.queue.push(self.now + HUNG_AFTER, Event::Disk(life));
+    }
+
+    /// A disk that hung goes on where it was.
+    pub fn thaw_disk(&mut self, name: &str) {
+        let node = self.index(name);
+        if self.nodes[node].disk.hung_since.take().is_some() {
+            self.say(node, "DISK GOES ON".to_owned());
+            self.input(node, Input::StorageRecovered);
+            self.schedule_disk(node);
+        }
+    }
+
+    /// Bytes on a node's disk are no longer what was written. Only while it is down.
+    pub fn rot(&mut self, name: &str) {
+        let node = self.index(name);
+        assert!(!self.nodes[node].is_up(), "{name} is up");
+        self.say(node, "BITS ROT".to_owned());
+        let n = &mut self.nodes[node];
+        let owner = n.id();
+        n.disk.rot(owner);
+    }
+
     /// Writes succeed again, those that failed first.
     pub fn mend_disk(&mut self, name: &str) {
         let node = self.index(name);
@@ -159,6 +198,10 @@ impl World {
 
     pub(crate) fn fetched_due(&mut self, life: crate::queue::Life, event: Event) {
         if self.is_alive(life) {
+            let hangs = self.nodes[life.node].disk.hung_since.is_some();
+            if hangs && matches!(event, Event::Fetched { .. } | Event::TaskEnd { .. }) {
+                return self.queue.push(self.now + HANGS_ON_FOR, event);
+            }
             match event {
                 Event::Fetched { id, .. } => self.fetch_ended(life.node, id),
                 Event::TaskEnd { run, .. } => self.task_ended(life.node, run),

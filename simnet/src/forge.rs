@@ -2,7 +2,7 @@
 //! beside it.
 
 use sinew_crdt_state::envelope::{Envelope, seal_batch};
-use sinew_crdt_state::fact::{Fact, ReportItem, Run, Statement, Usage};
+use sinew_crdt_state::fact::{Fact, Outcome, ReportItem, Run, Statement, Usage};
 use sinew_crdt_state::ids::JobId;
 use sinew_scheduler::wire::{Class, Lease, Message};
 
@@ -30,6 +30,13 @@ impl World {
         let items = vec![ReportItem::Plain { run, usage: Usage::default() }];
         let report = self.signed(liar, job, Fact::Report { fence, phase, items });
         self.lie(liar, to, Message::Report { lease: Lease { job, fence }, facts: vec![report] });
+    }
+
+    /// `liar` sends `to` a seal of a job that says that it was cancelled.
+    pub fn forge_seal(&mut self, liar: &str, to: &str, job: JobId) {
+        let (liar, to) = (self.index(liar), self.index(to));
+        let seal = self.signed(liar, job, Fact::Seal { term: 1, outcome: Outcome::Cancelled, receipts: Vec::new() });
+        self.lie(liar, to, Message::Facts(vec![seal]));
     }
 
     /// `liar` tells the brain `to` that another leads the job by now.

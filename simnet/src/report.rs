@@ -84,6 +84,8 @@ pub struct Counters {
     pub torn_writes: u64,
     /// Disks that ran full.
     pub full_disks: u64,
+    /// Syncs that failed.
+    pub failed_syncs: u64,
     /// Attempts that failed by chance.
     pub random_failures: u64,
     /// Dates that jumped.
@@ -98,6 +100,8 @@ pub struct Counters {
     pub lost_blobs: u64,
     /// Results that a brain refused as stale.
     pub stale_results: u64,
+    /// Seals that said something else than those known.
+    pub two_seals: u64,
     /// Leases that a worker ended by itself.
     pub fenced: u64,
     /// Leases that a brain gave up.

@@ -375,6 +375,7 @@ impl World {
             }
             Note::Fenced { .. } => self.counters.fenced += 1,
             Note::Stale { .. } => self.counters.stale_results += 1,
+            Note::TwoSeals { .. } => self.counters.two_seals += 1,
             Note::Peer { .. } => {}
         }
         self.notes.push((self.now, node, note));

@@ -10,6 +10,11 @@ use crate::world::World;
 /// A write that nothing waits for is synced after this at the latest.
 const LAZY_SYNC: Span = Span::ms(100);
 
+/// As in the daemon's ledger: a disk that does not answer for so long hangs ...
+pub(crate) const HUNG_AFTER: Span = Span::ms(5_000);
+/// ... and what a sync lost is written again after this.
+const WRITTEN_AGAIN_AFTER: Span = Span::ms(500);
+
 /// Where in a write a node crashes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CrashPoint {
@@ -100,7 +105,14 @@ impl World {
 
     pub(crate) fn disk_synced(&mut self, node: Index) {
         self.nodes[node].disk_at = None;
-        let done = self.nodes[node].disk.synced(self.now);
+        let disk = &mut self.nodes[node].disk;
+        if disk.hung_since.is_some_and(|since| self.now - since >= HUNG_AFTER) {
+            return self.input(node, Input::StorageHung("the disk has not answered for 5 s".to_owned()));
+        }
+        if disk.fails_next && disk.due().is_some_and(|due| due <= self.now) {
+            return self.sync_fails(node);
+        }
+        let done = disk.synced(self.now);
         let awaited = self.nodes[node].crash_at.and_then(|c| c.ticket);
         if awaited.is_some_and(|ticket| done.contains(&ticket)) {
             // All that was acknowledged so far, which a lying disk has in its cache only.
@@ -108,8 +120,18 @@ impl World {
             return self.crash(node, 0);
         }
         if !done.is_empty() {
-            self.inputs(node, done.into_iter().map(Input::Persisted));
+            let recovered = std::mem::take(&mut self.nodes[node].disk.sync_failed).then_some(Input::StorageRecovered);
+            self.inputs(node, recovered.into_iter().chain(done.into_iter().map(Input::Persisted)));
         }
+        self.schedule_disk(node);
+    }
+
+    fn sync_fails(&mut self, node: Index) {
+        self.say(node, "SYNC FAILED".to_owned());
+        self.counters.failed_syncs += 1;
+        let told = self.nodes[node].disk.fail_sync(self.now + WRITTEN_AGAIN_AFTER);
+        let failing = Input::StorageFailing("cannot write the ledger's journal: input/output error".to_owned());
+        self.inputs(node, [failing].into_iter().chain(told.into_iter().map(Input::Persisted)));
         self.schedule_disk(node);
     }
 

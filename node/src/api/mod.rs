@@ -307,6 +307,9 @@ pub struct StatusView {
     pub blobs: (u64, u64),
     /// Why the disk refuses records, if it does.
     pub storage_problem: Option<String>,
+    /// What was wrong with the ledger when this node started, what was done, and what is still awaited.
+    #[serde(default)]
+    pub storage_remark: Option<String>,
     /// How programs are isolated: what was asked for.
     pub sandbox: String,
     /// What this machine does not give to that, piece by piece.

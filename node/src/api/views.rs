@@ -48,9 +48,12 @@ pub(super) async fn status(shared: &Shared) -> Result<StatusView, ApiError> {
                 (core.ledger().iter_live().count(), core.ledger().iter_sealed().count()),
                 format!("{:032x}-{}", root.sum, root.count),
                 core.storage_problem().map(str::to_owned),
+                core.has_recovered(),
             )
         })
         .await?;
+    let waits = if seen.7 { "; all open jobs known here count on this node" } else { "; waiting for peers" };
+    let storage_remark = shared.ledger.remark().map(|remark| remark + waits);
     let runners = crate::runners::health(&shared.runners);
     let runners = runners.into_iter().map(|(runner, why)| (runner.to_string(), why)).collect();
     Ok(StatusView {
@@ -71,6 +74,7 @@ pub(super) async fn status(shared: &Shared) -> Result<StatusView, ApiError> {
         ledger_root: seen.5,
         blobs: (blobs.complete, blobs.complete_bytes),
         storage_problem: seen.6,
+        storage_remark,
         sandbox: shared.sandbox.mode.to_string(),
         sandbox_missing: shared.sandbox.missing.clone(),
         sandbox_refusal: shared.sandbox.refusal.clone(),
@@ -113,7 +117,11 @@ pub(super) async fn peers(shared: &Shared) -> Result<Vec<PeerView>, ApiError> {
                 .map(|(node, peer)| PeerView {
                     node: *node,
                     own: *node == own,
-                    state: core.node_state(*node).map_or_else(|| "joining".to_owned(), |s| s.to_string()),
+                    state: if peer.load.is_some_and(|load| load.disk_failing) {
+                        "disk failing".to_owned()
+                    } else {
+                        core.node_state(*node).map_or_else(|| "joining".to_owned(), |s| s.to_string())
+                    },
                     roles: peer.roles.to_string(),
                     connected: peer.connected,
                     address: None,

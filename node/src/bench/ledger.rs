@@ -106,7 +106,7 @@ pub(super) fn run(facts: u32, jobs: u32) -> anyhow::Result<Value> {
         let seal = sinew_crdt_state::ids::FactId(id.0);
         large.restore_sealed(
             id,
-            SealedEntry { submitter: identity.id(), serial, seal, sealed_ms: 0, lacks_outputs: false },
+            SealedEntry { submitter: identity.id(), serial, seal, sealed_ms: 0, lacks_outputs: false, says: 0 },
         );
     }
     let sealed_bytes = rss_bytes(std::process::id()).saturating_sub(rss_before);

@@ -121,7 +121,7 @@ impl<'txn> Jobs<'txn> {
         let all = pieces_of(job);
         for item in self.pieces.extract_from_if::<&[u8; 40], _>(all.start()..=all.end(), |_, _| true)? {
             let (_, bytes) = item?;
-            for entry in decoded(bytes.value()) {
+            for entry in decoded(bytes.value())? {
                 picture.facts.extend(entry.facts.into_iter().map(|e| (e.fact_id(), e)));
             }
         }
@@ -166,7 +166,7 @@ impl<'txn> Jobs<'txn> {
     fn segment_of(&self, row: u64) -> Result<Option<(u64, Vec<Entry>)>, redb::Error> {
         let Some(item) = self.segments.range(..=row)?.next_back() else { return Ok(None) };
         let (first, bytes) = item?;
-        let entries = opened(bytes.value());
+        let entries = opened(bytes.value())?;
         let holds = row - first.value() < entries.len() as u64;
         Ok(holds.then(|| (first.value(), entries)))
     }
@@ -178,7 +178,7 @@ impl<'txn> Jobs<'txn> {
             Some(item) => {
                 let (start, before) = item?;
                 let fits = before.value().len() + bytes.len() <= 2 * SEGMENT_SMALL;
-                fits.then(|| (start.value(), opened(before.value())))
+                if fits { Some((start.value(), opened(before.value())?)) } else { None }
             }
             None => None,
         };
@@ -231,7 +231,7 @@ impl<'txn> Jobs<'txn> {
         if bytes.value().len() > SEGMENT_SMALL {
             return Ok(None);
         }
-        let entries = opened(bytes.value());
+        let entries = opened(bytes.value())?;
         let whole = first.value() + entries.len() as u64 == next;
         Ok(whole.then(|| (first.value(), entries)))
     }
@@ -270,6 +270,7 @@ const NOT_LOOKED_AT: SealedEntry = SealedEntry {
     seal: sinew_crdt_state::ids::FactId([0; 32]),
     sealed_ms: 0,
     lacks_outputs: false,
+    says: 0,
 };
 
 fn pack(entries: &[Entry]) -> Vec<u8> {
@@ -284,21 +285,16 @@ fn segment(entries: &[Entry]) -> Vec<u8> {
     deflate(&pack(entries))
 }
 
-/// A segment's entries, as [`decoded`].
-pub(super) fn opened(bytes: &[u8]) -> Vec<Entry> {
-    inflate(bytes).map_or_else(
-        |error| {
-            tracing::error!(%error, "the ledger holds a damaged segment; its jobs are left out");
-            Vec::new()
-        },
-        |bytes| decoded(&bytes),
-    )
+/// A segment's entries.
+pub(super) fn opened(bytes: &[u8]) -> Result<Vec<Entry>, redb::Error> {
+    decoded(&inflate(bytes).map_err(damaged)?)
 }
 
-/// A piece's entries. What does not decode is not what was written; the rest of the ledger is still good.
-pub(super) fn decoded(bytes: &[u8]) -> Vec<Entry> {
-    unpack(bytes).unwrap_or_else(|error| {
-        tracing::error!(%error, "the ledger holds damaged entries; they are left out");
-        Vec::new()
-    })
+/// A piece's entries. What does not decode was not written by this program: nothing is decided on the rest of it.
+pub(super) fn decoded(bytes: &[u8]) -> Result<Vec<Entry>, redb::Error> {
+    unpack(bytes).map_err(damaged)
+}
+
+fn damaged(error: cbor::DecodeError) -> redb::Error {
+    redb::Error::Corrupted(format!("it holds a damaged record: {error}"))
 }

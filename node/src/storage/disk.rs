@@ -3,11 +3,16 @@
 //! Nothing here retries or buffers. An error of a write or a sync goes up as it is; after it nobody may take for granted what
 //! the file's pages hold, and the callers write again elsewhere.
 
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// redb's pages.
+const OVERLAY_PAGE: usize = 4096;
 
 /// Where the ledger's files are.
 pub(super) trait Disk: Debug + Send + Sync + 'static {
@@ -17,6 +22,8 @@ pub(super) trait Disk: Debug + Send + Sync + 'static {
     fn list(&self, dir: &Path) -> io::Result<Vec<PathBuf>>;
     /// Deletes a file.
     fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Gives a file another name. What had that name before is gone.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Syncs a directory: only then does a new file in it survive.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
     /// Bytes that are free for this user.
@@ -57,6 +64,10 @@ impl Disk for RealDisk {
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         std::fs::remove_file(path)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        std::fs::rename(from, to)
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
@@ -101,15 +112,68 @@ impl DiskFile for File {
     }
 }
 
-/// redb's file, over the same operations.
-///
-/// After a sync that failed the kernel may take lost pages for clean, and show them until the power goes. redb refuses everything
-/// after an error, and is opened anew. Its commits are all in two phases here: pages that the first sync lost belong to no root
-/// that counts, and the next commit writes its own; of the second sync only the header depends, which every commit writes.
+/// Over a file that is only looked at: what redb writes, even when it opens one, stays in memory.
 #[derive(Debug)]
-pub(super) struct Backend(pub(super) Box<dyn DiskFile>);
+pub(super) struct Overlay {
+    below: Box<dyn redb::StorageBackend>,
+    len: Mutex<u64>,
+    written: Mutex<BTreeMap<u64, Vec<u8>>>,
+}
 
-impl redb::StorageBackend for Backend {
+impl Overlay {
+    /// Over `below`, of which the first bytes are taken for `header` where that is given.
+    pub(super) fn new(below: Box<dyn redb::StorageBackend>, header: Option<Vec<u8>>) -> io::Result<Self> {
+        let len = Mutex::new(below.len()?);
+        Ok(Self { below, len, written: Mutex::new(header.map(|header| (0, header)).into_iter().collect()) })
+    }
+
+    fn written(&self) -> MutexGuard<'_, BTreeMap<u64, Vec<u8>>> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl redb::StorageBackend for Overlay {
+    fn len(&self) -> io::Result<u64> {
+        Ok(*self.len.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        for (page, out) in (0..).map(|n| offset + n * OVERLAY_PAGE as u64).zip(out.chunks_mut(OVERLAY_PAGE)) {
+            match self.written().get(&page).filter(|bytes| bytes.len() >= out.len()) {
+                Some(bytes) => out.copy_from_slice(&bytes[..out.len()]),
+                None => self.below.read(page, out)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        *self.len.lock().unwrap_or_else(PoisonError::into_inner) = len;
+        Ok(())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn close(&self) -> io::Result<()> {
+        self.below.close()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let mut written = self.written();
+        for (page, bytes) in (0..).map(|n| offset + n * OVERLAY_PAGE as u64).zip(data.chunks(OVERLAY_PAGE)) {
+            written.insert(page, bytes.to_vec());
+        }
+        Ok(())
+    }
+}
+
+/// A file as it is, unchecked.
+#[derive(Debug)]
+pub(super) struct Plain(pub(super) Box<dyn DiskFile>);
+
+impl redb::StorageBackend for Plain {
     fn len(&self) -> io::Result<u64> {
         self.0.len()
     }
@@ -126,7 +190,6 @@ impl redb::StorageBackend for Backend {
         self.0.sync()
     }
 
-    // A reader's transaction may keep the file open a moment longer; whoever opens it anew need not wait for that.
     fn close(&self) -> io::Result<()> {
         self.0.unlock()
     }

@@ -97,11 +97,22 @@ pub(super) struct Journal {
 /// What the files hold behind the last checkpoint, in order.
 #[derive(Debug, Default)]
 pub(super) struct Replay {
-    pub(super) groups: Vec<Vec<u8>>,
+    pub(super) groups: Vec<(u64, Vec<u8>)>,
     /// The number of the last group there is.
     pub(super) last: u64,
     /// The files, by number.
     pub(super) files: Vec<u32>,
+}
+
+/// Where a group is missing that others follow.
+#[derive(Debug)]
+pub(super) struct Gap {
+    /// The file in which it should be.
+    pub(super) path: PathBuf,
+    /// Where in it.
+    pub(super) offset: u64,
+    /// Its number.
+    pub(super) group: u64,
 }
 
 /// Why the journal cannot be read.
@@ -116,11 +127,7 @@ pub enum JournalError {
         source: io::Error,
     },
     /// Something is missing in the midst of what was acknowledged.
-    #[error(
-        "the journal {path} is damaged at byte {offset}: record group {group} is not there, and later ones are. Records that \
-         this node acknowledged are lost. Move {ledger} and all files {ledger_stem}.journal.* away: the node then starts as one \
-         that lost its disk, and fetches what the others know"
-    )]
+    #[error("the journal {path} is damaged at byte {offset}: record group {group} is not there, and later ones are")]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -128,10 +135,6 @@ pub enum JournalError {
         offset: u64,
         /// Its number.
         group: u64,
-        /// The ledger's file.
-        ledger: PathBuf,
-        /// The same without its ending.
-        ledger_stem: PathBuf,
     },
 }
 
@@ -202,6 +205,15 @@ impl Journal {
 
     /// The groups after number `applied`, in order. The last one of all may have been torn by a crash: it was not acknowledged.
     pub(super) fn replay(&self, applied: u64) -> Result<Replay, JournalError> {
+        let (replay, gap) = self.found(applied)?;
+        match gap {
+            Some(Gap { path, offset, group }) => Err(JournalError::Damaged { path, offset, group }),
+            None => Ok(replay),
+        }
+    }
+
+    /// The same, with where the first group is missing that others follow.
+    pub(super) fn found(&self, applied: u64) -> Result<(Replay, Option<Gap>), JournalError> {
         let mut found: BTreeMap<u64, (u32, u64, Vec<u8>)> = BTreeMap::new();
         let mut ends: BTreeMap<u64, (u32, u64)> = BTreeMap::new();
         let files = self.numbers()?;
@@ -221,19 +233,14 @@ impl Journal {
                 ends.insert(group, (*number, at as u64));
             }
         }
-        for (expected, group) in (applied + 1..).zip(found.keys()) {
-            if *group != expected {
-                let (number, offset) = ends.get(&(expected - 1)).copied().unwrap_or_else(|| (found[group].0, 0));
-                return Err(self.damaged(number, offset, expected));
-            }
-        }
+        let missing = (applied + 1..).zip(found.keys()).find(|(expected, group)| *group != expected);
+        let gap = missing.map(|(expected, group)| {
+            let (number, offset) = ends.get(&(expected - 1)).copied().unwrap_or_else(|| (found[group].0, 0));
+            Gap { path: self.path(number), offset, group: expected }
+        });
         let last = found.keys().next_back().copied().unwrap_or(applied);
-        Ok(Replay { groups: found.into_values().map(|(_, _, payload)| payload).collect(), last, files })
-    }
-
-    fn damaged(&self, number: u32, offset: u64, group: u64) -> JournalError {
-        let (path, ledger) = (self.path(number), self.ledger.clone());
-        JournalError::Damaged { path, offset, group, ledger_stem: ledger.with_extension(""), ledger }
+        let groups = found.into_iter().map(|(group, (_, _, payload))| (group, payload)).collect();
+        Ok((Replay { groups, last, files }, gap))
     }
 
     fn read(&self, number: u32) -> Result<Vec<u8>, JournalError> {

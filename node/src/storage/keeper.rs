@@ -2,6 +2,7 @@
 //!
 //! Records are acknowledged while it works. What it cannot write stays in the journal and in memory, and is tried again.
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,19 +10,21 @@ use std::time::{Duration, Instant};
 use redb::Database;
 
 use super::checkpoint::apply;
-use super::disk::{Backend, Disk};
+use super::disk::Disk;
 use super::journal::JournalFile;
+use super::rebuild::check_bare;
 use super::state::{Frozen, Inner, Part};
+use super::sums::{Checked, Found};
 use super::table::Table;
 use super::writer::{RETRY, ROOM_FACTOR, ROOM_MIN};
 use super::{StorageError, cannot_open};
 
 /// Page cache. The working set is the tail of what was just written; the default of a GiB would be the daemon's memory.
-const CACHE_BYTES: usize = 8 << 20;
+pub(super) const CACHE_BYTES: usize = 8 << 20;
 /// Journals kept ready. One more is written to, and those are left that a checkpoint is to take.
 const FREE_MAX: usize = 1;
-/// Readers let go of the old file within milliseconds.
-const LET_GO: Duration = Duration::from_millis(5);
+/// Readers let go of the old file within milliseconds, if the disk answers them.
+const LET_GO: Duration = Duration::from_secs(5);
 
 /// Why a checkpoint was not made.
 #[derive(Debug, thiserror::Error)]
@@ -40,11 +43,18 @@ enum KeepError {
     Write(#[from] redb::Error),
 }
 
-/// Opens or makes the ledger's file, and locks it.
+/// Opens or makes the ledger's file, and locks it. A file without checksums is checked by redb's own, once, and gets some.
 pub(super) fn open_database(disk: &dyn Disk, path: &Path) -> Result<Database, StorageError> {
-    let file = disk.open(path).and_then(|file| file.lock().map(|()| file));
-    let file = file.map_err(|e| cannot_open(path, redb::StorageError::from(e)))?;
-    let opened = redb::Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(Backend(file));
+    let error = |e: io::Error| cannot_open(path, redb::StorageError::from(e));
+    let checked = match Checked::open(disk, path).map_err(error)? {
+        Found::Checked(checked) => checked,
+        Found::Bare(file) => {
+            check_bare(file).map_err(|e| cannot_open(path, e))?;
+            let file = disk.open(path).and_then(|file| file.lock().map(|()| file)).map_err(error)?;
+            Checked::adopt(disk, path, file).map_err(error)?
+        }
+    };
+    let opened = redb::Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(checked);
     opened.map_err(|e| cannot_open(path, e))
 }
 
@@ -109,7 +119,7 @@ impl Keeper {
     }
 
     fn checkpoint(&self, table: &Table, group: u64) -> Result<(), KeepError> {
-        let db = self.inner.lock().db.clone().ok_or(KeepError::Closed)?;
+        let db = self.inner.lend().ok_or(KeepError::Closed)?;
         let room = self.inner.journal.room();
         if room < ROOM_MIN / 2 + table.bytes * ROOM_FACTOR {
             return Err(KeepError::Full { room });
@@ -162,12 +172,9 @@ impl Keeper {
     /// After an error redb refuses everything until it is opened anew. Until then readers are told so. `false` when it has to
     /// be tried again.
     fn reopen(&self) -> bool {
-        let old = self.inner.lock().db.take();
-        if let Some(old) = old.map(|db| Arc::downgrade(&db)) {
-            // The old handle holds the file's lock.
-            while old.strong_count() > 0 {
-                std::thread::sleep(LET_GO);
-            }
+        if !self.let_go() {
+            self.inner.lock().reopen = true;
+            return false;
         }
         let opened = open_database(&*self.inner.disk, &self.inner.path);
         let mut state = self.inner.lock();
@@ -179,6 +186,26 @@ impl Keeper {
             }
         }
         state.db.is_some()
+    }
+
+    /// Waits until nobody holds the old handle, which holds the file's lock. `false` when that takes too long: somebody hangs in it.
+    fn let_go(&self) -> bool {
+        let until = Instant::now() + LET_GO;
+        let mut state = self.inner.lock();
+        if let Some(old) = state.db.take() {
+            state.old = Arc::downgrade(&old);
+            drop(state);
+            drop(old);
+            state = self.inner.lock();
+        }
+        while state.old.strong_count() > 0 {
+            let wait = until.saturating_duration_since(Instant::now());
+            if wait.is_zero() {
+                return false;
+            }
+            state = Inner::wait(&self.inner.moved, state, Some(wait));
+        }
+        true
     }
 
     /// Waits before the next try. `false` when the daemon ends.

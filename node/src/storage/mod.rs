@@ -12,16 +12,20 @@ mod keeper;
 mod migrate;
 mod packed;
 mod reader;
+mod rebuild;
 mod rows;
 mod state;
+mod sums;
 mod table;
 #[cfg(test)]
 mod tests;
+mod watch;
 mod writer;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use redb::{Database, ReadableDatabase, ReadableTable};
 use sinew_crdt_state::cbor;
@@ -34,9 +38,10 @@ pub use journal::JournalError;
 use journal::{Journal, Key, LEN_MIN, Replay};
 use keeper::{Keeper, open_database};
 pub use reader::StorageReader;
-use rows::{APPLIED, DISK, ENDED, HEADS, INDEX, JOURNAL_KEYS, MEMBERS, META, OWNERS, PIECES, SEGMENTS};
+use rows::{APPLIED, DISK, ENDED, HEADS, INDEX, JOURNAL_KEYS, MEMBERS, META, OWNERS, PIECES, SEALS_SAY, SEGMENTS};
 use state::{Batch, Inner, State};
 use table::Table;
+use watch::{HUNG_AFTER, Watch, Watched};
 use writer::Writer;
 
 /// Why the ledger could not be used.
@@ -64,6 +69,12 @@ pub enum StorageError {
     Closed,
 }
 
+impl From<redb::Error> for StorageError {
+    fn from(error: redb::Error) -> Self {
+        Self::Read(Box::new(error))
+    }
+}
+
 fn read_error(e: impl Into<redb::Error>) -> StorageError {
     StorageError::Read(Box::new(e.into()))
 }
@@ -79,6 +90,8 @@ pub enum StorageEvent {
     Persisted(Vec<Ticket>),
     /// The disk refuses.
     Failing(String),
+    /// The disk does not answer at all.
+    Hung(String),
     /// The disk takes records again.
     Recovered,
 }
@@ -96,28 +109,42 @@ impl Storage {
     /// # Errors
     /// [`StorageError`].
     pub fn open(path: &Path, events: impl Fn(StorageEvent) + Send + Sync + 'static) -> Result<Self, StorageError> {
-        Self::open_on(Arc::new(RealDisk), path, events)
+        Self::open_on(Arc::new(RealDisk), path, HUNG_AFTER, events)
     }
 
     fn open_on(
         disk: Arc<dyn Disk>,
         path: &Path,
+        hung_after: Duration,
         events: impl Fn(StorageEvent) + Send + Sync + 'static,
     ) -> Result<Self, StorageError> {
-        let db = open_database(&*disk, path)?;
-        let key = set_up(&db).map_err(|e| cannot_open(path, e))?;
-        migrate::from_facts(&db).map_err(|e| cannot_open(path, e))?;
-        let journal = Journal::new(Arc::clone(&disk), path, key);
-        let replay = catch_up(&db, &journal, path)?;
+        let watch = Arc::new(Watch::default());
+        let disk: Arc<dyn Disk> = Arc::new(Watched { disk, watch: Arc::clone(&watch) });
+        rebuild::finish(&*disk, path)?;
+        let (opened, remark) = match rebuild::quietly(|| open_whole(&disk, path)) {
+            Ok(opened) => (opened, None),
+            Err(error) => match damage_in(&error) {
+                Some(why) => {
+                    let remark = rebuild::rebuild(&disk, path, &why)?;
+                    (open_whole(&disk, path)?, Some(remark))
+                }
+                None => return Err(error),
+            },
+        };
+        let (db, journal, replay) = opened;
         let free = reuse(&journal, &replay, path)?;
         let next_journal = free.iter().map(|file| file.number).chain(replay.files.last().copied()).max();
         let next_journal = next_journal.map_or(0, |last| last + 1);
-        let state = State { db: Some(Arc::new(db)), free, next_journal, ..State::default() };
-        let inner = Arc::new(Inner::new(state, path.to_owned(), disk, journal, Box::new(events)));
+        let state = State { db: Some(Arc::new(db)), free, next_journal, remark, ..State::default() };
+        let mut inner = Inner::new(state, path.to_owned(), disk, journal, Box::new(events));
+        inner.hung_after = hung_after;
+        let inner = Arc::new(inner);
         let (writer, keeper) = (Writer::new(Arc::clone(&inner), replay.last), Keeper::new(Arc::clone(&inner)));
+        let watched = Arc::clone(&inner);
         let mut storage = Self { inner, threads: Vec::new() };
         storage.start("sinew-ledger", move || writer.run())?;
         storage.start("sinew-keeper", move || keeper.run())?;
+        storage.start("sinew-watch", move || watch::run(&watched, &watch))?;
         Ok(storage)
     }
 
@@ -155,6 +182,11 @@ impl Storage {
         self.inner.queued.notify_all();
         self.inner.moved.notify_all();
         for thread in self.threads.drain(..) {
+            // The last one looks whether the others are stuck.
+            if thread.thread().name() == Some("sinew-watch") {
+                self.inner.lock().ended = true;
+                self.inner.watched.notify_all();
+            }
             let _ = thread.join();
         }
         // Readers may outlive the storage; the file is closed all the same.
@@ -169,23 +201,48 @@ impl Drop for Storage {
     }
 }
 
+/// What is damaged, where an error says that something is.
+fn damage_in(error: &StorageError) -> Option<String> {
+    match error {
+        StorageError::Open { source, .. } | StorageError::Read(source) => rebuild::damage_in(source),
+        StorageError::Journal(error @ JournalError::Damaged { .. }) => Some(error.to_string()),
+        StorageError::Damaged(error) => Some(error.to_string()),
+        StorageError::Journal(JournalError::Read { .. }) | StorageError::Closed => None,
+    }
+}
+
+/// Opens a ledger, reads every page of it that counts, and takes in what its journal holds.
+fn open_whole(disk: &Arc<dyn Disk>, path: &Path) -> Result<(Database, Journal, Replay), StorageError> {
+    let db = open_database(&**disk, path)?;
+    let failed = |e: redb::Error| cannot_open(path, e);
+    let key = set_up(&db).map_err(failed)?;
+    migrate::from_facts(&db).map_err(failed)?;
+    rebuild::walk(&db).map_err(failed)?;
+    let journal = Journal::new(Arc::clone(disk), path, key);
+    let replay = catch_up(&db, &journal, path)?;
+    Ok((db, journal, replay))
+}
+
 /// Draws the ledger's own numbers when it is new, and makes its tables: readers expect every one.
 fn set_up(db: &Database) -> Result<Key, redb::Error> {
     let txn = begin(db)?;
     let (key, is_new) = {
         let mut meta = txn.open_table(META)?;
-        let mut is_new = false;
-        let mut number = |name: &str| -> Result<u64, redb::Error> {
+        let is_first = meta.get(DISK)?.is_none();
+        let mut is_new = is_first;
+        let mut number = |name: &str, drawn: u64| -> Result<u64, redb::Error> {
             if let Some(known) = meta.get(name)?.map(|v| v.value()) {
                 return Ok(known);
             }
             is_new = true;
-            let drawn = draw();
             meta.insert(name, drawn)?;
             Ok(drawn)
         };
-        number(DISK)?;
-        (Key::new([number(JOURNAL_KEYS[0])?, number(JOURNAL_KEYS[1])?]), is_new)
+        number(DISK, draw())?;
+        if is_first {
+            number(SEALS_SAY, 1)?;
+        }
+        (Key::new([number(JOURNAL_KEYS[0], draw())?, number(JOURNAL_KEYS[1], draw())?]), is_new)
     };
     if !is_new {
         txn.abort()?;
@@ -219,7 +276,7 @@ fn catch_up(db: &Database, journal: &Journal, path: &Path) -> Result<Replay, Sto
     let replay = journal.replay(applied)?;
     if !replay.groups.is_empty() {
         let mut table = Table::default();
-        for group in &replay.groups {
+        for (_, group) in &replay.groups {
             packed::unpack_records(group)?.into_iter().for_each(|record| table.add(record));
         }
         apply(db, &table, replay.last).map_err(|e| cannot_open(path, e))?;

@@ -51,6 +51,9 @@ enum PackedRecord<B> {
     Fact(u32, PackedFact<B>),
     #[serde(rename = "s")]
     Sealed(u32, PackedSeal, Option<Box<JobRow>>),
+    /// The same of a job that did not complete: with what its seal says.
+    #[serde(rename = "t")]
+    SealedSaying(u32, PackedSeal, u64, Option<Box<JobRow>>),
     /// Of several of one owner only the last carries the mark: it covers those before it.
     #[serde(rename = "g")]
     Forget(u32, u32, Option<OwnerMark>),
@@ -113,6 +116,13 @@ impl Lookup {
 
     fn digest(&self, number: u32) -> Result<[u8; 32], DecodeError> {
         item(&self.digests, number)
+    }
+
+    fn sealed(&self, job: u32, seal: PackedSeal, says: u64, row: Option<Box<JobRow>>) -> Result<Record, DecodeError> {
+        let (submitter, serial, seal, sealed_ms, lacks_outputs) = seal;
+        let (submitter, seal) = (NodeId(self.digest(submitter)?), FactId(self.digest(seal)?));
+        let entry = SealedEntry { submitter, serial, seal, sealed_ms, lacks_outputs, says };
+        Ok(Record::Sealed { job: JobId(self.digest(job)?), entry, row })
     }
 
     fn envelope(&self, entry: JobId, packed: PackedFact<ByteBuf>) -> Result<Envelope, DecodeError> {
@@ -215,7 +225,10 @@ pub(super) fn pack_records<'a>(records: impl DoubleEndedIterator<Item = &'a Reco
             Record::Sealed { job, entry, row } => {
                 let (submitter, seal) = (shared.digest(&entry.submitter.0), shared.digest(&entry.seal.0));
                 let packed = (submitter, entry.serial, seal, entry.sealed_ms, entry.lacks_outputs);
-                PackedRecord::Sealed(shared.digest(&job.0), packed, row.clone())
+                match entry.says {
+                    0 => PackedRecord::Sealed(shared.digest(&job.0), packed, row.clone()),
+                    says => PackedRecord::SealedSaying(shared.digest(&job.0), packed, says, row.clone()),
+                }
             }
             Record::Forget { job, owner, mark } => {
                 let mark = marked.insert(*owner).then(|| mark.clone());
@@ -242,11 +255,8 @@ pub(super) fn unpack_records(bytes: &[u8]) -> Result<Vec<Record>, DecodeError> {
                     let envelope = lookup.envelope(JobId(lookup.digest(job)?), fact)?;
                     Record::Fact { id: envelope.fact_id(), envelope }
                 }
-                PackedRecord::Sealed(job, (submitter, serial, seal, sealed_ms, lacks_outputs), row) => {
-                    let (submitter, seal) = (NodeId(lookup.digest(submitter)?), FactId(lookup.digest(seal)?));
-                    let entry = SealedEntry { submitter, serial, seal, sealed_ms, lacks_outputs };
-                    Record::Sealed { job: JobId(lookup.digest(job)?), entry, row }
-                }
+                PackedRecord::Sealed(job, seal, row) => lookup.sealed(job, seal, 0, row)?,
+                PackedRecord::SealedSaying(job, seal, says, row) => lookup.sealed(job, seal, says, row)?,
                 PackedRecord::Forget(job, owner, mark) => {
                     let owner = NodeId(lookup.digest(owner)?);
                     if let Some(mark) = mark {

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use redb::{ReadTransaction, ReadableDatabase, ReadableTable};
 use sinew_crdt_state::cbor;
 use sinew_crdt_state::envelope::Envelope;
+use sinew_crdt_state::fact::{Fact, Statement};
 use sinew_crdt_state::ids::{DiskId, JobId, NodeId};
-use sinew_crdt_state::ledger::OwnerMark;
+use sinew_crdt_state::ledger::{OwnerMark, SealedEntry, says};
 use sinew_scheduler::core::Stored;
 use sinew_scheduler::io::Record;
 use sinew_scheduler::view::JobRow;
@@ -15,8 +16,8 @@ use sinew_scheduler::view::JobRow;
 use super::checkpoint::{begin, decoded, opened};
 use super::packed::unpack;
 use super::rows::{
-    DISK, ENDED, HEADS, INCARNATION, INDEX, MEMBERS, META, OWNERS, PIECES, SEGMENTS, begins_with, decode_head,
-    decode_row, ended_job, fold_row, ids_from, pieces_of,
+    DISK, ENDED, HEADS, INCARNATION, INDEX, MEMBERS, META, OWNERS, PIECES, SEALS_SAY, SEGMENTS, begins_with,
+    decode_head, decode_row, encode_head, ended_job, fold_row, ids_from, pieces_of,
 };
 use super::state::{Inner, State};
 use super::table::{Change, Picture};
@@ -40,15 +41,28 @@ impl StorageReader {
     /// An error of the file: redb refuses everything from here on, so it is opened anew.
     fn failed(&self, error: impl Into<redb::Error>) -> StorageError {
         let error = error.into();
-        if matches!(error, redb::Error::Io(_) | redb::Error::PreviousIo) {
+        if matches!(error, redb::Error::Io(_) | redb::Error::PreviousIo | redb::Error::Corrupted(_)) {
             let inner = Arc::clone(&self.inner);
+            let remark = super::rebuild::damage_in(&error).map(|why| {
+                format!("the ledger is damaged: {why}. Start this node again: it keeps the file, and repairs what it can")
+            });
             // The caller may hold the state.
             std::thread::spawn(move || {
+                if let Some(remark) = remark {
+                    tracing::error!("{remark}");
+                    inner.lock().remark = Some(remark);
+                }
                 inner.lock().reopen = true;
                 inner.moved.notify_all();
             });
         }
         read_error(error)
+    }
+
+    /// What was wrong with the ledger when this node started, and what was done.
+    #[must_use]
+    pub fn remark(&self) -> Option<String> {
+        self.inner.lock().remark.clone()
     }
 
     /// Everything a core starts from, this start's incarnation number, which is written down, and the disk's own number, drawn
@@ -66,6 +80,7 @@ impl StorageReader {
         for item in txn.open_table(HEADS).map_err(open)?.iter().map_err(failed)? {
             stored.sealed.push(decode_head(item.map_err(failed)?.1.value())?);
         }
+        self.complete(&txn, &mut stored.sealed)?;
         for item in txn.open_table(MEMBERS).map_err(open)?.iter().map_err(failed)? {
             stored.members.push(cbor::from_slice(item.map_err(failed)?.1.value())?);
         }
@@ -79,8 +94,41 @@ impl StorageReader {
         Ok((stored, incarnation, disk))
     }
 
+    /// Versions before this one did not write what a seal says; what they wrote looks like that of a job that completed. Done once:
+    /// what is found is written down.
+    fn complete(&self, txn: &ReadTransaction, sealed: &mut [(JobId, SealedEntry)]) -> Result<(), StorageError> {
+        let complete = || {
+            if txn.open_table(META)?.get(SEALS_SAY)?.is_some() {
+                return Ok(());
+            }
+            let mut changed = Vec::new();
+            for (job, head) in sealed {
+                let picture = self.picture(txn, job)?;
+                let seal = picture.facts.get(&head.seal).map(|e| cbor::from_slice::<Statement>(&e.payload));
+                if let Some(Ok(Statement { fact: Fact::Seal { outcome, .. }, .. })) = seal {
+                    head.says = says(&outcome);
+                }
+                changed.extend((head.says != 0).then_some((*job, *head)));
+            }
+            let db = self.inner.lend().ok_or(redb::Error::DatabaseClosed)?;
+            let txn = begin(&db)?;
+            {
+                let (index, mut heads) = (txn.open_table(INDEX)?, txn.open_table(HEADS)?);
+                for (job, head) in &changed {
+                    if let Some(row) = index.get(&job.0)?.map(|row| row.value()) {
+                        heads.insert(row, &encode_head(*job, head)[..])?;
+                    }
+                }
+                txn.open_table(META)?.insert(SEALS_SAY, 1)?;
+            }
+            txn.commit()?;
+            Ok(())
+        };
+        complete().map_err(|e: redb::Error| self.failed(e))
+    }
+
     fn next_start(&self) -> Result<(u64, DiskId), StorageError> {
-        let db = self.inner.lock().db.clone().ok_or(StorageError::Closed)?;
+        let db = self.inner.lend().ok_or(StorageError::Closed)?;
         let next = || {
             let txn = begin(&db)?;
             let next = {
@@ -120,15 +168,16 @@ impl StorageReader {
             if let Some(item) = txn.open_table(SEGMENTS)?.range(..=row)?.next_back() {
                 let (first, bytes) = item?;
                 let at = usize::try_from(row - first.value()).unwrap_or(usize::MAX);
-                opened(bytes.value()).into_iter().nth(at).into_iter().filter(|e| e.job == *job).for_each(&mut take);
+                opened(bytes.value())?.into_iter().nth(at).into_iter().filter(|e| e.job == *job).for_each(&mut take);
             }
             if let Some(head) = txn.open_table(HEADS)?.get(row)? {
-                picture.sealed = decode_head(head.value()).ok().map(|(_, sealed)| sealed);
+                let (_, sealed) = decode_head(head.value()).map_err(|e| redb::Error::Corrupted(e.to_string()))?;
+                picture.sealed = Some(sealed);
             }
         } else {
             let all = pieces_of(job);
             for item in txn.open_table(PIECES)?.range::<&[u8; 40]>(all.start()..=all.end())? {
-                decoded(item?.1.value()).into_iter().for_each(&mut take);
+                decoded(item?.1.value())?.into_iter().for_each(&mut take);
             }
         }
         Ok(picture)

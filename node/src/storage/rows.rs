@@ -40,6 +40,8 @@ pub(super) const NEXT_ROW: &str = "next_row";
 pub(super) const INCARNATION: &str = "incarnation";
 /// The disk's number.
 pub(super) const DISK: &str = "disk";
+/// There where every head says what its seal says.
+pub(super) const SEALS_SAY: &str = "seals_say";
 /// What the journal's checksums are keyed by.
 pub(super) const JOURNAL_KEYS: [&str; 2] = ["journal_key_0", "journal_key_1"];
 
@@ -108,17 +110,27 @@ pub(super) fn fold_row<'a>(facts: impl IntoIterator<Item = &'a Envelope>) -> Opt
     Some(row_of(&JobState::fold(spec, &opened)))
 }
 
+/// The last one, what the seal says, is left out where it says that the job completed, as versions before it wrote all.
 type PackedHead = (JobId, NodeId, u64, FactId, u64, bool);
+type PackedHeadSaying = (JobId, NodeId, u64, FactId, u64, bool, u64);
 
 /// A value of [`HEADS`].
 pub(super) fn encode_head(job: JobId, entry: &SealedEntry) -> Vec<u8> {
-    cbor::to_vec(&(job, entry.submitter, entry.serial, entry.seal, entry.sealed_ms, entry.lacks_outputs))
+    let SealedEntry { submitter, serial, seal, sealed_ms, lacks_outputs, says } = *entry;
+    match says {
+        0 => cbor::to_vec(&(job, submitter, serial, seal, sealed_ms, lacks_outputs)),
+        says => cbor::to_vec(&(job, submitter, serial, seal, sealed_ms, lacks_outputs, says)),
+    }
 }
 
 /// The other way round.
 pub(super) fn decode_head(bytes: &[u8]) -> Result<(JobId, SealedEntry), DecodeError> {
-    let (job, submitter, serial, seal, sealed_ms, lacks_outputs) = cbor::from_slice::<PackedHead>(bytes)?;
-    Ok((job, SealedEntry { submitter, serial, seal, sealed_ms, lacks_outputs }))
+    let packed = cbor::from_slice::<PackedHeadSaying>(bytes).or_else(|_| {
+        let (job, submitter, serial, seal, sealed_ms, lacks) = cbor::from_slice::<PackedHead>(bytes)?;
+        Ok::<_, DecodeError>((job, submitter, serial, seal, sealed_ms, lacks, 0))
+    });
+    let (job, submitter, serial, seal, sealed_ms, lacks_outputs, says) = packed?;
+    Ok((job, SealedEntry { submitter, serial, seal, sealed_ms, lacks_outputs, says }))
 }
 
 /// The ids whose printed form begins with `text`, and perhaps some more beside them. `None` when no id does.

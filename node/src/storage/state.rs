@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use redb::Database;
@@ -16,6 +16,7 @@ use super::StorageEvent;
 use super::disk::Disk;
 use super::journal::{Journal, JournalFile, LEN_MAX, LEN_MIN};
 use super::table::{Change, Table, job_of};
+use super::watch::HUNG_AFTER;
 
 /// A journal that fills up sooner than this is made longer: it has more to do than its length was meant for.
 const GROW_WITHIN: Duration = Duration::from_secs(60);
@@ -62,10 +63,16 @@ pub(super) struct State {
     pub(super) next_journal: u32,
     /// The ledger's file; not there while it is opened anew after an error, and when all is over.
     pub(super) db: Option<Arc<Database>>,
+    /// The one that failed, until all have let go of it.
+    pub(super) old: Weak<Database>,
     /// Nothing more will be queued.
     pub(super) closed: bool,
     /// The writer has ended: what is frozen now is all there will be.
     pub(super) written: bool,
+    /// All other threads have ended.
+    pub(super) ended: bool,
+    /// What was wrong with the ledger when it was opened, and what was done.
+    pub(super) remark: Option<String>,
     /// A reader met an error after which the file has to be opened anew.
     pub(super) reopen: bool,
 }
@@ -106,7 +113,9 @@ impl State {
 struct Health {
     writer: Option<String>,
     checkpoint: Option<String>,
+    watch: Option<String>,
     told: bool,
+    told_hung: bool,
 }
 
 /// Who says what is wrong.
@@ -116,6 +125,8 @@ pub(super) enum Part {
     Writer,
     /// The checkpoints.
     Checkpoint,
+    /// Whoever looks whether the disk answers.
+    Watch,
 }
 
 /// The state, and the means that all its users need.
@@ -125,6 +136,9 @@ pub(super) struct Inner {
     pub(super) queued: Condvar,
     /// Something was frozen, freed or ended.
     pub(super) moved: Condvar,
+    /// The watch is to end.
+    pub(super) watched: Condvar,
+    pub(super) hung_after: Duration,
     health: Mutex<Health>,
     pub(super) disk: Arc<dyn Disk>,
     pub(super) path: PathBuf,
@@ -151,6 +165,8 @@ impl Inner {
             state: Mutex::new(state),
             queued: Condvar::new(),
             moved: Condvar::new(),
+            watched: Condvar::new(),
+            hung_after: HUNG_AFTER,
             health: Mutex::default(),
             disk,
             path,
@@ -162,6 +178,12 @@ impl Inner {
     /// The state. A thread that panicked with it in its hands left it whole: every change is one step.
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The open file, for longer than the state is locked. Whoever waits to open it anew hears when it is given back.
+    pub(super) fn lend(&self) -> Option<Lent<'_>> {
+        let db = self.lock().db.clone();
+        db.map(|db| Lent { db: Some(db), inner: self })
     }
 
     /// Waits for `condvar`, for `wait` at most.
@@ -187,18 +209,49 @@ impl Inner {
         match part {
             Part::Writer => health.writer = problem,
             Part::Checkpoint => health.checkpoint = problem,
+            Part::Watch => health.watch = problem,
         }
-        let now = health.writer.clone().or_else(|| health.checkpoint.clone());
+        let now = health.watch.clone().or_else(|| health.writer.clone()).or_else(|| health.checkpoint.clone());
         match now {
+            Some(problem) if health.watch.is_some() && !health.told_hung => {
+                health.told = true;
+                health.told_hung = true;
+                self.tell(StorageEvent::Hung(problem));
+            }
             Some(problem) if !health.told => {
                 health.told = true;
                 self.tell(StorageEvent::Failing(problem));
             }
             None if health.told => {
                 health.told = false;
+                health.told_hung = false;
                 self.tell(StorageEvent::Recovered);
             }
             _ => {}
         }
+    }
+}
+
+/// The open file, lent.
+pub(super) struct Lent<'a> {
+    db: Option<Arc<Database>>,
+    inner: &'a Inner,
+}
+
+impl std::ops::Deref for Lent<'_> {
+    type Target = Database;
+
+    fn deref(&self) -> &Database {
+        self.db.as_ref().expect("it is given back only when this is dropped")
+    }
+}
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        self.db = None;
+        // Under the lock, so that nobody looks just before and waits just after.
+        let state = self.inner.lock();
+        self.inner.moved.notify_all();
+        drop(state);
     }
 }

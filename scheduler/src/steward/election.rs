@@ -58,7 +58,8 @@ impl Stewards {
                 return quiet.then_some(brain);
             }
         }
-        if ctx.now.at < watched.not_before || !counts(ctx, job) {
+        // With a disk that hangs there would be no vote of its own to stand with.
+        if ctx.now.at < watched.not_before || ctx.storage_hung || !counts(ctx, job) {
             return None;
         }
         let spec = spec.clone();
@@ -169,6 +170,10 @@ impl Stewards {
         }
         if !counts(ctx, job) {
             // What it promised before its disk was lost, nobody can tell it yet.
+            return;
+        }
+        if trial && ctx.storage_hung {
+            // The vote itself would never come.
             return;
         }
         let voted = live.state.votes.get(&term).is_some_and(|v| v.contains(&ctx.own));

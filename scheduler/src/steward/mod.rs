@@ -183,7 +183,7 @@ impl Stewards {
                     ids.push(id);
                     false
                 }
-                Ok(Admitted::Late(_)) => false,
+                Ok(Admitted::Late(_) | Admitted::Contradicts(_)) => false,
                 Err(_) => true,
             });
         }

@@ -57,6 +57,13 @@ pub enum Class {
     Censor,
     /// Liars hold every slot of one node's gossip mesh, and keep from it and of it what they can.
     Eclipse,
+    /// A sync fails; what it was to write is written again elsewhere, half a second later.
+    FailedSync,
+    /// A disk does not answer, and programs that write files do not end.
+    HungDisk,
+    /// A node dies, and some of what was on its disk is no longer what was written. It notices when it starts: one disk at a time,
+    /// as with [`Self::Wipe`].
+    BitRot,
 }
 
 /// A name that is no class of faults.
@@ -69,7 +76,7 @@ pub struct UnknownClass {
 
 impl Class {
     /// Every class.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 28] = [
         Self::Crash,
         Self::Restart,
         Self::Partition,
@@ -95,6 +102,9 @@ impl Class {
         Self::LostFsync,
         Self::Censor,
         Self::Eclipse,
+        Self::FailedSync,
+        Self::HungDisk,
+        Self::BitRot,
     ];
 
     /// Its name on the command line and in reports.
@@ -126,6 +136,9 @@ impl Class {
             Self::LostFsync => "lost-fsync",
             Self::Censor => "censor",
             Self::Eclipse => "eclipse",
+            Self::FailedSync => "failed-sync",
+            Self::HungDisk => "hung-disk",
+            Self::BitRot => "bit-rot",
         }
     }
 
@@ -164,7 +177,10 @@ impl Class {
             // Faster than anybody notices, up to just before a brain is missed.
             Self::Restart => (10, 300),
             Self::Flap => (2_000, 8_000),
-            Self::Wipe => (200, 4_000),
+            Self::Wipe | Self::BitRot => (200, 4_000),
+            Self::FailedSync => (500, 3_000),
+            // From less than anybody notices to long after it was noticed.
+            Self::HungDisk => (1_000, 15_000),
             Self::FullDisk => (200, 5_000),
             Self::Drop => (1_000, 8_000),
             Self::Churn => (5_000, 60_000),

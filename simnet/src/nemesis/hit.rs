@@ -28,6 +28,10 @@ pub(super) enum Held {
     Flapping { pair: (Index, Index), is_cut: bool, period: Span },
     /// A disk that refuses writes.
     Disk(Index),
+    /// A disk whose next sync fails.
+    Sync(Index),
+    /// A disk that does not answer.
+    Hung(Index),
     /// A setting of all links.
     Network(Class),
     /// A disk that takes its time.

@@ -30,14 +30,18 @@ impl Nemesis {
         let one = super::one_of(up.to_vec(), dice[0]);
         match strike.class {
             Class::Crash | Class::Restart | Class::Churn => kill(world, one?),
-            Class::Wipe => {
+            Class::Wipe | Class::BitRot => {
                 // Beside a disk that lies, no other may be lost.
                 let may = |n: &Index| self.forgetful.is_none_or(|f| f == *n) && world.may_lose_disk(*n, &self.wiped);
                 let node = super::one_of(up.iter().copied().filter(may).collect(), dice[0])?;
                 let held = kill(world, node)?;
                 self.wiped.insert(node);
                 let name = world.nodes[node].name.clone();
-                world.wipe(&name);
+                if strike.class == Class::Wipe {
+                    world.wipe(&name);
+                } else {
+                    world.rot(&name);
+                }
                 Some(held)
             }
             Class::FullDisk => {
@@ -45,6 +49,19 @@ impl Nemesis {
                 let name = world.nodes[node].name.clone();
                 world.fail_disk(&name);
                 Some(Held::Disk(node))
+            }
+            Class::FailedSync => {
+                let node = one.filter(|n| !self.holds(|held| matches!(held, Held::Sync(of) if of == n)))?;
+                let name = world.nodes[node].name.clone();
+                world.fail_next_sync(&name);
+                Some(Held::Sync(node))
+            }
+            Class::HungDisk => {
+                let busy = |n: &Index| self.holds(|held| matches!(held, Held::Hung(of) | Held::Disk(of) if of == n));
+                let node = one.filter(|n| !busy(n) && may_go_down(world))?;
+                let name = world.nodes[node].name.clone();
+                world.hang_disk(&name);
+                Some(Held::Hung(node))
             }
             Class::SlowDisk => {
                 let node = one.filter(|n| !self.holds(|held| matches!(held, Held::Slow(of) if of == n)))?;
@@ -120,6 +137,13 @@ impl Held {
                 let name = world.nodes[node].name.clone();
                 world.mend_disk(&name);
                 refused
+            }
+            Self::Sync(node) => !std::mem::take(&mut world.nodes[node].disk.fails_next),
+            Self::Hung(node) => {
+                let waited = world.nodes[node].disk.pending() > 0;
+                let name = world.nodes[node].name.clone();
+                world.thaw_disk(&name);
+                waited
             }
             Self::Slow(node) => {
                 let usual = world.nodes[node].setup.disk.fsync_us;

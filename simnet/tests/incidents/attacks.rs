@@ -213,3 +213,20 @@ fn a_stranger_that_deposes_a_brain() {
     world.run_until(completed(job));
     all_ends_well(&mut world);
 }
+
+/// A member signs another seal of a job that has completed: it changes nothing, and an alarm names it, once.
+#[test]
+fn a_seal_that_says_otherwise_is_an_alarm() {
+    let mut world = World::seed(1_990).nodes(["a", "b", "c", "d"]);
+    let job = world.submit("a", &job().tasks(4));
+    world.run_until(completed(job));
+    world.run_until_idle();
+    for _ in 0..3 {
+        world.forge_seal("d", "b", job);
+        world.run_for(seconds(1));
+    }
+    assert_eq!(world.counters().two_seals, 1);
+    world.run_until_idle();
+    world.check_invariants();
+    world.expect(completed(job));
+}

@@ -13,8 +13,8 @@ use std::panic::{catch_unwind, set_hook, take_hook};
 use std::sync::Once;
 
 use scenarios::{
-    bad_link, calm, cancelled, cut_off_worker, disk_lost, failing, forgotten, late_answers, late_replication,
-    late_result, liar, power_cut, split, takeover_with_room, wiped_member,
+    bad_link, calm, cancelled, cut_off_worker, disk_lost, failed_sync, failing, forgotten, hung_disk, late_answers,
+    late_replication, late_result, liar, power_cut, rotten_member, split, takeover_with_room, wiped_member,
 };
 use sinew_crdt_state::planted::{Bug, plant};
 use support::mixed;
@@ -128,6 +128,10 @@ mutants! {
     an_entry_at_the_edge_of_a_range: ReconcileEdge, mixed, 3, ["not at rest"];
     a_forgotten_job_that_comes_back: ResurrectForgotten, forgotten, 3, ["Revived", "not at rest"];
     a_seal_without_what_it_seals: SealUnseen, mixed, 3, ["Diverged"];
+    an_answer_after_a_failed_sync: PersistedAfterFailedSync, failed_sync, 40, ["Lost"];
+    a_failed_sync_that_is_tried_again: SyncRetried, failed_sync, 3, ["Lost"];
+    a_hung_disk_that_leads: HungDiskLeads, hung_disk, 3, ["not within"];
+    a_damaged_disk_that_is_believed: DamageBelieved, rotten_member, 3, ["know too little"];
 }
 
 macro_rules! sound {
@@ -162,6 +166,9 @@ sound! {
     without_a_bug_calm_runs_pass: calm;
     without_a_bug_late_answers_pass: late_answers;
     without_a_bug_takeovers_pass: takeover_with_room;
+    without_a_bug_failed_syncs_pass: failed_sync;
+    without_a_bug_hung_disks_pass: hung_disk;
+    without_a_bug_rotten_disks_pass: rotten_member;
 }
 
 /// Counts for the table, for longer than `nextest` lets a test run:

@@ -302,3 +302,61 @@ fn vote(world: &mut World, job: JobId) -> (&'static str, &'static str) {
     }
     (candidate, voter)
 }
+
+/// The syncs of a submit fail on every member, what was acknowledged is written again, and the power goes everywhere: with the brain's
+/// disk.
+pub(crate) fn failed_sync(seed: u64) {
+    let mut world = World::seed(seed).nodes(SET);
+    for name in SET {
+        world.fail_next_sync(name);
+    }
+    let job = world.submit("a", &job().tasks(3));
+    for name in SET {
+        world.kill(name);
+    }
+    world.wipe("a");
+    world.run_for(millis(300));
+    for name in SET {
+        world.restart(name);
+    }
+    world.run_until_idle();
+    world.check_invariants();
+    world.expect(completed(job));
+    assert!(world.counters().failed_syncs >= 2);
+}
+
+/// The disk of the node that leads a job, and runs some of it, does not answer any more: the others complete it meanwhile.
+pub(crate) fn hung_disk(seed: u64) {
+    let mut world = World::seed(seed).nodes(["a", "b", "c", "d"]);
+    let job = world.submit("a", &job().tasks(40).lasting(seconds(1)).spread());
+    world.run_until(running(job, "a"));
+    world.run_until(done(job, 0, 6));
+    world.hang_disk("a");
+    world.run_until_within(completed(job), seconds(45));
+    world.check_safety();
+    world.thaw_disk("a");
+    world.run_until_idle();
+    world.check_invariants();
+}
+
+/// As with a wiped member, but its disk is still there, and not what it was.
+pub(crate) fn rotten_member(seed: u64) {
+    let mut world = World::seed(seed).nodes(SET);
+    let job = world.submit("a", &job().tasks(40).lasting(millis(300)));
+    world.run_until(done(job, 0, 4));
+    world.partition(["c"], ["a", "b"]);
+    world.run_until(done(job, 0, 16));
+    world.run_for(millis(500));
+    world.kill("a");
+    world.kill("b");
+    world.rot("b");
+    world.heal();
+    world.run_for(millis(200));
+    world.restart("b");
+    world.run_for(seconds(6));
+    assert!(!world.holds(&taken_over(job)), "elected by two that know too little");
+    world.restart("a");
+    world.run_until(completed(job));
+    world.run_until_idle();
+    world.check_invariants();
+}

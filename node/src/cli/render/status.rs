@@ -35,6 +35,9 @@ pub(crate) fn status(view: &StatusView) -> String {
     if let Some(problem) = &view.storage_problem {
         lines.push(("STORAGE", problem.clone()));
     }
+    if let Some(remark) = &view.storage_remark {
+        lines.push(("storage", remark.clone()));
+    }
     lines.iter().map(|(label, text)| field(label, text)).collect()
 }
 
@@ -114,6 +117,7 @@ mod tests {
             ledger_root: "00ff".into(),
             blobs: (17, 3 << 30),
             storage_problem: Some("no space left on device".into()),
+            storage_remark: None,
             sandbox: "best-effort".into(),
             sandbox_missing: vec!["landlock (this kernel does not have it)".into()],
             sandbox_refusal: None,

@@ -20,6 +20,8 @@ struct File {
     platter: Vec<u8>,
     dirty: BTreeSet<usize>,
     locked: bool,
+    /// Since a sync of it failed.
+    condemned: bool,
 }
 
 /// What the disk does from its next change on.
@@ -31,6 +33,10 @@ pub(super) enum Mood {
     Failing,
     /// Only syncs fail.
     SyncsFailing,
+    /// Syncs say that all is well, and leave what was written in a cache.
+    Lying,
+    /// Syncs do not come back.
+    Hanging,
     /// The power is off: nothing works, nothing changes.
     Off,
 }
@@ -43,6 +49,8 @@ pub(super) struct Books {
     pub(super) off_in: Option<u64>,
     /// This many syncs from now one fails, and loses its pages.
     pub(super) bad_sync_in: Option<u64>,
+    /// Writes to journals one of whose syncs had failed.
+    pub(super) sins: u64,
     pub(super) written: u64,
     pub(super) syncs: u64,
     pub(super) failures: u64,
@@ -70,6 +78,7 @@ pub(super) struct SimDisk(Arc<Mutex<Books>>);
 #[derive(Debug)]
 struct Handle {
     disk: SimDisk,
+    path: PathBuf,
     file: Arc<Mutex<File>>,
     locks: Mutex<bool>,
 }
@@ -112,8 +121,8 @@ impl SimDisk {
         books.off_in = None;
         for file in books.files.values() {
             let mut file = file.lock().expect("file");
-            let File { cached, platter, dirty, locked } = &mut *file;
-            *locked = false;
+            let File { cached, platter, dirty, locked, condemned } = &mut *file;
+            (*locked, *condemned) = (false, false);
             for page in std::mem::take(dirty) {
                 let whole = PAGE.min(cached.len().saturating_sub(page * PAGE));
                 let kept = match rng.random_range(0..3) {
@@ -136,6 +145,32 @@ impl SimDisk {
         file.dirty.clear();
     }
 
+    /// Another disk with the same on it.
+    pub(super) fn copy(&self) -> Self {
+        let copy = Self::default();
+        for (path, file) in &self.books().files {
+            let platter = file.lock().expect("file").platter.clone();
+            let file = File { cached: platter.clone(), platter, ..File::default() };
+            copy.books().files.insert(path.clone(), Arc::new(Mutex::new(file)));
+        }
+        copy
+    }
+
+    /// One bit flips somewhere in the bytes of a file that are not zero all around. `false` when there are none.
+    pub(super) fn flip(&self, path: &Path, rng: &mut ChaCha8Rng) -> bool {
+        let mut done = false;
+        self.edit(path, |bytes| {
+            let pages: Vec<usize> =
+                bytes.chunks(PAGE).enumerate().filter(|(_, p)| p.iter().any(|b| *b != 0)).map(|(n, _)| n).collect();
+            if let Some(at) = pages.get(rng.random_range(0..pages.len().max(1))) {
+                let at = (at * PAGE + rng.random_range(0..PAGE)).min(bytes.len() - 1);
+                bytes[at] ^= 1 << rng.random_range(0..8);
+                done = true;
+            }
+        });
+        done
+    }
+
     pub(super) fn paths(&self) -> Vec<PathBuf> {
         self.books().files.keys().cloned().collect()
     }
@@ -154,7 +189,7 @@ impl Disk for SimDisk {
             return Err(broken("it is off"));
         }
         let file = Arc::clone(self.books().files.entry(path.to_owned()).or_default());
-        Ok(Box::new(Handle { disk: self.clone(), file, locks: Mutex::new(false) }))
+        Ok(Box::new(Handle { disk: self.clone(), path: path.to_owned(), file, locks: Mutex::new(false) }))
     }
 
     fn list(&self, _: &Path) -> io::Result<Vec<PathBuf>> {
@@ -164,6 +199,14 @@ impl Disk for SimDisk {
     fn remove(&self, path: &Path) -> io::Result<()> {
         self.change()?;
         self.books().files.remove(path);
+        Ok(())
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.change()?;
+        let mut books = self.books();
+        let file = books.files.remove(from).ok_or(io::ErrorKind::NotFound)?;
+        books.files.insert(to.to_owned(), file);
         Ok(())
     }
 
@@ -197,11 +240,14 @@ impl DiskFile for Handle {
         let at = usize::try_from(at).expect("small");
         // A write that fails may have got somewhere.
         let taken = if mood == Mood::Failing { &bytes[..bytes.len() / 2] } else { bytes };
+        let sinned;
         {
             let mut file = self.file.lock().expect("file");
+            sinned = file.condemned && self.path.to_string_lossy().contains("journal");
             put(&mut file.cached, at, taken);
             file.dirty.extend(at / PAGE..(at + taken.len()).div_ceil(PAGE));
         }
+        self.disk.books().sins += u64::from(sinned);
         if mood == Mood::Failing {
             return Err(self.disk.failed("a write"));
         }
@@ -223,13 +269,21 @@ impl DiskFile for Handle {
 
     fn sync(&self) -> io::Result<()> {
         let mut mood = self.disk.change()?;
+        while self.disk.books().mood == Mood::Hanging {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+            mood = Mood::Good;
+        }
         if self.disk.books().is_bad_sync() {
             mood = Mood::SyncsFailing;
         }
         let mut file = self.file.lock().expect("file");
-        let File { cached, platter, dirty, .. } = &mut *file;
+        let File { cached, platter, dirty, condemned, .. } = &mut *file;
+        if mood == Mood::Lying {
+            return Ok(());
+        }
         let lost = std::mem::take(dirty);
         if mood != Mood::Good {
+            *condemned = true;
             drop(file);
             return Err(self.disk.failed("a sync"));
         }

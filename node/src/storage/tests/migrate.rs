@@ -10,7 +10,7 @@ use sinew_scheduler::io::Record;
 use super::disk::SimDisk;
 use super::jobs::{Oracle, nodes, sealed, sign, usual};
 use super::{LEDGER, Rig};
-use crate::storage::disk::{Backend, Disk as _};
+use crate::storage::disk::{Disk as _, Plain};
 use crate::storage::migrate::{FACTS, RECEIPTS, SEALED};
 use crate::storage::rows::{META, OWNERS};
 
@@ -20,7 +20,7 @@ fn old_ledger(disk: &SimDisk) -> Oracle {
     let mut oracle = Oracle::default();
     let mut mark = OwnerMark::default();
     let file = disk.open(LEDGER.as_ref()).expect("a file");
-    let db = redb::Database::builder().create_with_backend(Backend(file)).expect("a ledger");
+    let db = redb::Database::builder().create_with_backend(Plain(file)).expect("a ledger");
     let txn = db.begin_write().expect("a transaction");
     {
         let mut facts = txn.open_table(FACTS).expect("a table");

@@ -2,10 +2,12 @@
 
 mod crash;
 mod disk;
+mod faults;
 mod jobs;
 mod journal;
 mod migrate;
 mod reading;
+mod rot;
 mod size;
 
 use std::path::Path;
@@ -18,6 +20,9 @@ use sinew_scheduler::io::Ticket;
 
 use super::{Storage, StorageError, StorageEvent};
 
+/// Long enough for a test's machine under load.
+const HUNG_AFTER: Duration = Duration::from_secs(600);
+
 const LEDGER: &str = "/disk/ledger.redb";
 
 /// A ledger, and what its writer says.
@@ -26,16 +31,22 @@ struct Rig {
     events: Receiver<StorageEvent>,
     /// Batches acknowledged, and how often the disk was said to fail and to have recovered.
     heard: Mutex<(u64, usize, usize)>,
+    /// Whether the disk was said to hang.
+    hung: std::sync::atomic::AtomicBool,
 }
 
 impl Rig {
     fn open(disk: &SimDisk) -> Result<Self, StorageError> {
+        Self::open_with(disk, HUNG_AFTER)
+    }
+
+    fn open_with(disk: &SimDisk, hung_after: Duration) -> Result<Self, StorageError> {
         let (tx, events) = channel();
         let tell = move |event| {
             let _ = tx.send(event);
         };
-        let storage = Storage::open_on(Arc::new(disk.clone()), Path::new(LEDGER), tell)?;
-        Ok(Self { storage, events, heard: Mutex::default() })
+        let storage = Storage::open_on(Arc::new(disk.clone()), Path::new(LEDGER), hung_after, tell)?;
+        Ok(Self { storage, events, heard: Mutex::default(), hung: false.into() })
     }
 
     /// Takes in what the writer said.
@@ -51,6 +62,10 @@ impl Rig {
                     }
                 }
                 StorageEvent::Failing(_) => heard.1 += 1,
+                StorageEvent::Hung(reason) => {
+                    assert!(reason.contains("has not answered for"), "{reason}");
+                    self.hung.store(true, std::sync::atomic::Ordering::Relaxed);
+                }
                 StorageEvent::Recovered => heard.2 += 1,
             }
             next = self.events.try_recv().ok();
@@ -97,4 +112,39 @@ fn a_ledger_that_is_open_is_not_opened_twice() {
     let second = Storage::open(&path, |_| {}).expect("the first one let go, though a reader of it is left");
     assert!(matches!(reader.ended(1), Err(StorageError::Closed)));
     second.close();
+}
+
+/// A sync that does not come back is noticed; nothing is acknowledged meanwhile, and all of it once the disk goes on.
+#[test]
+fn a_disk_that_hangs_is_noticed_and_comes_back_by_itself() {
+    let disk = SimDisk::default();
+    let rig = Rig::open_with(&disk, Duration::from_millis(50)).expect("a ledger");
+    let retract = || vec![sinew_scheduler::io::Record::Retract { job: sinew_crdt_state::ids::JobId([7; 32]) }];
+    rig.storage.persist(Ticket(1), retract(), true);
+    rig.until("the first", |(done, ..)| done == 1);
+    disk.books().mood = disk::Mood::Hanging;
+    rig.storage.persist(Ticket(2), retract(), true);
+    rig.until("the alarm", |_| rig.hung.load(std::sync::atomic::Ordering::Relaxed));
+    assert_eq!(rig.acknowledged(), 1);
+    disk.books().mood = disk::Mood::Good;
+    rig.until("the rest", |(done, _, good)| done == 2 && good == 1);
+    rig.storage.close();
+}
+
+/// What a failed sync left in a journal is written again into another file, and nothing is ever written to that one again.
+#[test]
+fn a_journal_whose_sync_failed_is_never_written_to_again() {
+    let disk = SimDisk::default();
+    let rig = Rig::open(&disk).expect("a ledger");
+    for ticket in 1..40 {
+        if ticket % 5 == 0 {
+            disk.books().bad_sync_in = Some(1);
+        }
+        let retract = sinew_scheduler::io::Record::Retract { job: sinew_crdt_state::ids::JobId([7; 32]) };
+        rig.storage.persist(Ticket(ticket), vec![retract], true);
+        rig.until("the record", |(done, ..)| done == ticket);
+    }
+    assert!(disk.books().failures >= 7);
+    assert_eq!(disk.books().sins, 0);
+    rig.storage.close();
 }
