@@ -72,6 +72,14 @@ pub enum Bug {
     FenceNever,
     /// A brain panics at a result that comes too late.
     PanicAtStale,
+    /// A node says that it holds a second copy because it once had the blob, without looking and without keeping it for the job.
+    HaveUnseen,
+    /// A second copy is recorded before it is there.
+    CopiedTooSoon,
+    /// Outputs whose holder is gone for good are not copied again.
+    NoCopyAgain,
+    /// A node asked to hold a lost copy keeps it for nobody.
+    KeptForNobody,
 }
 
 #[cfg(feature = "planted")]

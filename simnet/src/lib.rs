@@ -13,6 +13,7 @@ mod check;
 pub mod cli;
 mod clock;
 mod condition;
+mod custody;
 mod dial;
 mod disk;
 mod distribution;
