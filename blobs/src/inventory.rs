@@ -76,7 +76,7 @@ impl BlobStore {
         if size <= self.0.options.inline_max {
             return Ok(true);
         }
-        match tokio::fs::metadata(self.data_file(hash)).await {
+        match tokio::fs::metadata(self.0.data_file(hash)).await {
             Ok(file) => Ok(file.len() == size),
             // One that was added by reference is somewhere else: reading its first byte tells.
             Err(_) => Ok(self.read_range(hash, 0, 1).await.is_ok_and(|byte| byte.len() == 1)),

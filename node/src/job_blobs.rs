@@ -3,7 +3,7 @@
 //! Which jobs have any is known in memory, so that the end of a job that has none asks nothing of the store: most small jobs
 //! come and go without a blob. What a blob holds, and when the store collects it, is the store's business.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Mutex, PoisonError};
 
 use sinew_blobs::{BlobState, BlobStore, Format, StoreError};
@@ -107,26 +107,35 @@ impl JobBlobs {
         Ok(())
     }
 
-    /// What is here, whole, kept for a job, and noted to be on this node too.
+    /// What is here, whole, kept for a job, and noted to be on this node too, or among `also`, with all holders noted.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn shared_with(&self, node: NodeId) -> Result<Vec<SharedBlobs>, StoreError> {
-        let node = node.to_string();
-        let mut shared: BTreeMap<JobId, Vec<BlobRef>> = BTreeMap::new();
+    pub async fn shared_with(
+        &self,
+        node: NodeId,
+        also: &[(JobId, Vec<Hash>)],
+    ) -> Result<Vec<SharedBlobs>, StoreError> {
+        let also: HashSet<(JobId, Hash)> =
+            also.iter().flat_map(|(job, hashes)| hashes.iter().map(|hash| (*job, *hash))).collect();
+        let mut noted: BTreeMap<(JobId, Hash), BTreeSet<NodeId>> = BTreeMap::new();
         for tag in self.store.tags(PREFIX).await? {
             let mut parts = tag.name.strip_prefix(PREFIX).unwrap_or_default().split('/');
             let (job, _, other) = (parts.next(), parts.next(), parts.next());
-            let Some(job) = job.filter(|_| other == Some(node.as_str())).and_then(|job| job.parse().ok()) else {
-                continue;
-            };
-            if self.store.is_whole(tag.hash).await?
-                && let BlobState::Complete { size } = self.store.has(tag.hash).await?
+            let Some(job) = job.and_then(|job| job.parse().ok()) else { continue };
+            let holders = noted.entry((job, tag.hash)).or_default();
+            holders.extend(other.and_then(|other| other.parse::<NodeId>().ok()));
+        }
+        noted.retain(|key, holders| holders.contains(&node) || also.contains(key));
+        let mut shared: BTreeMap<(JobId, BTreeSet<NodeId>), Vec<BlobRef>> = BTreeMap::new();
+        for ((job, hash), holders) in noted {
+            if self.store.is_whole(hash).await?
+                && let BlobState::Complete { size } = self.store.has(hash).await?
             {
-                shared.entry(job).or_default().push(BlobRef { hash: tag.hash, size });
+                shared.entry((job, holders)).or_default().push(BlobRef { hash, size });
             }
         }
-        Ok(shared.into_iter().map(|(job, blobs)| SharedBlobs { job, blobs }).collect())
+        Ok(shared.into_iter().map(|((job, holders), blobs)| SharedBlobs { job, blobs, holders }).collect())
     }
 
     /// Whether anything may be kept for a job.
@@ -176,12 +185,16 @@ mod tests {
         assert_eq!(blobs.kept(one, &[hash, missing]).await.expect("looked"), [hash]);
         assert_eq!(blobs.kept(JobId([3; 32]), &[hash]).await.expect("looked"), [], "kept for others only");
         let shared = |blobs: Vec<SharedBlobs>| blobs.into_iter().map(|s| (s.job, s.blobs.len())).collect::<Vec<_>>();
-        assert_eq!(shared(blobs.shared_with(near).await.expect("listed")), [(one, 1), (two, 1)]);
+        assert_eq!(shared(blobs.shared_with(near, &[]).await.expect("listed")), [(one, 1), (two, 1)]);
         blobs.note(one, &[hash], &[far], &[near]).await.expect("noted");
-        assert_eq!(shared(blobs.shared_with(near).await.expect("listed")), [(two, 1)]);
-        assert_eq!(shared(blobs.shared_with(far).await.expect("listed")), [(one, 1)]);
+        assert_eq!(shared(blobs.shared_with(near, &[]).await.expect("listed")), [(two, 1)]);
+        assert_eq!(shared(blobs.shared_with(far, &[]).await.expect("listed")), [(one, 1)]);
+        let also = [(two, vec![hash]), (JobId([3; 32]), vec![hash]), (two, vec![missing])];
+        let listed = blobs.shared_with(far, &also).await.expect("listed");
+        assert_eq!(listed.iter().map(|s| s.job).collect::<Vec<_>>(), [one, two], "kept for these, whatever is noted");
+        assert_eq!(listed[1].holders, [near].into());
         blobs.let_go(one, &[]).await;
-        assert_eq!(shared(blobs.shared_with(far).await.expect("listed")), []);
+        assert_eq!(shared(blobs.shared_with(far, &[]).await.expect("listed")), []);
         drop(blob);
         store.run_gc_once().await.expect("collected");
         assert_eq!(blobs.kept(two, &[hash]).await.expect("looked"), [hash], "the other job keeps it");

@@ -213,7 +213,7 @@ pub enum Input {
     SharedWith {
         /// The other node.
         node: NodeId,
-        /// What is here, whole, and noted to be there too.
+        /// What is here, whole, and should be there too.
         shared: Vec<SharedBlobs>,
     },
     /// The answer to [`Effect::ReadEntry`].
@@ -248,13 +248,15 @@ pub enum Input {
     Tick,
 }
 
-/// Blobs that this node keeps for a job and that, by its notes, another one keeps too.
+/// Blobs that this node keeps for a job together with others.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SharedBlobs {
     /// The job.
     pub job: JobId,
     /// The blobs.
     pub blobs: Vec<BlobRef>,
+    /// Which others, by this node's notes: the same for all of these.
+    pub holders: BTreeSet<NodeId>,
 }
 
 /// A task to run.
@@ -394,10 +396,13 @@ pub enum Effect {
         /// They do not.
         remove: Vec<NodeId>,
     },
-    /// List what is kept here that, by these notes, this node keeps too; answer with [`Input::SharedWith`].
+    /// List what is kept here that, by these notes, this node keeps too, with all other holders noted; answer with
+    /// [`Input::SharedWith`].
     ListShared {
         /// The other node.
         node: NodeId,
+        /// Further blobs to list, as far as they are kept here, of which jobs' facts say that the node keeps them.
+        also: Vec<(JobId, Vec<Hash>)>,
     },
     /// Read what the disk knows of a job; answer with [`Input::Entry`].
     ReadEntry {

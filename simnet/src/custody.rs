@@ -27,9 +27,9 @@ impl World {
         self.driver_answers(node, Input::Seen { id, blobs });
     }
 
-    pub(crate) fn list_shared(&mut self, node: Index, other: NodeId) {
-        let shared = self.nodes[node].disk.shared_with(other);
-        let shared = shared.into_iter().map(|(job, blobs)| SharedBlobs { job, blobs }).collect();
+    pub(crate) fn list_shared(&mut self, node: Index, other: NodeId, also: &[(JobId, Vec<Hash>)]) {
+        let shared = self.nodes[node].disk.shared_with(other, also);
+        let shared = shared.into_iter().map(|((job, holders), blobs)| SharedBlobs { job, blobs, holders }).collect();
         self.driver_answers(node, Input::SharedWith { node: other, shared });
     }
 

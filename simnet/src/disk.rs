@@ -311,12 +311,20 @@ impl Disk {
         }
     }
 
-    /// What is here, kept for a job, and noted to be on this node too.
-    pub(crate) fn shared_with(&self, node: NodeId) -> BTreeMap<JobId, Vec<BlobRef>> {
-        let mut shared: BTreeMap<JobId, Vec<BlobRef>> = BTreeMap::new();
-        for ((job, hash), _) in self.notes.iter().filter(|(_, holders)| holders.contains(&node)) {
-            if let Some((blob, ..)) = self.blobs.get(hash).filter(|(_, jobs, _)| jobs.contains(job)) {
-                shared.entry(*job).or_default().push(*blob);
+    /// What is here, kept for a job, and noted to be on this node too, or among `also`, by jobs and all holders noted.
+    pub(crate) fn shared_with(
+        &self,
+        node: NodeId,
+        also: &[(JobId, Vec<Hash>)],
+    ) -> BTreeMap<(JobId, BTreeSet<NodeId>), Vec<BlobRef>> {
+        let noted = self.notes.iter().filter(|(_, holders)| holders.contains(&node)).map(|(key, _)| *key);
+        let also = also.iter().flat_map(|(job, hashes)| hashes.iter().map(|hash| (*job, *hash)));
+        let wanted: BTreeSet<(JobId, Hash)> = noted.chain(also).collect();
+        let mut shared: BTreeMap<(JobId, BTreeSet<NodeId>), Vec<BlobRef>> = BTreeMap::new();
+        for (job, hash) in wanted {
+            if let Some((blob, ..)) = self.blobs.get(&hash).filter(|(_, jobs, _)| jobs.contains(&job)) {
+                let holders = self.notes.get(&(job, hash)).cloned().unwrap_or_default();
+                shared.entry((job, holders)).or_default().push(*blob);
             }
         }
         shared

@@ -1,4 +1,4 @@
-//! Who holds what, asked for anew: every node in reach is asked, and answers for itself once its driver has looked.
+//! Who holds what, asked for anew: nodes in reach answer for themselves once their drivers have looked.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -47,14 +47,21 @@ pub(super) struct Asks {
 }
 
 impl Asks {
-    /// Asks every node that is heard, this one included.
-    pub(super) fn start(&mut self, ctx: &mut Ctx, blobs: Vec<(JobId, Vec<Hash>)>, purpose: Purpose) -> u64 {
+    /// Asks every node that is heard, or those of `whom`, this one included.
+    pub(super) fn start(
+        &mut self,
+        ctx: &mut Ctx,
+        blobs: Vec<(JobId, Vec<Hash>)>,
+        whom: Option<&BTreeSet<NodeId>>,
+        purpose: Purpose,
+    ) -> u64 {
         self.last += 1;
         let seq = self.last;
         let now = ctx.now.at;
         let parts = cut(blobs);
-        let nodes: Vec<NodeId> =
-            ctx.peers.connected().filter(|n| ctx.peers.is_heard(*n, now)).chain([ctx.own]).collect();
+        let wanted = |node: &NodeId| whom.is_none_or(|whom| whom.contains(node));
+        let heard = ctx.peers.connected().filter(|n| ctx.peers.is_heard(*n, now) && wanted(n));
+        let nodes: Vec<NodeId> = heard.chain([ctx.own]).collect();
         let asked = parts.iter().flatten().flat_map(|(job, hashes)| hashes.iter().map(|h| (*job, *h))).collect();
         for node in &nodes {
             for part in &parts {

@@ -3,7 +3,8 @@
 //! inputs of jobs that have not ended.
 //!
 //! Nothing here is believed from hearsay. Who holds what is asked for anew each time ([`ask`]): a node answers for itself
-//! alone, after its driver has looked. Which nodes to miss is known from the facts of jobs under way, and for ended jobs from
+//! alone, after its driver has looked, and only those count that were made holders of these very blobs, so that nobody can
+//! keep copies from being made by claiming all there is. Which nodes to miss is known from the facts of jobs under way, and for ended jobs from
 //! notes that the driver keeps beside the blobs, so that it outlives the job's facts. Of several that could, the holder that
 //! comes first by a hash of job and node has it copied; one request is under way at a time. The other side, a node that is
 //! asked to hold a copy, is in [`keep`].
@@ -80,6 +81,8 @@ struct Item {
     job: JobId,
     blobs: Vec<BlobRef>,
     wanted: usize,
+    /// Those that should be among them: what others say does not count.
+    known: BTreeSet<NodeId>,
 }
 
 /// Blobs of one job with too few holders.
@@ -170,7 +173,7 @@ impl Custody {
     /// A user asks who holds these.
     pub(crate) fn on_request(&mut self, ctx: &mut Ctx, id: RequestId, job: JobId, blobs: Vec<Hash>) {
         let pages = blobs.chunks(HELD_BLOBS_MAX).map(<[Hash]>::to_vec).map(|page| (job, page)).collect();
-        self.asks.start(ctx, pages, Purpose::Page(id));
+        self.asks.start(ctx, pages, None, Purpose::Page(id));
     }
 
     pub(crate) fn on_who_holds(&mut self, ctx: &mut Ctx, from: NodeId, seq: u64, blobs: Vec<(JobId, Vec<Hash>)>) {
@@ -225,8 +228,8 @@ impl Custody {
     pub(crate) fn on_listed(&mut self, ctx: &mut Ctx, node: NodeId, shared: Vec<SharedBlobs>) {
         let Some(sweep) = self.sweep.as_mut().filter(|sweep| sweep.node == node) else { return };
         if matches!(sweep.doing, Doing::Listing { .. }) {
-            let items = shared.into_iter().map(|s| Item { job: s.job, blobs: s.blobs, wanted: COPIES });
-            sweep.items.extend(items.flat_map(Item::cut));
+            let items: Vec<Item> = shared.into_iter().flat_map(|shared| items_of(ctx, shared)).collect();
+            sweep.items.extend(items.into_iter().flat_map(Item::cut));
             sweep.doing = Doing::Next;
         }
         self.tick(ctx);
@@ -269,7 +272,8 @@ impl Custody {
             } else {
                 let items = sweep.take_page();
                 let asked = items.iter().map(|i| (i.job, i.blobs.iter().map(|b| b.hash).collect())).collect();
-                let seq = self.asks.start(ctx, asked, Purpose::Sweep);
+                let known = items.iter().flat_map(|i| i.known.iter().copied()).collect();
+                let seq = self.asks.start(ctx, asked, Some(&known), Purpose::Sweep);
                 sweep.doing = Doing::Asking { seq, items };
             }
         }
@@ -285,10 +289,10 @@ impl Custody {
             return;
         }
         let live = ctx.ledger.iter_live().filter(|(job, _)| ctx.ledger.sealed(job).is_none());
-        let items = live.flat_map(|(job, live)| items_of(*job, live, ctx.own, node)).flat_map(Item::cut).collect();
+        let also = live.filter_map(|(job, live)| Some((*job, shared_by_facts(live, ctx.own, node)?))).collect();
         let doing = Doing::Listing { until: now + LIST_PATIENCE };
-        self.sweep = Some(Sweep { node, items, short: VecDeque::new(), again: false, doing });
-        ctx.effect(Effect::ListShared { node });
+        self.sweep = Some(Sweep { node, items: VecDeque::new(), short: VecDeque::new(), again: false, doing });
+        ctx.effect(Effect::ListShared { node, also });
     }
 
     fn take_answers(&mut self, ctx: &mut Ctx) {
@@ -343,7 +347,8 @@ impl Sweep {
             let mut by_holders: BTreeMap<BTreeSet<NodeId>, Vec<BlobRef>> = BTreeMap::new();
             for blob in &item.blobs {
                 let holds = |(_, held): &(&NodeId, &BTreeSet<(JobId, Hash)>)| held.contains(&(item.job, blob.hash));
-                let holders = found.iter().filter(holds).map(|(node, _)| *node).collect();
+                let holders = found.iter().filter(|(node, _)| item.known.contains(node)).filter(holds);
+                let holders = holders.map(|(node, _)| *node).collect();
                 by_holders.entry(holders).or_default().push(*blob);
             }
             let own = ctx.own;
@@ -364,7 +369,9 @@ impl Sweep {
     fn note(&self, ctx: &mut Ctx, job: JobId, blobs: &[BlobRef], holders: &BTreeSet<NodeId>) {
         let add: Vec<NodeId> = holders.iter().copied().filter(|n| *n != ctx.own).collect();
         let blobs = blobs.iter().map(|b| b.hash).collect();
-        ctx.effect(Effect::NoteHolders { job, blobs, add, remove: vec![self.node] });
+        // One that came back with another disk may hold it again.
+        let remove = if holders.contains(&self.node) { Vec::new() } else { vec![self.node] };
+        ctx.effect(Effect::NoteHolders { job, blobs, add, remove });
         ctx.effect(Effect::Changed(job));
     }
 
@@ -404,22 +411,35 @@ impl Item {
     /// In parts of which each fits into one question.
     fn cut(self) -> impl Iterator<Item = Self> {
         let parts: Vec<Vec<BlobRef>> = self.blobs.chunks(HELD_BLOBS_MAX).map(<[BlobRef]>::to_vec).collect();
-        parts.into_iter().map(move |blobs| Self { job: self.job, blobs, wanted: self.wanted })
+        parts.into_iter().map(move |blobs| Self { job: self.job, blobs, wanted: self.wanted, known: self.known.clone() })
     }
 }
 
-/// What of a job under way is here and was on `gone`.
-fn items_of(job: JobId, live: &LiveEntry, own: NodeId, gone: NodeId) -> Vec<Item> {
+/// Of a job under way, what this node and `gone` hold by its facts, if anything: inputs and results.
+fn shared_by_facts(live: &LiveEntry, own: NodeId, gone: NodeId) -> Option<Vec<Hash>> {
     let state = &live.state;
-    let shared = |result: &AcceptedResult| other_holder(result, own) == Some(gone);
     let results = state.accepted.iter().flat_map(|phase| phase.iter().map(|(_, result)| result));
-    let outputs: Vec<BlobRef> =
-        results.filter(|r| shared(r)).flat_map(|r| r.outputs.iter().map(|o| o.blob)).filter(|b| b.size > 0).collect();
+    let results = results.filter(|result| other_holder(result, own) == Some(gone));
+    let mut blobs: Vec<BlobRef> = results.flat_map(|r| r.outputs.iter().map(|o| o.blob)).collect();
     let set = &state.spec.brain_set;
-    let ours = set.contains(&own) && set.contains(&gone);
-    let inputs = if ours { state.spec.input_blobs() } else { Vec::new() };
-    let inputs: Vec<BlobRef> = inputs.into_iter().filter(|b| b.size > 0).collect();
-    let items = [Item { job, blobs: outputs, wanted: COPIES }, Item { job, blobs: inputs, wanted: set.len() }];
+    if set.contains(&own) && set.contains(&gone) {
+        blobs.extend(state.spec.input_blobs());
+    }
+    let hashes: Vec<Hash> = blobs.iter().filter(|b| b.size > 0).map(|b| b.hash).collect();
+    (!hashes.is_empty()).then_some(hashes)
+}
+
+/// What to ask about blobs that this node holds with others: inputs of a job under way belong on its whole brain set.
+fn items_of(ctx: &Ctx, shared: SharedBlobs) -> Vec<Item> {
+    let SharedBlobs { job, blobs, holders } = shared;
+    let open = ctx.ledger.live(&job).filter(|_| ctx.ledger.sealed(&job).is_none());
+    let inputs: BTreeSet<Hash> =
+        open.iter().flat_map(|live| live.state.spec.input_blobs()).map(|blob| blob.hash).collect();
+    let (inputs, outputs): (Vec<BlobRef>, Vec<BlobRef>) = blobs.into_iter().partition(|b| inputs.contains(&b.hash));
+    let known: BTreeSet<NodeId> = holders.into_iter().chain([ctx.own]).collect();
+    let set: BTreeSet<NodeId> = open.iter().flat_map(|live| live.state.spec.brain_set.iter().copied()).collect();
+    let inputs = Item { job, blobs: inputs, wanted: set.len(), known: known.union(&set).copied().collect() };
+    let items = [Item { job, blobs: outputs, wanted: COPIES, known }, inputs];
     items.into_iter().filter(|item| !item.blobs.is_empty()).collect()
 }
 

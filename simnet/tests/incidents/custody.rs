@@ -201,3 +201,25 @@ fn many_jobs_lose_a_holder_at_once() {
     world.run_for(seconds(120));
     world.check_copied_again();
 }
+
+/// A member asks another one to keep what belongs to no job: of a job under way, of one that has ended, and of one that nobody
+/// knows. Nothing of it is fetched.
+#[test]
+fn what_is_no_jobs_is_not_kept() {
+    let mut world = World::seed(3_080).nodes(NAMES);
+    let job = world.submit("a", &with_output().tasks(4));
+    world.run_until(done(job, 0, 1));
+    let blob = world.forge_keep("d", "b", job);
+    world.run_for(seconds(1));
+    assert!(world.has_blob("d", &blob) && !world.has_blob("b", &blob));
+    world.run_until(completed(job));
+    world.run_until_idle();
+    world.forge_keep("d", "b", job);
+    world.forge_keep("d", "c", JobId([7; 32]));
+    world.run_for(seconds(12));
+    assert!(["a", "b", "c", "e"].into_iter().all(|name| !world.has_blob(name, &blob)));
+    // Who is asked again does not wait for an answer that never came.
+    lose(&mut world, &world.keepers(&job, 0, 0)[0].clone());
+    world.run_for(seconds(75));
+    world.check_copied_again();
+}
