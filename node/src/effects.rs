@@ -81,9 +81,9 @@ impl Effects {
         self.ask_blobs("cannot look what is kept here", look, |(id, blobs)| Input::Seen { id, blobs });
     }
 
-    fn list_shared(&self, node: NodeId, also: Vec<(JobId, Vec<Hash>)>) {
-        let list = |shared: Arc<Shared>| async move { Ok((node, shared.blobs.shared_with(node, &also).await?)) };
-        let answer = |(node, shared)| Input::SharedWith { node, shared };
+    fn list_shared(&self, id: FetchId, nodes: BTreeSet<NodeId>, also: Vec<(JobId, Vec<Hash>)>) {
+        let list = |shared: Arc<Shared>| async move { Ok((id, shared.blobs.shared_with(&nodes, &also).await?)) };
+        let answer = |(id, shared)| Input::SharedWith { id, shared };
         self.ask_blobs("cannot list what is kept here", list, answer);
     }
 
@@ -213,7 +213,7 @@ impl Driver for Effects {
             }
             Effect::Look { id, blobs } => self.look(id, blobs),
             Effect::NoteHolders { job, blobs, add, remove } => self.note_holders(job, blobs, add, remove),
-            Effect::ListShared { node, also } => self.list_shared(node, also),
+            Effect::ListShared { id, nodes, also } => self.list_shared(id, nodes, also),
             Effect::ReadEntry { job } => self.read_entry(job),
             Effect::Load { job, to } => self.load(job, to),
             Effect::Answer { id, response } => self.shared.answer(id, response),

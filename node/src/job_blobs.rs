@@ -107,13 +107,13 @@ impl JobBlobs {
         Ok(())
     }
 
-    /// What is here, whole, kept for a job, and noted to be on this node too, or among `also`, with all holders noted.
+    /// What is here, whole, kept for a job, and noted to be on one of these nodes too, or among `also`, with all holders noted.
     ///
     /// # Errors
     /// [`StoreError`].
     pub async fn shared_with(
         &self,
-        node: NodeId,
+        nodes: &BTreeSet<NodeId>,
         also: &[(JobId, Vec<Hash>)],
     ) -> Result<Vec<SharedBlobs>, StoreError> {
         let also: HashSet<(JobId, Hash)> =
@@ -126,7 +126,7 @@ impl JobBlobs {
             let holders = noted.entry((job, tag.hash)).or_default();
             holders.extend(other.and_then(|other| other.parse::<NodeId>().ok()));
         }
-        noted.retain(|key, holders| holders.contains(&node) || also.contains(key));
+        noted.retain(|key, holders| !holders.is_disjoint(nodes) || also.contains(key));
         let mut shared: BTreeMap<(JobId, BTreeSet<NodeId>), Vec<BlobRef>> = BTreeMap::new();
         for ((job, hash), holders) in noted {
             if self.store.is_whole(hash).await?
@@ -185,16 +185,16 @@ mod tests {
         assert_eq!(blobs.kept(one, &[hash, missing]).await.expect("looked"), [hash]);
         assert_eq!(blobs.kept(JobId([3; 32]), &[hash]).await.expect("looked"), [], "kept for others only");
         let shared = |blobs: Vec<SharedBlobs>| blobs.into_iter().map(|s| (s.job, s.blobs.len())).collect::<Vec<_>>();
-        assert_eq!(shared(blobs.shared_with(near, &[]).await.expect("listed")), [(one, 1), (two, 1)]);
+        assert_eq!(shared(blobs.shared_with(&[near].into(), &[]).await.expect("listed")), [(one, 1), (two, 1)]);
         blobs.note(one, &[hash], &[far], &[near]).await.expect("noted");
-        assert_eq!(shared(blobs.shared_with(near, &[]).await.expect("listed")), [(two, 1)]);
-        assert_eq!(shared(blobs.shared_with(far, &[]).await.expect("listed")), [(one, 1)]);
+        assert_eq!(shared(blobs.shared_with(&[near].into(), &[]).await.expect("listed")), [(two, 1)]);
+        assert_eq!(shared(blobs.shared_with(&[far].into(), &[]).await.expect("listed")), [(one, 1)]);
         let also = [(two, vec![hash]), (JobId([3; 32]), vec![hash]), (two, vec![missing])];
-        let listed = blobs.shared_with(far, &also).await.expect("listed");
+        let listed = blobs.shared_with(&[far].into(), &also).await.expect("listed");
         assert_eq!(listed.iter().map(|s| s.job).collect::<Vec<_>>(), [one, two], "kept for these, whatever is noted");
         assert_eq!(listed[1].holders, [near].into());
         blobs.let_go(one, &[]).await;
-        assert_eq!(shared(blobs.shared_with(far, &[]).await.expect("listed")), []);
+        assert_eq!(shared(blobs.shared_with(&[far].into(), &[]).await.expect("listed")), []);
         drop(blob);
         store.run_gc_once().await.expect("collected");
         assert_eq!(blobs.kept(two, &[hash]).await.expect("looked"), [hash], "the other job keeps it");

@@ -225,7 +225,7 @@ impl Core {
             Input::BlobsCame(hashes) => self.worker.blobs.extend(hashes),
             Input::BlobsLeft(left) => self.worker.blobs.clone_from(left.as_ref()),
             Input::Seen { id, blobs } => self.custody.on_seen(&mut self.ctx, id, blobs),
-            Input::SharedWith { node, shared } => self.custody.on_listed(&mut self.ctx, node, shared),
+            Input::SharedWith { id, shared } => self.custody.on_listed(&mut self.ctx, id, shared),
             Input::Entry { job, facts } => self.custody.on_entry(&mut self.ctx, job, &facts),
             Input::Loaded { to, facts } if to == self.ctx.own => {
                 self.restore.on_loaded(&mut self.ctx, &self.worker.blobs, &facts);

@@ -211,8 +211,8 @@ pub enum Input {
     },
     /// The answer to [`Effect::ListShared`].
     SharedWith {
-        /// The other node.
-        node: NodeId,
+        /// Which list.
+        id: FetchId,
         /// What is here, whole, and should be there too.
         shared: Vec<SharedBlobs>,
     },
@@ -396,12 +396,14 @@ pub enum Effect {
         /// They do not.
         remove: Vec<NodeId>,
     },
-    /// List what is kept here that, by these notes, this node keeps too, with all other holders noted; answer with
+    /// List what is kept here that, by these notes, any of some nodes keeps too, with all other holders noted; answer with
     /// [`Input::SharedWith`].
     ListShared {
-        /// The other node.
-        node: NodeId,
-        /// Further blobs to list, as far as they are kept here, of which jobs' facts say that the node keeps them.
+        /// For the answer.
+        id: FetchId,
+        /// The other nodes.
+        nodes: BTreeSet<NodeId>,
+        /// Further blobs to list, as far as they are kept here, of which jobs' facts say that one of the nodes keeps them.
         also: Vec<(JobId, Vec<Hash>)>,
     },
     /// Read what the disk knows of a job; answer with [`Input::Entry`].

@@ -1,6 +1,6 @@
 //! Blobs as drivers see to them: who keeps what for which job, what is noted about others, and what is pruned.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use sinew_crdt_state::fact::Outcome;
@@ -27,10 +27,16 @@ impl World {
         self.driver_answers(node, Input::Seen { id, blobs });
     }
 
-    pub(crate) fn list_shared(&mut self, node: Index, other: NodeId, also: &[(JobId, Vec<Hash>)]) {
-        let shared = self.nodes[node].disk.shared_with(other, also);
+    pub(crate) fn list_shared(
+        &mut self,
+        node: Index,
+        id: FetchId,
+        others: &BTreeSet<NodeId>,
+        also: &[(JobId, Vec<Hash>)],
+    ) {
+        let shared = self.nodes[node].disk.shared_with(others, also);
         let shared = shared.into_iter().map(|((job, holders), blobs)| SharedBlobs { job, blobs, holders }).collect();
-        self.driver_answers(node, Input::SharedWith { node: other, shared });
+        self.driver_answers(node, Input::SharedWith { id, shared });
     }
 
     pub(crate) fn read_entry(&mut self, node: Index, job: JobId) {

@@ -311,13 +311,13 @@ impl Disk {
         }
     }
 
-    /// What is here, kept for a job, and noted to be on this node too, or among `also`, by jobs and all holders noted.
+    /// What is here, kept for a job, and noted to be on one of these nodes too, or among `also`, by jobs and all holders noted.
     pub(crate) fn shared_with(
         &self,
-        node: NodeId,
+        nodes: &BTreeSet<NodeId>,
         also: &[(JobId, Vec<Hash>)],
     ) -> BTreeMap<(JobId, BTreeSet<NodeId>), Vec<BlobRef>> {
-        let noted = self.notes.iter().filter(|(_, holders)| holders.contains(&node)).map(|(key, _)| *key);
+        let noted = self.notes.iter().filter(|(_, holders)| !holders.is_disjoint(nodes)).map(|(key, _)| *key);
         let also = also.iter().flat_map(|(job, hashes)| hashes.iter().map(|hash| (*job, *hash)));
         let wanted: BTreeSet<(JobId, Hash)> = noted.chain(also).collect();
         let mut shared: BTreeMap<(JobId, BTreeSet<NodeId>), Vec<BlobRef>> = BTreeMap::new();

@@ -358,7 +358,7 @@ impl World {
             Effect::NoteHolders { job, blobs, add, remove } => {
                 self.nodes[node].disk.note_holders(job, &blobs, &add, &remove);
             }
-            Effect::ListShared { node: other, also } => self.list_shared(node, other, &also),
+            Effect::ListShared { id, nodes, also } => self.list_shared(node, id, &nodes, &also),
             Effect::ReadEntry { job } => self.read_entry(node, job),
             Effect::Load { job, to } => {
                 let facts = self.nodes[node].disk.facts(&job);

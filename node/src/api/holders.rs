@@ -88,7 +88,7 @@ fn describe(holders: &BTreeMap<Hash, BTreeSet<NodeId>>, copied: bool, again: boo
 /// What a loss would mean for a job under way, where part of its brain set is out of reach.
 fn brain_set(view: &JobView, near: &Near) -> Option<String> {
     let (here, away): (BTreeSet<NodeId>, BTreeSet<NodeId>) =
-        view.brain_set.iter().partition(|node| near.heard.contains(node));
+        view.brain_set.iter().partition(|node| near.heard.contains(*node));
     let (all, majority) = (view.brain_set.len(), view.brain_set.len() / 2 + 1);
     if away.is_empty() || all == 1 || here.len() < majority {
         return None;

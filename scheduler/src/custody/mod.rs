@@ -62,10 +62,10 @@ struct Gone {
     wiped: bool,
 }
 
-/// A look at all that this node held together with one that is gone.
+/// A look at all that this node held together with some that are gone: one look for all of them, as it goes through all tags.
 #[derive(Debug)]
 struct Sweep {
-    node: NodeId,
+    nodes: BTreeSet<NodeId>,
     /// Of which it is not known yet who else holds it.
     items: VecDeque<Item>,
     /// What has too few holders.
@@ -99,7 +99,7 @@ struct Short {
 #[derive(Debug)]
 enum Doing {
     /// The driver lists what it keeps.
-    Listing { until: Time },
+    Listing { id: FetchId, until: Time },
     /// Others say what they hold of these.
     Asking { seq: u64, items: Vec<Item> },
     /// A node fetches them.
@@ -151,7 +151,10 @@ impl Custody {
             return;
         }
         self.gone.remove(&node);
-        if self.sweep.as_ref().is_some_and(|sweep| sweep.node == node) {
+        if let Some(sweep) = &mut self.sweep
+            && sweep.nodes.remove(&node)
+            && sweep.nodes.is_empty()
+        {
             self.sweep = None;
         }
     }
@@ -224,10 +227,10 @@ impl Custody {
         }
     }
 
-    /// The driver listed what it keeps that a node which is gone holds too.
-    pub(crate) fn on_listed(&mut self, ctx: &mut Ctx, node: NodeId, shared: Vec<SharedBlobs>) {
-        let Some(sweep) = self.sweep.as_mut().filter(|sweep| sweep.node == node) else { return };
-        if matches!(sweep.doing, Doing::Listing { .. }) {
+    /// The driver listed what it keeps that nodes which are gone held too.
+    pub(crate) fn on_listed(&mut self, ctx: &mut Ctx, id: FetchId, shared: Vec<SharedBlobs>) {
+        let Some(sweep) = &mut self.sweep else { return };
+        if matches!(sweep.doing, Doing::Listing { id: asked, .. } if asked == id) {
             let items: Vec<Item> = shared.into_iter().flat_map(|shared| items_of(ctx, shared)).collect();
             sweep.items.extend(items.into_iter().flat_map(Item::cut));
             sweep.doing = Doing::Next;
@@ -246,7 +249,7 @@ impl Custody {
         let not_before = self.not_before;
         let Some(sweep) = &mut self.sweep else { return };
         match &sweep.doing {
-            Doing::Listing { until } if now >= *until => {
+            Doing::Listing { until, .. } if now >= *until => {
                 sweep.again = true;
                 sweep.doing = Doing::Next;
             }
@@ -266,7 +269,9 @@ impl Custody {
                 sweep.copy(ctx, short);
             } else if sweep.items.is_empty() {
                 let later = sweep.again.then_some(now + LOOK_AGAIN);
-                self.gone.entry(sweep.node).and_modify(|gone| gone.due = later);
+                for node in &sweep.nodes {
+                    self.gone.entry(*node).and_modify(|gone| gone.due = later);
+                }
                 self.sweep = None;
                 return;
             } else {
@@ -279,20 +284,23 @@ impl Custody {
         }
     }
 
-    /// Begins with the next node that has been gone for long enough.
+    /// Begins with the nodes that have been gone for long enough.
     fn begin(&mut self, ctx: &mut Ctx) {
         let now = ctx.now.at;
-        let due = self.gone.iter().find(|(_, gone)| gone.due.is_some_and(|at| at <= now));
-        let Some((node, wiped)) = due.map(|(node, gone)| (*node, gone.wiped)) else { return };
-        if planted(Bug::NoCopyAgain) || (!wiped && ctx.peers.is_heard(node, now)) {
-            self.gone.remove(&node);
+        let is_due = |gone: &Gone| gone.due.is_some_and(|at| at <= now);
+        let here = |node: &NodeId, gone: &Gone| !gone.wiped && ctx.peers.is_heard(*node, now);
+        self.gone.retain(|node, gone| !(is_due(gone) && (planted(Bug::NoCopyAgain) || here(node, gone))));
+        let due = self.gone.iter().filter(|(_, gone)| is_due(gone));
+        let nodes: BTreeSet<NodeId> = due.map(|(node, _)| *node).collect();
+        if nodes.is_empty() {
             return;
         }
         let live = ctx.ledger.iter_live().filter(|(job, _)| ctx.ledger.sealed(job).is_none());
-        let also = live.filter_map(|(job, live)| Some((*job, shared_by_facts(live, ctx.own, node)?))).collect();
-        let doing = Doing::Listing { until: now + LIST_PATIENCE };
-        self.sweep = Some(Sweep { node, items: VecDeque::new(), short: VecDeque::new(), again: false, doing });
-        ctx.effect(Effect::ListShared { node, also });
+        let also = live.filter_map(|(job, live)| Some((*job, shared_by_facts(live, ctx.own, &nodes)?))).collect();
+        let id = ctx.next_fetch();
+        ctx.effect(Effect::ListShared { id, nodes: nodes.clone(), also });
+        let doing = Doing::Listing { id, until: now + LIST_PATIENCE };
+        self.sweep = Some(Sweep { nodes, items: VecDeque::new(), short: VecDeque::new(), again: false, doing });
     }
 
     fn take_answers(&mut self, ctx: &mut Ctx) {
@@ -310,7 +318,7 @@ impl Custody {
 
     pub(crate) fn timeout(&self) -> Option<Time> {
         let sweep = self.sweep.as_ref().and_then(|sweep| match &sweep.doing {
-            Doing::Listing { until } | Doing::Copying { until, .. } => Some(*until),
+            Doing::Listing { until, .. } | Doing::Copying { until, .. } => Some(*until),
             Doing::Asking { .. } => None,
             Doing::Next => Some(self.not_before),
         });
@@ -370,7 +378,7 @@ impl Sweep {
         let add: Vec<NodeId> = holders.iter().copied().filter(|n| *n != ctx.own).collect();
         let blobs = blobs.iter().map(|b| b.hash).collect();
         // One that came back with another disk may hold it again.
-        let remove = if holders.contains(&self.node) { Vec::new() } else { vec![self.node] };
+        let remove = self.nodes.difference(holders).copied().collect();
         ctx.effect(Effect::NoteHolders { job, blobs, add, remove });
         ctx.effect(Effect::Changed(job));
     }
@@ -411,18 +419,23 @@ impl Item {
     /// In parts of which each fits into one question.
     fn cut(self) -> impl Iterator<Item = Self> {
         let parts: Vec<Vec<BlobRef>> = self.blobs.chunks(HELD_BLOBS_MAX).map(<[BlobRef]>::to_vec).collect();
-        parts.into_iter().map(move |blobs| Self { job: self.job, blobs, wanted: self.wanted, known: self.known.clone() })
+        parts.into_iter().map(move |blobs| Self {
+            job: self.job,
+            blobs,
+            wanted: self.wanted,
+            known: self.known.clone(),
+        })
     }
 }
 
-/// Of a job under way, what this node and `gone` hold by its facts, if anything: inputs and results.
-fn shared_by_facts(live: &LiveEntry, own: NodeId, gone: NodeId) -> Option<Vec<Hash>> {
+/// Of a job under way, what this node and one of `gone` hold by its facts, if anything: inputs and results.
+fn shared_by_facts(live: &LiveEntry, own: NodeId, gone: &BTreeSet<NodeId>) -> Option<Vec<Hash>> {
     let state = &live.state;
     let results = state.accepted.iter().flat_map(|phase| phase.iter().map(|(_, result)| result));
-    let results = results.filter(|result| other_holder(result, own) == Some(gone));
+    let results = results.filter(|result| other_holder(result, own).is_some_and(|other| gone.contains(&other)));
     let mut blobs: Vec<BlobRef> = results.flat_map(|r| r.outputs.iter().map(|o| o.blob)).collect();
     let set = &state.spec.brain_set;
-    if set.contains(&own) && set.contains(&gone) {
+    if set.contains(&own) && set.iter().any(|node| gone.contains(node)) {
         blobs.extend(state.spec.input_blobs());
     }
     let hashes: Vec<Hash> = blobs.iter().filter(|b| b.size > 0).map(|b| b.hash).collect();

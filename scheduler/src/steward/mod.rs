@@ -206,7 +206,7 @@ impl Stewards {
         let submitted = ids.contains(&live.submit);
         // All of them, whatever is here for other jobs, which let go of it when they end.
         let inputs = spec.input_blobs();
-        let whole = inputs.is_empty() || self.blobs_ready.contains(&job);
+        let whole = inputs.is_empty() || self.blobs_ready.contains(&job) || planted(Bug::InputsUnseen);
         let waiting = if whole || !submitted {
             ctx.after_persist(After::Send { to: from, message: Message::Stored { job, term, ids } });
             Vec::new()

@@ -219,7 +219,8 @@ fn what_is_no_jobs_is_not_kept() {
     world.run_for(seconds(12));
     assert!(["a", "b", "c", "e"].into_iter().all(|name| !world.has_blob(name, &blob)));
     // Who is asked again does not wait for an answer that never came.
-    lose(&mut world, &world.keepers(&job, 0, 0)[0].clone());
+    let lost = world.keepers(&job, 0, 0)[0].clone();
+    lose(&mut world, &lost);
     world.run_for(seconds(75));
     world.check_copied_again();
 }

@@ -13,7 +13,7 @@ use std::panic::{catch_unwind, set_hook, take_hook};
 use std::sync::Once;
 
 use scenarios::{
-    bad_link, calm, cancelled, cut_off_worker, disk_lost, equal_jobs, failing, forgotten, gone_for_good,
+    bad_link, calm, cancelled, cut_off_worker, disk_lost, equal_inputs, equal_jobs, failing, forgotten, gone_for_good,
     just_completed, late_answers, late_replication, late_result, liar, power_cut, split, takeover_with_room,
     wiped_member,
 };
@@ -129,8 +129,9 @@ mutants! {
     an_entry_at_the_edge_of_a_range: ReconcileEdge, mixed, 3, ["not at rest"];
     a_forgotten_job_that_comes_back: ResurrectForgotten, forgotten, 3, ["Revived", "not at rest"];
     a_seal_without_what_it_seals: SealUnseen, mixed, 3, ["Diverged"];
-    a_copy_that_is_another_jobs: HaveUnseen, equal_jobs, 10, ["CopyMissing"];
-    a_copy_recorded_before_it_is_there: CopiedTooSoon, just_completed, 10, ["CopyMissing"];
+    a_copy_that_is_another_jobs: HaveUnseen, equal_jobs, 3, ["CopyMissing"];
+    inputs_that_are_another_jobs: InputsUnseen, equal_inputs, 3, ["its inputs are kept by"];
+    a_copy_recorded_before_it_is_there: CopiedTooSoon, just_completed, 3, ["CopyMissing"];
     a_lost_copy_that_is_not_made_again: NoCopyAgain, gone_for_good, 3, ["TooFewCopies"];
     a_copy_that_is_kept_for_nobody: KeptForNobody, gone_for_good, 3, ["TooFewCopies"];
 }
@@ -168,6 +169,7 @@ sound! {
     without_a_bug_late_answers_pass: late_answers;
     without_a_bug_takeovers_pass: takeover_with_room;
     without_a_bug_equal_jobs_pass: equal_jobs;
+    without_a_bug_equal_inputs_pass: equal_inputs;
     without_a_bug_recorded_copies_exist: just_completed;
     without_a_bug_nodes_gone_for_good_pass: gone_for_good;
 }

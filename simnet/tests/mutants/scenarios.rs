@@ -343,3 +343,22 @@ pub(crate) fn gone_for_good(seed: u64) {
         world.check_copied_again();
     }
 }
+
+/// Two rounds have the same inputs. The first one is forgotten, and what was its is let go of once the second is acknowledged.
+pub(crate) fn equal_inputs(seed: u64) {
+    let setup = NodeSetup { ledger_grace_ms: 4_000, ..NodeSetup::default() };
+    let mut world = World::seed(seed).with(setup).nodes(SET);
+    let plan = round(6, 2).with_equal_outputs("same").lasting(millis(200)).spread();
+    let first = world.submit("a", &plan);
+    world.run_until(completed(first));
+    world.run_for(seconds(15));
+    let second = world.submit("a", &plan);
+    for name in SET {
+        world.prune_outputs(name);
+    }
+    let keepers = world.input_keepers(&second);
+    assert!(keepers.len() >= 2, "acknowledged, and its inputs are kept by {keepers:?}");
+    world.run_until(completed(second));
+    world.run_until_idle();
+    world.check_invariants();
+}
