@@ -71,6 +71,8 @@ pub(crate) struct GcState {
     /// Odd while one runs; an import that sees it change checks that its blob survived.
     epoch: AtomicU64,
     task: Mutex<Option<AbortHandle>>,
+    /// Counts collections that took something away.
+    taken: tokio::sync::watch::Sender<u64>,
 }
 
 impl GcState {
@@ -180,6 +182,12 @@ pub(crate) fn spawn(inner: &Arc<Inner>) {
 }
 
 impl BlobStore {
+    /// Changes with every collection that took something away.
+    #[must_use]
+    pub fn collections(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.0.gc.taken.subscribe()
+    }
+
     /// Deletes every blob that nothing refers to. Imports and reads go on meanwhile; new temporary tags wait.
     ///
     /// # Errors
@@ -210,7 +218,11 @@ impl BlobStore {
             let source = io::Error::other("the collector of the file store ended");
             return Err(StoreError::Backend { action: "collect blobs", source });
         }
-        Ok(GcStats { before, after: self.list().await?.len() as u64, skipped: false })
+        let after = self.list().await?.len() as u64;
+        if after < before {
+            self.0.gc.taken.send_modify(|n| *n += 1);
+        }
+        Ok(GcStats { before, after, skipped: false })
     }
 
     /// The given blobs and the children of those that are hash sequences, as far as they are here.

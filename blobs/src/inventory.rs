@@ -1,5 +1,6 @@
 //! What is here: the state of one blob, the list of all, the sums. Changes nothing.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use futures::StreamExt;
@@ -63,6 +64,39 @@ impl BlobStore {
                 Ok(BlobState::Partial { have, bytes: bits.total_bytes(), size })
             }
         }
+    }
+
+    /// Whether all of `hash` is here, and the file that holds it has its length: what shows without reading it. The
+    /// database alone does not tell when somebody tidied up in the store's directory.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store fails.
+    pub async fn is_whole(&self, hash: Hash) -> Result<bool, StoreError> {
+        let BlobStatus::Complete { size } = self.status(hash).await? else { return Ok(false) };
+        if size <= self.0.options.inline_max {
+            return Ok(true);
+        }
+        match tokio::fs::metadata(self.0.data_file(hash)).await {
+            Ok(file) => Ok(file.len() == size),
+            // One that was added by reference is somewhere else: reading its first byte tells.
+            Err(_) => Ok(self.read_range(hash, 0, 1).await.is_ok_and(|byte| byte.len() == 1)),
+        }
+    }
+
+    /// Every blob of which all is here.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store fails.
+    pub async fn complete(&self) -> Result<BTreeSet<Hash>, StoreError> {
+        let hashes = self.list().await?;
+        let whole = |hash: Hash| async move { Ok(self.is_whole(hash).await?.then_some(hash)) };
+        let mut whole = futures::stream::iter(hashes.into_iter().map(whole)).buffer_unordered(64);
+        let mut found = BTreeSet::new();
+        while let Some(hash) = whole.next().await {
+            let hash: Result<Option<Hash>, StoreError> = hash;
+            found.extend(hash?);
+        }
+        Ok(found)
     }
 
     /// Every blob of which anything is here, in no particular order.

@@ -80,6 +80,16 @@ pub enum Bug {
     SyncRetried,
     /// A damaged disk is taken for what it was: its number stays.
     DamageBelieved,
+    /// A node says that it holds a second copy because it once had the blob, without looking and without keeping it for the job.
+    HaveUnseen,
+    /// A steward says that it stored a job without looking whether the job's inputs are here, and without keeping them for it.
+    InputsUnseen,
+    /// A second copy is recorded before it is there.
+    CopiedTooSoon,
+    /// Outputs whose holder is gone for good are not copied again.
+    NoCopyAgain,
+    /// A node asked to hold a lost copy keeps it for nobody.
+    KeptForNobody,
 }
 
 #[cfg(feature = "planted")]

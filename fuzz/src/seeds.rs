@@ -9,7 +9,7 @@ use sinew_crdt_state::error_code::ErrorCode;
 use sinew_crdt_state::fact::{
     Accepted, Executed, Fact, Failure, Fence, Outcome, Output, ReportItem, Run, Statement, Usage,
 };
-use sinew_crdt_state::ids::{DiskId, FactId, Hash, JobId, MeshId};
+use sinew_crdt_state::ids::{DiskId, FactId, Hash, JobId, MeshId, NodeId};
 use sinew_crdt_state::manifest::{JobDraft, program_from_text};
 use sinew_crdt_state::program::Runners;
 use sinew_crdt_state::reconcile::Index;
@@ -103,6 +103,10 @@ fn frames() -> Vec<Vec<u8>> {
         Message::Report { lease, facts: vec![facts()] },
         Message::Claims(vec![Index::default().root()]),
         Message::Want(vec![(job, vec![7])]),
+        Message::WhoHolds { seq: 1, blobs: vec![(job, vec![Hash([3; 32])])] },
+        Message::Holds { seq: 1, blobs: vec![(job, vec![Hash([3; 32])])] },
+        Message::Keep { job, blobs: vec![BlobRef { hash: Hash([3; 32]), size: 9 }], holders: vec![NodeId([4; 32])] },
+        Message::Kept { job, ok: true },
         Message::Swim(vec![1, 2, 3]),
     ];
     let data = LogData { job, phase: 0, task: 3, attempt: 1, stderr: true, offset: 9, bytes: b"hello\n".to_vec() };

@@ -48,6 +48,10 @@ pub struct Settings {
     pub ledger_grace_s: u64,
     /// How long outputs stay after that, seconds: longer than anybody takes to fetch them by their hashes.
     pub outputs_kept_s: u64,
+    /// What a node held is copied again once it has been gone for this long, seconds.
+    pub copy_again_after_s: u64,
+    /// Bytes a second that copying again may take, in the mean.
+    pub copy_bytes_per_s: u64,
     /// Whether programs are isolated: `required`, `best-effort` or `off`.
     pub sandbox: SandboxMode,
     /// Files and directories of this machine, beyond the system's own, that programs may read and execute.
@@ -101,6 +105,8 @@ impl Default for Settings {
             log_json: false,
             ledger_grace_s: 3_600,
             outputs_kept_s: 86_400,
+            copy_again_after_s: 60,
+            copy_bytes_per_s: 32 << 20,
             sandbox: SandboxMode::Required,
             sandbox_readable: Vec::new(),
             sandbox_writable: Vec::new(),
@@ -203,6 +209,10 @@ impl Settings {
             let mend = "give at least one multiaddr, such as /ip4/0.0.0.0/tcp/9000";
             return Err(ConfigError::Value { key: "listen", value: "[]".to_owned(), mend });
         }
+        if self.copy_bytes_per_s == 0 {
+            let mend = "give a number of bytes from 1, such as 33554432";
+            return Err(ConfigError::Value { key: "copy_bytes_per_s", value: "0".to_owned(), mend });
+        }
         self.hosts()?;
         self.job_rules()?;
         if self.wasm_module_bytes_max == 0 {
@@ -264,6 +274,9 @@ mod tests {
         let bad = Settings { job_hosts: vec!["10.0.0.1".to_owned()], ..Settings::default() };
         let error = bad.check().expect_err("refused").to_string();
         assert!(error.contains("job_hosts") && error.contains("NAME=ADDRESS"), "{error}");
+        let bad = Settings { copy_bytes_per_s: 0, ..Settings::default() };
+        let error = bad.check().expect_err("refused").to_string();
+        assert!(error.contains("copy_bytes_per_s") && error.contains("33554432"), "{error}");
         let bad = Settings { wasm_module_bytes_max: 0, ..Settings::default() };
         let error = bad.check().expect_err("refused").to_string();
         assert!(error.contains("wasm_module_bytes_max") && error.contains("wasm = false"), "{error}");

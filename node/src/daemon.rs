@@ -166,6 +166,8 @@ impl Daemon {
         let mut sweep = tokio::time::interval(SWEEP_EVERY);
         let mut retention = tokio::time::interval(RETENTION_EVERY);
         let mut measures = tokio::time::interval(MEASURES_EVERY);
+        let mut collections = self.shared.store.collections();
+        tell_blobs(&self.shared);
         let parent_gone = parent_gone();
         tokio::pin!(parent_gone);
         let mut term = signal(tokio::signal::unix::SignalKind::terminate())?;
@@ -195,6 +197,7 @@ impl Daemon {
                         }
                     });
                 }
+                Ok(()) = collections.changed() => tell_blobs(&self.shared),
                 _ = measures.tick() => self.hand_on_measures().await,
                 _ = term.recv() => break,
                 _ = int.recv() => break,
@@ -329,6 +332,17 @@ impl Daemon {
             }
         }
     }
+}
+
+/// Tells the core which blobs are here: at the start, and after something was taken away.
+fn tell_blobs(shared: &Arc<Shared>) {
+    let shared = Arc::clone(shared);
+    tokio::spawn(async move {
+        match shared.store.complete().await {
+            Ok(all) => shared.engine.input(Input::BlobsLeft(Arc::new(all))),
+            Err(error) => tracing::warn!(%error, "cannot list the blobs that are here"),
+        }
+    });
 }
 
 /// Ends when stdin does, where whoever started this daemon asked for that; otherwise never. Demos, benches and tests hold

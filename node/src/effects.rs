@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use sinew_blobs::{FetchOptions, Format};
 use sinew_crdt_state::fact::Usage;
-use sinew_crdt_state::ids::{JobId, NodeId};
+use sinew_crdt_state::ids::{Hash, JobId, NodeId};
 use sinew_crdt_state::spec::{BlobRef, Builtin, Program, Work};
 use sinew_mesh::{DropReason, FrameClass, Topic};
 use sinew_scheduler::io::{Effect, FetchId, Input, Note, StartTask, TaskResult};
@@ -50,6 +50,57 @@ impl Effects {
                 }
             };
             shared.engine.input(Input::Fetched { id, ok });
+        });
+    }
+
+    /// Runs what the blob store is asked, and hands its answer in; what fails is answered like nothing found.
+    fn ask_blobs<F, T>(&self, what: &'static str, ask: impl FnOnce(Arc<Shared>) -> F, answer: fn(T) -> Input)
+    where
+        F: Future<Output = Result<T, sinew_blobs::StoreError>> + Send + 'static,
+        T: Send + 'static,
+    {
+        let shared = Arc::clone(&self.shared);
+        let asked = ask(Arc::clone(&shared));
+        self.runtime.spawn(async move {
+            match asked.await {
+                Ok(found) => shared.engine.input(answer(found)),
+                Err(error) => tracing::warn!(%error, "{what}"),
+            }
+        });
+    }
+
+    fn look(&self, id: FetchId, blobs: Vec<(JobId, Vec<Hash>)>) {
+        let look = |shared: Arc<Shared>| async move {
+            let mut kept = Vec::new();
+            for (job, hashes) in blobs {
+                let here = shared.blobs.kept(job, &hashes).await?;
+                kept.extend((!here.is_empty()).then_some((job, here)));
+            }
+            Ok((id, kept))
+        };
+        self.ask_blobs("cannot look what is kept here", look, |(id, blobs)| Input::Seen { id, blobs });
+    }
+
+    fn list_shared(&self, id: FetchId, nodes: BTreeSet<NodeId>, also: Vec<(JobId, Vec<Hash>)>) {
+        let list = |shared: Arc<Shared>| async move { Ok((id, shared.blobs.shared_with(&nodes, &also).await?)) };
+        let answer = |(id, shared)| Input::SharedWith { id, shared };
+        self.ask_blobs("cannot list what is kept here", list, answer);
+    }
+
+    fn note_holders(&self, job: JobId, blobs: Vec<Hash>, add: Vec<NodeId>, remove: Vec<NodeId>) {
+        let shared = Arc::clone(&self.shared);
+        self.runtime.spawn(async move {
+            if let Err(error) = shared.blobs.note(job, &blobs, &add, &remove).await {
+                tracing::warn!(job = %job.short(), %error, "cannot note who else keeps its outputs");
+            }
+        });
+    }
+
+    fn read_entry(&self, job: JobId) {
+        let shared = Arc::clone(&self.shared);
+        self.runtime.spawn_blocking(move || match shared.ledger.entry(&job) {
+            Ok(facts) => shared.engine.input(Input::Entry { job, facts }),
+            Err(error) => tracing::warn!(job = %job.short(), %error, "cannot read an entry"),
         });
     }
 
@@ -105,6 +156,11 @@ async fn fetch_all(
     }
     let hashes: Vec<_> = blobs.iter().filter(|b| b.size > 0).map(|b| b.hash).collect();
     shared.store.ensure_all_durable(&hashes).await?;
+    for hash in &hashes {
+        if !shared.store.is_whole(*hash).await? {
+            return Err(format!("the file of blob {hash} is missing or has another length").into());
+        }
+    }
     Ok(())
 }
 
@@ -162,6 +218,10 @@ impl Driver for Effects {
                     }
                 });
             }
+            Effect::Look { id, blobs } => self.look(id, blobs),
+            Effect::NoteHolders { job, blobs, add, remove } => self.note_holders(job, blobs, add, remove),
+            Effect::ListShared { id, nodes, also } => self.list_shared(id, nodes, also),
+            Effect::ReadEntry { job } => self.read_entry(job),
             Effect::Load { job, to } => self.load(job, to),
             Effect::Answer { id, response } => self.shared.answer(id, response),
             Effect::Learned(credential) => {

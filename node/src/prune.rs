@@ -7,7 +7,7 @@ use sinew_crdt_state::ids::JobId;
 
 use crate::clock::unix_ms;
 use crate::daemon::Shared;
-use crate::job_blobs::job_tag_prefix;
+use crate::job_blobs::{is_note, job_tag_prefix};
 use crate::tasks::TaskHost;
 
 /// Tags that say when a job was forgotten begin with this.
@@ -48,7 +48,9 @@ pub async fn outputs(store: &BlobStore, kept_ms: u64, dry_run: bool) -> Result<V
         }
         let mut bytes = 0_u64;
         for tag in store.tags(&job_tag_prefix(job)).await? {
-            bytes += store.reader(tag.hash).await.map_or(0, |reader| reader.size());
+            if !is_note(&tag.name) {
+                bytes += store.reader(tag.hash).await.map_or(0, |reader| reader.size());
+            }
             if !dry_run {
                 store.untag(&tag.name).await?;
             }

@@ -142,6 +142,9 @@ pub const WANT_MAX: usize = 512;
 /// See [`WANT_MAX`].
 pub const FACTS_BYTES_MAX: usize = 1 << 20;
 
+/// Blobs named in one question about who holds them, or in one request to hold them: some 10 KiB.
+pub const HELD_BLOBS_MAX: usize = 256;
+
 /// With more open jobs than this a busy node's inputs are collected for [`PACE`] before they are answered. With fewer nobody
 /// would be served better: what comes in then is mostly the answer to what just went out.
 pub const PACE_JOBS: usize = 8;
@@ -173,6 +176,10 @@ pub struct CoreConfig {
     pub keep_all_max: usize,
     /// How long a sealed job's entry stays before only its receipt is kept, ms.
     pub ledger_grace_ms: u64,
+    /// What a node held is copied again once it has been gone for this long, ms.
+    pub copy_again_after_ms: u64,
+    /// ... by each of those that hold it too at no more than so many bytes a second in the mean.
+    pub copy_bytes_per_s: u64,
 }
 
 impl Default for CoreConfig {
@@ -188,6 +195,10 @@ impl Default for CoreConfig {
             keep_all_max: 64,
             // An hour: longer than any reader or late message needs, short enough for thousands of jobs a second.
             ledger_grace_ms: 3_600_000,
+            // Longer than a restart or a short cut takes, short against the time in which a second machine breaks.
+            copy_again_after_ms: 60_000,
+            // A quarter of a gigabit link: what nodes work on comes first.
+            copy_bytes_per_s: 32 << 20,
         }
     }
 }

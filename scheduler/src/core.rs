@@ -17,6 +17,7 @@ use crate::brain::Brain;
 use crate::brains::Brains;
 use crate::config::{CARD_EVERY, CoreConfig, FORGOTTEN_FOR, PACE, PACE_JOBS, load_news_every};
 use crate::ctx::{After, Ctx, Setup};
+use crate::custody::Custody;
 use crate::io::{Effect, FetchId, Input, Note, Record, Request};
 use crate::members;
 use crate::membership::{Membership, MembershipConfig, MembershipEffect, NodeState};
@@ -79,8 +80,11 @@ pub struct Core {
     stewards: Stewards,
     sync: Sync,
     restore: Restore,
+    custody: Custody,
     membership: Membership,
     copies: std::collections::BTreeMap<FetchId, (CopyFor, Vec<BlobRef>)>,
+    /// Jobs submitted here whose inputs the driver is making sure of, with their submit facts.
+    own_inputs: std::collections::BTreeMap<FetchId, (JobId, FactId)>,
     /// When the changed load is told.
     load_at: Option<Time>,
     packets: u32,
@@ -111,8 +115,10 @@ impl Core {
             stewards: Stewards::default(),
             sync: Sync::default(),
             restore: Restore::default(),
+            custody: Custody::default(),
             membership,
             copies: std::collections::BTreeMap::new(),
+            own_inputs: std::collections::BTreeMap::new(),
             load_at: None,
             packets: 0,
             load_told: (now.at, None),
@@ -156,6 +162,7 @@ impl Core {
             self.on_sealed(job);
         }
         self.restore.resume(&mut self.ctx, &self.worker.blobs);
+        self.custody.start(&self.ctx);
     }
 
     /// Tells everybody what can run here, if that is news.
@@ -222,6 +229,11 @@ impl Core {
             }
             Input::Task { run, result } => self.worker.on_task(&mut self.ctx, run, result),
             Input::Fetched { id, ok } => self.on_fetched(id, ok),
+            Input::BlobsCame(hashes) => self.worker.blobs.extend(hashes),
+            Input::BlobsLeft(left) => self.worker.blobs.clone_from(left.as_ref()),
+            Input::Seen { id, blobs } => self.custody.on_seen(&mut self.ctx, id, blobs),
+            Input::SharedWith { id, shared } => self.custody.on_listed(&mut self.ctx, id, shared),
+            Input::Entry { job, facts } => self.custody.on_entry(&mut self.ctx, job, &facts),
             Input::Loaded { to, facts } if to == self.ctx.own => {
                 self.restore.on_loaded(&mut self.ctx, &self.worker.blobs, &facts);
             }
@@ -229,6 +241,7 @@ impl Core {
             Input::Request { id, request } => match request {
                 Request::Submit(new) => self.submit(id, *new),
                 Request::Cancel { job, reason } => self.cancel(id, job, reason),
+                Request::Holders { job, blobs } => self.custody.on_request(&mut self.ctx, id, job, blobs),
             },
             Input::Rtt { node, rtt_us } => self.ctx.peers.set_rtt(node, rtt_us),
             Input::Tick => {}
@@ -315,6 +328,7 @@ impl Core {
             self.stewards.timeout(&self.brains),
             self.load_at,
             self.restore.timeout(),
+            self.custody.timeout(),
         ]
         .into_iter()
         .flatten()
@@ -328,6 +342,7 @@ impl Core {
         self.brains.tick(&self.ctx);
         self.sync.tick(&mut self.ctx, &self.worker);
         self.restore.tick(&mut self.ctx, &self.worker.blobs);
+        self.custody.tick(&mut self.ctx);
         self.membership.tick(now);
         if self.load_at.is_some_and(|at| now >= at) {
             self.load_at = None;
@@ -363,11 +378,13 @@ impl Core {
         self.ctx.send(node, Message::Load(load));
         sync::start(&mut self.ctx, node);
         self.restore.on_peer_up(&self.ctx);
+        self.custody.on_back(node);
         self.brains.on_peer_change(node);
     }
 
     fn on_peer_down(&mut self, node: NodeId) {
         self.ctx.peers.down(node);
+        self.custody.on_down(&self.ctx, node);
         self.membership.peer_down(self.ctx.now.at, node);
         self.brains.on_peer_change(node);
     }
@@ -420,6 +437,7 @@ impl Core {
             let keep = keep.collect();
             self.ctx.effect(Effect::EndJob { job, keep, outcome });
         }
+        Custody::on_sealed(&mut self.ctx, job);
         self.ctx.effect(Effect::Changed(job));
         self.dehydrate.push(job);
     }
@@ -458,6 +476,11 @@ impl Core {
                 MembershipEffect::Changed { node, to, .. } => {
                     if matches!(to, NodeState::Suspect | NodeState::Lost) {
                         self.ctx.peers.gave_up(node);
+                    }
+                    match to {
+                        NodeState::Lost | NodeState::Left => self.custody.on_gone(&self.ctx, node),
+                        NodeState::Healthy => self.custody.on_back(node),
+                        NodeState::Joining | NodeState::Suspect => {}
                     }
                     self.ctx.note(Note::Peer { node, state: to });
                 }
@@ -581,11 +604,6 @@ impl Core {
 
     pub(crate) fn brain(&self, job: &JobId) -> Option<&Brain> {
         self.brains.get(job)
-    }
-
-    /// Notes that blobs are here, for locality in bids.
-    pub fn holds(&mut self, blobs: impl IntoIterator<Item = BlobRef>) {
-        self.worker.blobs.extend(blobs.into_iter().map(|b| b.hash));
     }
 }
 

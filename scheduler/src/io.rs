@@ -1,5 +1,6 @@
 //! What goes into the core and what comes out.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use sinew_crdt_state::certificate::{Credential, Roles};
@@ -89,6 +90,13 @@ pub enum Request {
         /// For people.
         reason: String,
     },
+    /// Tell which nodes hold these blobs of a job now. Every node in reach is asked.
+    Holders {
+        /// The job.
+        job: JobId,
+        /// Its blobs.
+        blobs: Vec<Hash>,
+    },
 }
 
 /// Why a submit was refused.
@@ -129,6 +137,8 @@ pub enum Response {
     Submitted(Result<JobId, SubmitError>),
     /// To a cancel.
     Cancelled(Result<(), CancelError>),
+    /// To a question about holders: nodes that hold some of the blobs, and which, each by its own word.
+    Holders(Vec<(NodeId, Vec<Hash>)>),
 }
 
 /// What happens to the core.
@@ -191,6 +201,31 @@ pub enum Input {
         /// Whether everything is here, on disk.
         ok: bool,
     },
+    /// Blobs came to be here, whole: for locality in bids.
+    BlobsCame(Vec<Hash>),
+    /// These are all blobs that are here, whole: after a collection, or where some were found to be lost or damaged.
+    BlobsLeft(Arc<BTreeSet<Hash>>),
+    /// The answer to [`Effect::Look`].
+    Seen {
+        /// Which look.
+        id: FetchId,
+        /// What is here, whole, and kept for its job.
+        blobs: Vec<(JobId, Vec<Hash>)>,
+    },
+    /// The answer to [`Effect::ListShared`].
+    SharedWith {
+        /// Which list.
+        id: FetchId,
+        /// What is here, whole, and should be there too.
+        shared: Vec<SharedBlobs>,
+    },
+    /// The answer to [`Effect::ReadEntry`].
+    Entry {
+        /// The job.
+        job: JobId,
+        /// What the disk knows of it.
+        facts: Vec<Envelope>,
+    },
     /// An entry's facts, read from disk.
     Loaded {
         /// Who asked for it.
@@ -214,6 +249,17 @@ pub enum Input {
     },
     /// Time passed.
     Tick,
+}
+
+/// Blobs that this node keeps for a job together with others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SharedBlobs {
+    /// The job.
+    pub job: JobId,
+    /// The blobs.
+    pub blobs: Vec<BlobRef>,
+    /// Which others, by this node's notes: the same for all of these.
+    pub holders: BTreeSet<NodeId>,
 }
 
 /// A task to run.
@@ -309,7 +355,8 @@ pub enum Effect {
     Start(StartTask),
     /// Stop a task; no [`Input::Task`] is expected for it.
     Stop(RunId),
-    /// Fetch blobs, keep them for the job, and answer with [`Input::Fetched`].
+    /// See to it that blobs are here, whole and on disk, fetched where they are not, and kept for this job whatever they are
+    /// kept for besides; answer with [`Input::Fetched`]. Nothing that an earlier answer said is taken for granted.
     Fetch {
         /// For the answer.
         id: FetchId,
@@ -331,6 +378,39 @@ pub enum Effect {
     },
     /// The ledger has forgotten a job for good.
     Forgot {
+        /// The job.
+        job: JobId,
+    },
+    /// Look which of these blobs are here, whole, and kept for these jobs; answer with [`Input::Seen`].
+    Look {
+        /// For the answer.
+        id: FetchId,
+        /// The blobs.
+        blobs: Vec<(JobId, Vec<Hash>)>,
+    },
+    /// Note on disk which other nodes keep these blobs for the job too. A note goes when the blob is no longer kept for the job.
+    NoteHolders {
+        /// The job.
+        job: JobId,
+        /// Which.
+        blobs: Vec<Hash>,
+        /// They do.
+        add: Vec<NodeId>,
+        /// They do not.
+        remove: Vec<NodeId>,
+    },
+    /// List what is kept here that, by these notes, any of some nodes keeps too, with all other holders noted; answer with
+    /// [`Input::SharedWith`].
+    ListShared {
+        /// For the answer.
+        id: FetchId,
+        /// The other nodes.
+        nodes: BTreeSet<NodeId>,
+        /// Further blobs to list, as far as they are kept here, of which jobs' facts say that one of the nodes keeps them.
+        also: Vec<(JobId, Vec<Hash>)>,
+    },
+    /// Read what the disk knows of a job; answer with [`Input::Entry`].
+    ReadEntry {
         /// The job.
         job: JobId,
     },

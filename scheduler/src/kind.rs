@@ -122,6 +122,10 @@ kinds! {
     Release "release" Work
     Copy "copy" Work
     Copied "copied" Work
+    WhoHolds "who holds" Work
+    Holds "holds" Work
+    Keep "keep" Work
+    Kept "kept" Work
     Beat "beat" Lease
     BeatAck "beat ack" Lease
     Replicate "replicate" BrainSet

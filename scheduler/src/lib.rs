@@ -8,6 +8,7 @@ mod brains;
 pub mod config;
 pub mod core;
 mod ctx;
+mod custody;
 pub mod io;
 pub mod kind;
 mod members;

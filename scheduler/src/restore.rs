@@ -25,7 +25,7 @@ type Lacking = BTreeMap<Hash, (BlobRef, NodeId)>;
 #[derive(Debug, Default)]
 pub(crate) struct Restore {
     lacking: BTreeMap<JobId, Lacking>,
-    fetching: BTreeMap<FetchId, (JobId, Vec<Hash>)>,
+    fetching: BTreeMap<FetchId, (JobId, Vec<Hash>, NodeId)>,
     at: Time,
     /// When holders are tried next to which there is no connection.
     far_at: Time,
@@ -125,7 +125,8 @@ impl Restore {
         let mut asked = Vec::new();
         for (job, lacking) in &self.lacking {
             let mut by_holder: BTreeMap<NodeId, Vec<BlobRef>> = BTreeMap::new();
-            let under_way = |hash: &Hash| self.fetching.values().any(|(j, hashes)| j == job && hashes.contains(hash));
+            let under_way =
+                |hash: &Hash| self.fetching.values().any(|(j, hashes, _)| j == job && hashes.contains(hash));
             for (hash, (blob, holder)) in lacking.iter().filter(|(_, (_, n))| far || ctx.peers.is_connected(*n)) {
                 if !under_way(hash) {
                     by_holder.entry(*holder).or_default().push(*blob);
@@ -136,7 +137,7 @@ impl Restore {
         asked.sort_by_key(|(_, holder, _)| !ctx.peers.is_connected(*holder));
         for (job, holder, blobs) in asked.into_iter().take(RESTORE_AT_ONCE.saturating_sub(self.fetching.len())) {
             let id = ctx.next_fetch();
-            self.fetching.insert(id, (job, blobs.iter().map(|b| b.hash).collect()));
+            self.fetching.insert(id, (job, blobs.iter().map(|b| b.hash).collect(), holder));
             ctx.effect(Effect::Fetch { id, job, blobs, providers: vec![holder] });
         }
     }
@@ -156,11 +157,13 @@ impl Restore {
     }
 
     /// A fetch ended. Returns the blobs that are here now; `None` when the fetch was somebody else's.
-    pub(crate) fn on_fetched(&mut self, ctx: &Ctx, id: FetchId, ok: bool) -> Option<Vec<Hash>> {
-        let (_, hashes) = self.fetching.remove(&id)?;
+    pub(crate) fn on_fetched(&mut self, ctx: &mut Ctx, id: FetchId, ok: bool) -> Option<Vec<Hash>> {
+        let (job, hashes, holder) = self.fetching.remove(&id)?;
         // Looked at again at the next tick: at once when it went well, for what else is missing.
         if ok {
             self.at = ctx.now.at;
+            let (blobs, add) = (hashes.clone(), vec![holder]);
+            ctx.effect(Effect::NoteHolders { job, blobs, add, remove: Vec::new() });
         }
         Some(if ok { hashes } else { Vec::new() })
     }

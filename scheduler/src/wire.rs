@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use sinew_crdt_state::certificate::Credential;
 use sinew_crdt_state::envelope::Envelope;
 use sinew_crdt_state::fact::{Fence, Run};
-use sinew_crdt_state::ids::{DiskId, FactId, JobId, NodeId};
+use sinew_crdt_state::ids::{DiskId, FactId, Hash, JobId, NodeId};
 use sinew_crdt_state::reconcile::{Claim, Item, Listing};
 use sinew_crdt_state::spec::{BlobRef, Phase, Runners};
 use sinew_crdt_state::volume::Volumes;
@@ -169,6 +169,37 @@ pub enum Message {
         /// The task.
         task: u32,
         /// Whether they are here, on disk.
+        ok: bool,
+    },
+    /// To every node in reach: which of these do you hold, whole, on disk and for these jobs? At most
+    /// [`crate::config::HELD_BLOBS_MAX`] blobs.
+    WhoHolds {
+        /// Counts the sender's questions.
+        seq: u64,
+        /// The blobs, by the jobs that they belong to.
+        blobs: Vec<(JobId, Vec<Hash>)>,
+    },
+    /// The answer to [`Self::WhoHolds`]: these.
+    Holds {
+        /// The question's number.
+        seq: u64,
+        /// The blobs.
+        blobs: Vec<(JobId, Vec<Hash>)>,
+    },
+    /// A holder to another node: too few hold these since a node is gone. Fetch them from me and keep them for the job.
+    Keep {
+        /// The job.
+        job: JobId,
+        /// What: at most [`crate::config::HELD_BLOBS_MAX`].
+        blobs: Vec<BlobRef>,
+        /// Others that hold them too.
+        holders: Vec<NodeId>,
+    },
+    /// The answer to [`Self::Keep`].
+    Kept {
+        /// The job.
+        job: JobId,
+        /// Whether they are here, on disk, and kept for the job.
         ok: bool,
     },
 

@@ -12,7 +12,7 @@ use sinew_crdt_state::fact::{Executed, Fact, Fence, ReportItem, Run, Statement, 
 use sinew_crdt_state::ids::{FactId, Hash, JobId, NodeId};
 use sinew_crdt_state::planted::{Bug, planted};
 use sinew_crdt_state::rules::brain_of;
-use sinew_crdt_state::spec::{BlobRef, JobSpec, Phase, Resources};
+use sinew_crdt_state::spec::{JobSpec, Phase, Resources};
 
 use crate::config::{BEAT_EVERY, FENCE_AFTER};
 use crate::ctx::Ctx;
@@ -90,7 +90,8 @@ pub(crate) struct Worker {
     bids: BTreeMap<(JobId, FactId), Time>,
     /// Old bids are dropped once there are so many.
     bids_max: usize,
-    /// Blobs this node holds, for locality in bids.
+    /// Blobs that this node holds, as far as the driver told: for locality in bids. That they are kept for a job is another
+    /// matter, which only the driver can see to.
     pub(crate) blobs: BTreeSet<Hash>,
     load_changed: bool,
     /// Nodes whose awards ended here since the load was told last: they still plan with the slots taken.
@@ -521,9 +522,4 @@ fn push_run(queue: &mut VecDeque<(Phase, Run)>, phase: Phase, task: u32) {
         Some((p, run)) if *p == phase && run.end() == task => run.len += 1,
         _ => queue.push_back((phase, Run { start: task, len: 1 })),
     }
-}
-
-/// Blobs of a job's inputs, for reuse by stewards and workers.
-pub(crate) fn missing_blobs(blobs: &[BlobRef], held: &BTreeSet<Hash>) -> Vec<BlobRef> {
-    blobs.iter().filter(|b| !held.contains(&b.hash)).copied().collect()
 }

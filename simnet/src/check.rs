@@ -47,6 +47,8 @@ pub enum Violation {
     OutputGone(JobId, Phase, u32),
     /// A final output of a completed job is missing on the node of this name, which should hold it.
     CopyMissing(String, JobId),
+    /// A final output is kept on fewer nodes than were promised long after the loss of one.
+    TooFewCopies(JobId, Phase, u32),
     /// A task runs on the node of this name, which has no lease of its job.
     Orphan(String),
     /// Slots stay reserved at rest, on the node of this name.

@@ -104,6 +104,10 @@ pub(crate) struct Disk {
     lie: Option<Lie>,
     /// Blobs, with the jobs that hold them; imported ones are held by nobody and stay.
     blobs: BTreeMap<Hash, (BlobRef, BTreeSet<JobId>, bool)>,
+    /// Which other nodes keep what this one keeps for a job, as far as it was told.
+    notes: BTreeMap<(JobId, Hash), BTreeSet<NodeId>>,
+    /// Forgotten jobs that may have blobs here.
+    forgotten: BTreeSet<JobId>,
     writes: VecDeque<Write>,
     /// Records ever written.
     written: u64,
@@ -328,8 +332,59 @@ impl Disk {
         self.blobs.entry(blob.hash).or_insert_with(|| (blob, BTreeSet::new(), false)).1.insert(job);
     }
 
+    /// Whether a blob is here and kept for this job.
+    pub(crate) fn keeps(&self, job: &JobId, hash: &Hash) -> bool {
+        self.blobs.get(hash).is_some_and(|(_, jobs, _)| jobs.contains(job))
+    }
+
+    /// The job is forgotten: its blobs may go once somebody prunes.
+    pub(crate) fn forgot(&mut self, job: JobId) {
+        self.forgotten.insert(job);
+    }
+
+    /// Lets go of the blobs of forgotten jobs, and of whatever nobody keeps any more.
+    pub(crate) fn prune(&mut self) {
+        for job in std::mem::take(&mut self.forgotten) {
+            self.end_job(&job, &[]);
+        }
+        self.blobs.retain(|_, (_, jobs, imported)| *imported || !jobs.is_empty());
+    }
+
+    pub(crate) fn note_holders(&mut self, job: JobId, blobs: &[Hash], add: &[NodeId], remove: &[NodeId]) {
+        for hash in blobs {
+            let holders = self.notes.entry((job, *hash)).or_default();
+            holders.extend(add);
+            holders.retain(|node| !remove.contains(node));
+        }
+    }
+
+    /// What is here, kept for a job, and noted to be on one of these nodes too, or among `also`, by jobs and all holders noted.
+    pub(crate) fn shared_with(
+        &self,
+        nodes: &BTreeSet<NodeId>,
+        also: &[(JobId, Vec<Hash>)],
+    ) -> BTreeMap<(JobId, BTreeSet<NodeId>), Vec<BlobRef>> {
+        let noted = self.notes.iter().filter(|(_, holders)| !holders.is_disjoint(nodes)).map(|(key, _)| *key);
+        let also = also.iter().flat_map(|(job, hashes)| hashes.iter().map(|hash| (*job, *hash)));
+        let wanted: BTreeSet<(JobId, Hash)> = noted.chain(also).collect();
+        let mut shared: BTreeMap<(JobId, BTreeSet<NodeId>), Vec<BlobRef>> = BTreeMap::new();
+        for (job, hash) in wanted {
+            if let Some((blob, ..)) = self.blobs.get(&hash).filter(|(_, jobs, _)| jobs.contains(&job)) {
+                let holders = self.notes.get(&(job, hash)).cloned().unwrap_or_default();
+                shared.entry((job, holders)).or_default().push(*blob);
+            }
+        }
+        shared
+    }
+
+    /// Everything that is here.
+    pub(crate) fn blobs(&self) -> BTreeSet<Hash> {
+        self.blobs.keys().copied().collect()
+    }
+
     /// A job lets go of its blobs, but for `keep`.
     pub(crate) fn end_job(&mut self, job: &JobId, keep: &[Hash]) {
+        self.notes.retain(|(of, hash), _| of != job || keep.contains(hash));
         self.blobs.retain(|hash, (_, jobs, imported)| {
             if keep.contains(hash) {
                 return true;

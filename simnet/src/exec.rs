@@ -17,6 +17,8 @@ use crate::world::World;
 const FETCH_ROUND_TRIPS: u64 = 2;
 /// ... and no less than this: both ends read and write a disk.
 const FETCH_TIME: Span = Span::ms(5);
+/// Seeing that a blob is here, and keeping it for one more job.
+const LOOK_TIME: Span = Span::ms(1);
 /// A fetch that no provider answers.
 const FETCH_GIVES_UP: Span = Span::ms(300);
 
@@ -65,6 +67,12 @@ impl World {
             None => start.spec.input_blobs().iter().map(|b| (*b, start.providers.to_vec())).collect(),
         };
         let missing: Vec<_> = needs.into_iter().filter(|(blob, _)| !self.nodes[node].disk.has(&blob.hash)).collect();
+        // Where those that should have it have not, others are asked.
+        let all: Vec<NodeId> = self.nodes.iter().map(crate::node::Node::id).collect();
+        let missing: Vec<_> = missing
+            .into_iter()
+            .map(|(blob, likely)| (blob, likely.into_iter().chain(all.iter().copied()).collect()))
+            .collect();
         let gather = self.gather(node, &missing);
         let (gathered, gather) = (gather.is_some(), gather.unwrap_or(FETCH_GIVES_UP));
         let work = if gathered { work } else { Span(0) };
@@ -147,8 +155,9 @@ impl World {
         blobs: Vec<BlobRef>,
         providers: Vec<NodeId>,
     ) {
-        let wants: Vec<_> = blobs.iter().map(|b| (*b, providers.clone())).collect();
-        let wait = self.gather(node, &wants).unwrap_or(FETCH_TIME);
+        let missing = blobs.iter().filter(|b| !self.nodes[node].disk.has(&b.hash));
+        let wants: Vec<_> = missing.map(|b| (*b, providers.clone())).collect();
+        let wait = self.gather(node, &wants).unwrap_or(FETCH_TIME).max(LOOK_TIME);
         self.nodes[node].fetches.insert(id, Fetching { job, blobs, providers });
         let life = self.roll.life(node);
         self.queue.push(self.now + wait, Event::Fetched { life, id });

@@ -206,6 +206,7 @@ impl World {
                 Event::Fetched { id, .. } => self.fetch_ended(life.node, id),
                 Event::TaskEnd { run, .. } => self.task_ended(life.node, run),
                 Event::Loaded { to, facts, .. } => self.input(life.node, Input::Loaded { to, facts }),
+                Event::Answered { input, .. } => self.input(life.node, *input),
                 _ => {}
             }
         }

@@ -3,7 +3,8 @@
 
 use sinew_crdt_state::envelope::{Envelope, seal_batch};
 use sinew_crdt_state::fact::{Fact, Outcome, ReportItem, Run, Statement, Usage};
-use sinew_crdt_state::ids::JobId;
+use sinew_crdt_state::ids::{Hash, JobId};
+use sinew_crdt_state::spec::BlobRef;
 use sinew_scheduler::wire::{Class, Lease, Message};
 
 use crate::queue::Index;
@@ -43,6 +44,21 @@ impl World {
     pub fn forge_deposed(&mut self, liar: &str, to: &str, job: JobId) {
         let (liar, to) = (self.index(liar), self.index(to));
         self.lie(liar, to, Message::Deposed { job, term: 1_000_000 });
+    }
+
+    /// `liar` has a blob that belongs to no job and asks `to` to keep it for one. Gives the blob.
+    pub fn forge_keep(&mut self, liar: &str, to: &str, job: JobId) -> Hash {
+        let (liar, to) = (self.index(liar), self.index(to));
+        let blob = BlobRef { hash: Hash::of(b"rubbish"), size: 1 << 30 };
+        self.nodes[liar].disk.import(blob);
+        self.lie(liar, to, Message::Keep { job, blobs: vec![blob], holders: Vec::new() });
+        blob.hash
+    }
+
+    /// Whether a node has a blob.
+    #[must_use]
+    pub fn has_blob(&self, name: &str, hash: &Hash) -> bool {
+        self.nodes[self.index(name)].disk.has(hash)
     }
 
     fn spec_of(&self, job: JobId) -> Option<&sinew_crdt_state::ledger::LiveEntry> {

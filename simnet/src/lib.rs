@@ -14,6 +14,7 @@ mod check;
 pub mod cli;
 mod clock;
 mod condition;
+mod custody;
 mod dial;
 mod disk;
 mod distribution;

@@ -26,6 +26,8 @@ pub struct NodeSetup {
     pub roles: Roles,
     /// How long sealed jobs are kept whole, ms.
     pub ledger_grace_ms: u64,
+    /// How long a node must be gone before this one has copied again what it held, ms.
+    pub copy_again_after_ms: u64,
     /// Its region, where delays go by regions; by number of joining when `None`.
     pub region: Option<usize>,
     /// Whether it can only dial out, as behind a NAT. Two such nodes never connect: relays and hole punching are not modelled.
@@ -43,6 +45,7 @@ impl Default for NodeSetup {
             speed_percent: 100,
             roles: Roles::ALL,
             ledger_grace_ms: CoreConfig::default().ledger_grace_ms,
+            copy_again_after_ms: CoreConfig::default().copy_again_after_ms,
             region: None,
             dials_out_only: false,
             clock: ClockSetup::default(),
@@ -95,6 +98,7 @@ impl Node {
         let config = CoreConfig {
             cpu_milli: setup.cpu_milli,
             ledger_grace_ms: setup.ledger_grace_ms,
+            copy_again_after_ms: setup.copy_again_after_ms,
             about: name.to_owned(),
             ..CoreConfig::default()
         };

@@ -101,7 +101,7 @@ impl World {
             Event::Model(Model::Gossip { to, .. } | Model::Control { to, .. }) => to.node,
             Event::Model(Model::Beat(life) | Model::Improve(life) | Model::Dialled { from: life, .. }) => life.node,
             Event::Tick(life) | Event::Disk(life) | Event::Flush(life) => life.node,
-            Event::TaskEnd { life, .. } | Event::Fetched { life, .. } => life.node,
+            Event::TaskEnd { life, .. } | Event::Fetched { life, .. } | Event::Answered { life, .. } => life.node,
             Event::Loaded { life, .. } | Event::Closed { life, .. } => life.node,
             Event::Connect { a, b } => *if self.nodes[*a].frozen.is_some() { a } else { b },
             Event::CutTimeout { .. } | Event::Model(_) => return Some(event),

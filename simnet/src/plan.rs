@@ -23,6 +23,8 @@ pub struct Plan {
     copies: u8,
     strategy: Strategy,
     outputs: bool,
+    /// What the outputs are called, where they are the same as another job's.
+    equal: Option<&'static str>,
     duration: Span,
     spread: Option<Distribution>,
     failing_chance: u64,
@@ -49,6 +51,7 @@ pub fn job() -> Plan {
         copies: 2,
         strategy: Strategy::Binpack,
         outputs: false,
+        equal: None,
         duration: Span::ms(100),
         spread: None,
         failing_chance: 0,
@@ -133,6 +136,14 @@ impl Plan {
         self
     }
 
+    /// Each task leaves a blob, the same as any other job's of this kind, and its inputs are the same too.
+    #[must_use]
+    pub const fn with_equal_outputs(mut self, kind: &'static str) -> Self {
+        self.outputs = true;
+        self.equal = Some(kind);
+        self
+    }
+
     /// Nodes that must hold each output.
     #[must_use]
     pub const fn copies(mut self, copies: u8) -> Self {
@@ -180,6 +191,10 @@ impl Plan {
         self.cpu_milli
     }
 
+    pub(crate) const fn is_copied(&self) -> bool {
+        self.copies > 1
+    }
+
     /// How many tasks each phase has.
     pub(crate) fn tasks_by_phase(&self) -> Vec<u32> {
         match self.work {
@@ -192,7 +207,10 @@ impl Plan {
     pub(crate) fn inputs(&self, name: &str) -> Vec<BlobRef> {
         match self.work {
             Shape::Batch { .. } => Vec::new(),
-            Shape::Round { .. } => vec![self.blob(name, "table", 0, 0), self.blob(name, "input", 0, 0)],
+            Shape::Round { .. } => {
+                let name = self.equal.unwrap_or(name);
+                vec![self.blob(name, "table", 0, 0), self.blob(name, "input", 0, 0)]
+            }
         }
     }
 
@@ -208,9 +226,9 @@ impl Plan {
                 outputs: Vec::new(),
             }),
             Shape::Round { chunks, partitions } => Work::MapReduce(Box::new(MapReduce {
-                chunk_table: self.blob(name, "table", 0, 0),
+                chunk_table: self.blob(self.equal.unwrap_or(name), "table", 0, 0),
                 chunks,
-                inputs: vec![self.blob(name, "input", 0, 0)],
+                inputs: vec![self.blob(self.equal.unwrap_or(name), "input", 0, 0)],
                 map: program(),
                 combine: None,
                 reduce: program(),
@@ -246,7 +264,7 @@ impl Plan {
 
     /// The blob that a task leaves, if it does.
     pub(crate) fn output(&self, name: &str, phase: Phase, task: u32) -> Option<BlobRef> {
-        self.outputs.then(|| self.blob(name, "output", phase, task))
+        self.outputs.then(|| self.blob(self.equal.unwrap_or(name), "output", phase, task))
     }
 
     /// Why the attempt fails after `before` earlier ones, if it does.

@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 use dary_heap::QuaternaryHeap;
 use sinew_crdt_state::envelope::Envelope;
 use sinew_crdt_state::ids::NodeId;
-use sinew_scheduler::io::{FetchId, RunId};
+use sinew_scheduler::io::{FetchId, Input, RunId};
 use sinew_scheduler::time::{Span, Time};
 use sinew_scheduler::wire::{Message, Topic};
 
@@ -56,6 +56,8 @@ pub(crate) enum Event {
     Fetched { life: Life, id: FetchId },
     /// An entry was read from disk.
     Loaded { life: Life, to: NodeId, facts: Vec<Envelope> },
+    /// A driver answers its core.
+    Answered { life: Life, input: Box<Input> },
     /// Two nodes try to connect.
     Connect { a: Index, b: Index },
     /// A node notices that a connection is gone.

@@ -200,9 +200,7 @@ impl World {
             self.nodes[node].disk.import(*blob);
         }
         let new = plan.new_job(&job_name);
-        if let Some(core) = &mut self.nodes[node].core {
-            core.holds(inputs);
-        }
+        self.input(node, Input::BlobsCame(inputs.iter().map(|b| b.hash).collect()));
         self.request(node, Request::Submit(Box::new(new)))
     }
 
@@ -221,7 +219,7 @@ impl World {
         let id = self.submit_later(name, plan);
         match self.answer(id) {
             Response::Submitted(verdict) => verdict,
-            Response::Cancelled(_) => unreachable!("a submit is answered as one"),
+            Response::Cancelled(_) | Response::Holders(_) => unreachable!("a submit is answered as one"),
         }
     }
 
@@ -242,7 +240,7 @@ impl World {
         let id = self.request(node, Request::Cancel { job, reason: "asked to".to_owned() });
         match self.answer(id) {
             Response::Cancelled(verdict) => verdict,
-            Response::Submitted(_) => unreachable!("a cancel is answered as one"),
+            Response::Submitted(_) | Response::Holders(_) => unreachable!("a cancel is answered as one"),
         }
     }
 
@@ -283,7 +281,10 @@ impl World {
             Event::Closed { life, peer } => self.closed(life, peer),
             Event::Model(event) => self.model(event),
             Event::CutTimeout { a, b, cut } => self.cut_timed_out(a, b, cut),
-            Event::TaskEnd { life, .. } | Event::Fetched { life, .. } | Event::Loaded { life, .. } => {
+            Event::TaskEnd { life, .. }
+            | Event::Fetched { life, .. }
+            | Event::Loaded { life, .. }
+            | Event::Answered { life, .. } => {
                 self.fetched_due(life, event);
             }
         }
@@ -324,7 +325,13 @@ impl World {
                 self.watch.sealed.entry(job).or_insert(self.now);
                 self.saw_outcome(job, outcome);
             }
-            Effect::Forgot { .. } => {}
+            Effect::Forgot { job } => self.nodes[node].disk.forgot(job),
+            Effect::Look { id, blobs } => self.look(node, id, blobs),
+            Effect::NoteHolders { job, blobs, add, remove } => {
+                self.nodes[node].disk.note_holders(job, &blobs, &add, &remove);
+            }
+            Effect::ListShared { id, nodes, also } => self.list_shared(node, id, &nodes, &also),
+            Effect::ReadEntry { job } => self.read_entry(node, job),
             Effect::Load { job, to } => {
                 let facts = self.nodes[node].disk.facts(&job);
                 let life = self.roll.life(node);

@@ -6,10 +6,12 @@ use std::path::Path;
 use sinew_blobs::{AddError, BlobState, FetchError, FetchOptions, Format, ImportMode, ProviderFault};
 use sinew_crdt_state::error_code::ErrorCode;
 use sinew_crdt_state::ids::{Hash, NodeId};
+use sinew_scheduler::io::Input;
 
 use super::server::Replies;
 use super::{ApiError, Reply};
 use crate::daemon::Shared;
+use crate::job_blobs::is_note;
 
 /// Tags that users set begin with this; others are the daemon's own.
 const USER_TAG: &str = "user/";
@@ -58,6 +60,7 @@ pub(super) async fn add(shared: &Shared, path: &Path, replies: &mut Replies) -> 
     };
     let tag = format!("{USER_TAG}{name}-{}", hash.short());
     shared.store.tag_durably(&tag, hash, format).await.map_err(storage)?;
+    shared.engine.input(Input::BlobsCame(vec![hash]));
     replies.send(&Reply::Blob { hash, size, tags: vec![tag[USER_TAG.len()..].to_owned()] }).await
 }
 
@@ -92,6 +95,7 @@ async fn fetch(shared: &Shared, hash: Hash) -> Result<(), ApiError> {
         let stats = fetched.map_err(|e| not_fetched(&e))?;
         let faults = stats.per_provider.iter().filter(|p| p.fault.is_some()).count();
         let (bytes, resumed) = (stats.payload_bytes, stats.resumed_bytes);
+        shared.engine.input(Input::BlobsCame(vec![hash]));
         tracing::info!(%hash, bytes, resumed, providers = stats.per_provider.len(), faults, "fetched a blob");
     }
     Ok(())
@@ -99,7 +103,9 @@ async fn fetch(shared: &Shared, hash: Hash) -> Result<(), ApiError> {
 
 pub(super) async fn list(shared: &Shared, replies: &mut Replies) -> Result<(), ApiError> {
     let mut tags: BTreeMap<Hash, Vec<String>> = BTreeMap::new();
-    for tag in shared.store.tags("").await.map_err(storage)? {
+    // Notes of who else keeps a blob pin nothing that its job does not.
+    let tagged = shared.store.tags("").await.map_err(storage)?;
+    for tag in tagged.into_iter().filter(|tag| !is_note(&tag.name)) {
         let name = tag.name.strip_prefix(USER_TAG).unwrap_or(&tag.name).to_owned();
         tags.entry(tag.hash).or_default().push(name);
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use sinew_blobs::{FetchOptions, Format};
 use sinew_crdt_state::error_code::ErrorCode;
-use sinew_crdt_state::ids::JobId;
+use sinew_crdt_state::ids::{JobId, NodeId};
 use sinew_crdt_state::manifest::JobDraft;
 use sinew_crdt_state::spec::is_safe_relative;
 use sinew_scheduler::io::{CancelError, Request as CoreRequest, Response, SubmitError};
@@ -167,8 +167,29 @@ async fn write_output(shared: &Shared, output: &OutputView, path: &Path) -> Resu
 /// Sees to it that an output is in the local store.
 pub(super) async fn fetch_output(shared: &Shared, output: &OutputView) -> Result<(), ApiError> {
     let own = shared.identity.id();
-    let providers: Vec<_> = [Some(output.node), output.copy].into_iter().flatten().filter(|n| *n != own).collect();
-    let options = FetchOptions { max_size: output.output.blob.size, ..FetchOptions::default() };
-    let fetched = shared.store.fetch(output.output.blob.hash, &providers, &shared.link, &options).await;
-    fetched.map(|_| ()).map_err(|e| ApiError::failed(ErrorCode::Fetch, e.to_string()))
+    let near = super::holders::near(shared).await?.connected;
+    let recorded = || [Some(output.node), output.copy].into_iter().flatten().filter(|n| *n != own);
+    let others = near.iter().copied().filter(|n| *n != own && recorded().all(|r| r != *n));
+    // Whoever the results name comes first, where there is a connection. What such a node held may have been copied since to
+    // any other. At last those are dialled that are not in reach.
+    let groups: [Vec<NodeId>; 3] = [
+        recorded().filter(|n| near.contains(n)).collect(),
+        others.collect(),
+        recorded().filter(|n| !near.contains(n)).collect(),
+    ];
+    let blob = output.output.blob;
+    let options = FetchOptions { max_size: blob.size, ..FetchOptions::default() };
+    let mut why = None;
+    for (number, providers) in groups.iter().enumerate() {
+        // The first group also without anybody in it: the blob may be here.
+        if number > 0 && providers.is_empty() {
+            continue;
+        }
+        match shared.store.fetch(blob.hash, providers, &shared.link, &options).await {
+            Ok(_) => return Ok(()),
+            Err(error) => why = Some(error),
+        }
+    }
+    let why = why.map_or_else(|| format!("nobody is there to fetch blob {} from", blob.hash), |e| e.to_string());
+    Err(ApiError::failed(ErrorCode::Fetch, why))
 }

@@ -6,6 +6,7 @@
 
 mod blobs;
 pub mod client;
+mod holders;
 mod jobs;
 mod logs;
 mod secrets;

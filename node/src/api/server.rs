@@ -131,7 +131,8 @@ async fn answer(request: Request, shared: &Arc<Shared>, replies: &mut Replies) -
         }
         Request::Job { job } => {
             let id = views::find_job(shared, &job).await?;
-            let (view, timeline) = views::job(shared, id).await?;
+            let (mut view, timeline) = views::job(shared, id).await?;
+            super::holders::tell(shared, &mut view).await?;
             replies.send(&Reply::Job { view: Box::new(view), timeline }).await
         }
         Request::Watch { job } => jobs::watch(shared, &job, replies).await,

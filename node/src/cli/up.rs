@@ -88,6 +88,12 @@ pub struct UpArgs {
     /// How long outputs stay after that; `sinew prune --all` does not wait [default: 1d]
     #[arg(long, env = "SINEW_OUTPUTS_KEPT", value_name = "DURATION", value_parser = parse_duration)]
     pub outputs_kept: Option<u64>,
+    /// How long a node must be gone before what it held is copied again [default: 60s]
+    #[arg(long, env = "SINEW_COPY_AGAIN_AFTER", value_name = "DURATION", value_parser = parse_duration)]
+    pub copy_again_after: Option<u64>,
+    /// Bytes a second that this may take, in the mean [default: 32MiB]
+    #[arg(long, env = "SINEW_COPY_RATE", value_name = "SIZE", value_parser = parse_size)]
+    pub copy_rate: Option<u64>,
     /// Whether programs are isolated from this machine [default: required]
     #[arg(long, env = "SINEW_SANDBOX", value_name = "MODE")]
     pub sandbox: Option<SandboxMode>,
@@ -154,6 +160,10 @@ impl UpArgs {
         if let Some(ms) = self.outputs_kept {
             settings.outputs_kept_s = ms / 1_000;
         }
+        if let Some(ms) = self.copy_again_after {
+            settings.copy_again_after_s = ms.div_ceil(1_000);
+        }
+        settings.copy_bytes_per_s = self.copy_rate.unwrap_or(settings.copy_bytes_per_s);
         settings.sandbox = self.sandbox.unwrap_or(settings.sandbox);
         settings.sandbox_readable.extend(self.sandbox_readable.iter().cloned());
         settings.sandbox_writable.extend(self.sandbox_writable.iter().cloned());

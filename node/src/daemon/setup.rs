@@ -57,6 +57,8 @@ pub(super) fn core_config(settings: &Settings, roles: Roles, runners: Runners) -
         about: machine.about,
         start_ahead: 1,
         ledger_grace_ms: settings.ledger_grace_s.saturating_mul(1_000),
+        copy_again_after_ms: settings.copy_again_after_s.saturating_mul(1_000),
+        copy_bytes_per_s: settings.copy_bytes_per_s,
         ..CoreConfig::default()
     }
 }

@@ -3,11 +3,12 @@
 use std::io::{self, Read};
 
 use bytes::{Buf, Bytes};
-use sinew_blobs::{BlobStore, FetchOptions, ImportMode};
+use sinew_blobs::{BlobStore, FetchError, FetchOptions, ImportMode};
 use sinew_crdt_state::error_code::ErrorCode;
 use sinew_crdt_state::fact::Output;
 use sinew_crdt_state::ids::{JobId, NodeId};
 use sinew_crdt_state::spec::BlobRef;
+use sinew_scheduler::io::Input;
 
 use super::TaskHost;
 use crate::exec::outcome::Failure;
@@ -30,7 +31,11 @@ pub(super) fn fetch(
     providers: &[NodeId],
     stop: &StopHandle,
 ) -> Result<(), Failure> {
-    host.runtime.block_on(stop.unless_stopped(fetch_async(host, job, blob, range, providers)))
+    host.runtime.block_on(stop.unless_stopped(fetch_async(host, job, blob, range, providers)))?;
+    if range.is_none() && blob.size > 0 {
+        host.engine.input(Input::BlobsCame(vec![blob.hash]));
+    }
+    Ok(())
 }
 
 /// [`fetch`] for asynchronous callers.
@@ -49,7 +54,18 @@ pub(super) async fn fetch_async(
     let others = host.answering(others).await;
     let max_size = range.map_or(blob.size, |(_, len)| len);
     let options = FetchOptions { range, max_size, ..FetchOptions::default() };
-    host.store.fetch(blob.hash, &others, &host.link, &options).await.map_err(|e| fetch_failure(&e))?;
+    if let Err(error) = host.store.fetch(blob.hash, &others, &host.link, &options).await {
+        // What those held that are gone may have been copied since to any other node.
+        let elsewhere = match &error {
+            FetchError::NoProviders { .. } | FetchError::AllFailed { .. } => host.connected_but(&others).await,
+            _ => Vec::new(),
+        };
+        if elsewhere.is_empty() {
+            return Err(fetch_failure(&error));
+        }
+        let fetched = host.store.fetch(blob.hash, &elsewhere, &host.link, &options).await;
+        fetched.map_err(|_| fetch_failure(&error))?;
+    }
     if range.is_none() {
         let tagged = host.blobs.keep(job, blob.hash).await;
         tagged.map_err(|e| fetch_failure(&e))?;

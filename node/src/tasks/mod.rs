@@ -125,6 +125,18 @@ impl TaskHost {
         nodes
     }
 
+    /// Connected nodes that say something these days, but for `known`.
+    async fn connected_but(&self, known: &[NodeId]) -> Vec<NodeId> {
+        let look = |core: &Core| {
+            let (own, at) = (core.own(), now().at);
+            let heard = core.peers().iter().map(|(n, _)| *n).filter(|n| *n != own && core.peers().is_heard(*n, at));
+            heard.collect::<Vec<_>>()
+        };
+        let mut all = self.engine.look(look).await.unwrap_or_default();
+        all.retain(|node| !known.contains(node));
+        all
+    }
+
     fn job(&self, id: JobId) -> Arc<job::JobCache> {
         let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(jobs.entry(id).or_default())

@@ -109,10 +109,20 @@ impl World {
 
     /// Nodes in these places.
     pub(crate) async fn at(nodes: usize, places: Vec<Place>) -> Self {
+        Self::start(nodes, places, &[]).await
+    }
+
+    /// So many nodes, each started with these flags too.
+    pub(crate) async fn with(nodes: usize, flags: &[String]) -> Self {
+        Self::start(nodes, Vec::new(), flags).await
+    }
+
+    async fn start(nodes: usize, places: Vec<Place>, flags: &[String]) -> Self {
         let one = ONE.lock().await;
         let exe = PathBuf::from(env!("CARGO_BIN_EXE_sinew"));
         let scratch = scratch();
-        let args = vec!["--sandbox-writable".to_owned(), scratch.path().to_string_lossy().into_owned()];
+        let mut args = vec!["--sandbox-writable".to_owned(), scratch.path().to_string_lossy().into_owned()];
+        args.extend(flags.iter().cloned());
         let options = LocalMeshOptions { exe, nodes, cpus: 2.0, args };
         let mesh = LocalMesh::start_at(&options, places).await.expect("mesh");
         let world = Self { mesh, scratch, _one: one };

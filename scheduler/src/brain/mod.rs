@@ -115,12 +115,12 @@ pub(crate) struct Brain {
 }
 
 impl Brain {
-    /// The brain of a job that was just submitted here.
+    /// The brain of a job that was just submitted here. That the job is on this node's disk is for the caller to say.
     pub(crate) fn submitted(ctx: &mut Ctx, job: JobId, submit: FactId, request: RequestId) -> Option<Self> {
         let spec = Arc::clone(&ctx.ledger.live(&job)?.state.spec);
         let mut brain = Self::new(ctx, job, spec, 1, Stage::Storing);
         brain.answer = Some((request, ctx.now.at + SUBMIT_TIMEOUT));
-        brain.quorum.add(ctx, &[submit]);
+        brain.quorum.add_unsaved(&[submit]);
         Some(brain)
     }
 

@@ -52,11 +52,16 @@ impl Quorum {
 
     /// Wants these own facts on a majority's disks; they go out at the next flush.
     pub(super) fn add(&mut self, ctx: &mut Ctx, ids: &[FactId]) {
+        self.add_unsaved(ids);
+        ctx.after_persist(After::Own { job: self.job, ids: ids.to_vec() });
+    }
+
+    /// As [`Self::add`], for facts of which somebody else will say that they are on this node's disk.
+    pub(super) fn add_unsaved(&mut self, ids: &[FactId]) {
         for id in ids {
             self.pending.entry(*id).or_default();
             self.fresh.push(*id);
         }
-        ctx.after_persist(After::Own { job: self.job, ids: ids.to_vec() });
     }
 
     /// Sends this fact along with the next replication.

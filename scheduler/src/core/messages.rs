@@ -4,6 +4,7 @@ use sinew_crdt_state::cbor;
 use sinew_crdt_state::envelope::Envelope;
 use sinew_crdt_state::fact::{Fact, Statement};
 use sinew_crdt_state::ids::{JobId, NodeId};
+use sinew_crdt_state::planted::{Bug, planted};
 use sinew_crdt_state::spec::BlobRef;
 
 use super::{CopyFor, Core};
@@ -13,7 +14,6 @@ use crate::members;
 use crate::steward::Stewards;
 use crate::sync;
 use crate::wire::{Advert, Card, Lease, Message, Topic};
-use crate::worker::missing_blobs;
 
 impl Core {
     pub(super) fn on_message(&mut self, from: NodeId, message: Message) {
@@ -67,6 +67,10 @@ impl Core {
                     brain.on_copied(from, phase, task, ok);
                 }
             }
+            Message::WhoHolds { seq, blobs } => self.custody.on_who_holds(ctx, from, seq, blobs),
+            Message::Holds { seq, blobs } => self.custody.on_holds(ctx, from, seq, &blobs),
+            Message::Keep { job, blobs, holders } => self.custody.on_keep(ctx, from, job, blobs, holders),
+            Message::Kept { job, ok } => self.custody.on_kept(ctx, from, job, ok),
             other => self.on_set_message(from, other),
         }
     }
@@ -76,7 +80,7 @@ impl Core {
         let ctx = &mut self.ctx;
         match message {
             Message::Replicate { job, term, facts } => {
-                self.stewards.on_replicate(ctx, &self.worker.blobs, from, job, term, &facts);
+                self.stewards.on_replicate(ctx, from, job, term, &facts);
             }
             Message::Stored { job, ids, .. } => {
                 if let Some(brain) = self.brains.touch(&job) {
@@ -144,6 +148,7 @@ impl Core {
         }
         if self.ctx.peers.set_card(from, card) {
             self.brains.on_disk_lost(&mut self.ctx, from);
+            self.custody.on_disk_lost(&self.ctx, from);
         }
     }
 
@@ -205,13 +210,16 @@ impl Core {
         if self.copies.values().any(|(under_way, _)| *under_way == copy) {
             return;
         }
-        let missing = missing_blobs(&blobs, &self.worker.blobs);
-        if missing.is_empty() {
+        if planted(Bug::HaveUnseen) && blobs.iter().all(|b| self.worker.blobs.contains(&b.hash)) {
             return self.ctx.send(brain, copy.answer(true));
         }
+        // Also what is here already: it may be kept for another job only, which lets go of it, or be here no more.
         let id = self.ctx.next_fetch();
-        self.copies.insert(id, (copy, blobs));
-        self.ctx.effect(Effect::Fetch { id, job, blobs: missing, providers: vec![source] });
+        self.copies.insert(id, (copy, blobs.clone()));
+        self.ctx.effect(Effect::Fetch { id, job, blobs, providers: vec![source] });
+        if planted(Bug::CopiedTooSoon) {
+            self.ctx.send(brain, copy.answer(true));
+        }
     }
 
     pub(super) fn on_fetched(&mut self, id: FetchId, ok: bool) {
@@ -220,11 +228,21 @@ impl Core {
                 self.worker.blobs.extend(blobs.iter().map(|b| b.hash));
             }
             self.ctx.send(copy.brain, copy.answer(ok));
-        } else if let Some(hashes) = self.restore.on_fetched(&self.ctx, id, ok) {
+        } else if let Some(hashes) = self.restore.on_fetched(&mut self.ctx, id, ok) {
             self.worker.blobs.extend(hashes);
-        } else {
-            self.stewards.on_fetched(&mut self.ctx, id, ok);
+        } else if let Some(hashes) = self.custody.on_fetched(&mut self.ctx, id, ok) {
+            self.worker.blobs.extend(hashes);
+        } else if let Some((job, submit)) = self.own_inputs.remove(&id) {
+            self.on_own_inputs(job, submit, ok);
+        } else if let Some(job) = self.stewards.on_fetched(&mut self.ctx, id, ok).filter(|_| ok) {
+            self.has_inputs(job);
         }
+    }
+
+    /// The inputs of a job are here, and worth a word in bids for others that need the same.
+    pub(super) fn has_inputs(&mut self, job: JobId) {
+        let inputs = self.ctx.ledger.live(&job).map(|live| live.state.spec.input_blobs()).unwrap_or_default();
+        self.worker.blobs.extend(inputs.iter().map(|b| b.hash));
     }
 
     pub(super) fn on_gossip(&mut self, from: NodeId, topic: Topic, payload: &[u8]) {

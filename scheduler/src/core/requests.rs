@@ -2,17 +2,20 @@
 
 use sinew_crdt_state::certificate::Roles;
 use sinew_crdt_state::fact::Fact;
-use sinew_crdt_state::ids::{JobId, NodeId};
+use sinew_crdt_state::ids::{FactId, JobId, NodeId};
 use sinew_crdt_state::spec::{JobSpec, SignedSpec};
 
 use super::Core;
 use crate::brain::Brain;
+use crate::ctx::After;
 use crate::io::{CancelError, Effect, NewJob, RequestId, Response, SubmitError};
 use crate::membership::NodeState;
 use crate::wire::Message;
 
 /// Nodes in the brain set of a job: one that decides and two that could. More would cost latency for little.
 const BRAIN_SET: usize = 3;
+/// Nodes asked for an input that is named by its hash and is not here.
+const INPUT_PROVIDERS: usize = 16;
 
 impl Core {
     pub(super) fn submit(&mut self, id: RequestId, new: NewJob) {
@@ -21,11 +24,32 @@ impl Core {
                 let job = signed.id();
                 let (submit, _) = self.ctx.state(job, Fact::Submit(signed));
                 self.stewards.has_blobs(job);
-                if let Some(brain) = Brain::submitted(&mut self.ctx, job, submit, id) {
-                    self.brains.insert(job, brain);
+                let inputs = self.ctx.ledger.live(&job).map(|l| l.state.spec.input_blobs()).unwrap_or_default();
+                let Some(brain) = Brain::submitted(&mut self.ctx, job, submit, id) else { return };
+                self.brains.insert(job, brain);
+                if inputs.is_empty() {
+                    return self.ctx.after_persist(After::Own { job, ids: vec![submit] });
                 }
+                // This node's word counts as any steward's: once the inputs are here, on disk, and kept for this very job.
+                let id = self.ctx.next_fetch();
+                self.own_inputs.insert(id, (job, submit));
+                let providers = self.ctx.peers.connected().take(INPUT_PROVIDERS).collect();
+                self.ctx.effect(Effect::Fetch { id, job, blobs: inputs, providers });
             }
             Err(error) => self.ctx.effect(Effect::Answer { id, response: Response::Submitted(Err(error)) }),
+        }
+    }
+
+    /// The inputs of a job submitted here are here and kept for it, or are not.
+    pub(super) fn on_own_inputs(&mut self, job: JobId, submit: FactId, ok: bool) {
+        if ok {
+            self.has_inputs(job);
+        }
+        let Some(brain) = self.brains.get(&job) else { return };
+        // A node alone has nobody else to speak for them: such a job is taken, and fails at its first task if it cannot do
+        // without.
+        if ok || brain.set().len() == 1 {
+            self.ctx.after_persist(After::Own { job, ids: vec![submit] });
         }
     }
 

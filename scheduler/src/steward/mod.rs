@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sinew_crdt_state::envelope::Envelope;
 use sinew_crdt_state::fact::Fence;
-use sinew_crdt_state::ids::{DiskId, FactId, Hash, JobId, NodeId};
+use sinew_crdt_state::ids::{DiskId, FactId, JobId, NodeId};
 use sinew_crdt_state::ledger::Admitted;
 use sinew_crdt_state::planted::{Bug, planted};
 use sinew_crdt_state::rules::brain_of;
@@ -29,7 +29,6 @@ use crate::io::{Effect, FetchId};
 use crate::sync;
 use crate::time::Time;
 use crate::wire::{Lease, Message};
-use crate::worker::missing_blobs;
 
 /// A job that this node could lead.
 #[derive(Debug)]
@@ -165,15 +164,7 @@ impl Stewards {
         self.blobs_ready.insert(job);
     }
 
-    pub(crate) fn on_replicate(
-        &mut self,
-        ctx: &mut Ctx,
-        held: &BTreeSet<Hash>,
-        from: NodeId,
-        job: JobId,
-        term: u32,
-        facts: &[Envelope],
-    ) {
+    pub(crate) fn on_replicate(&mut self, ctx: &mut Ctx, from: NodeId, job: JobId, term: u32, facts: &[Envelope]) {
         let mut ids = Vec::new();
         let mut left: Vec<&Envelope> = facts.iter().collect();
         // The spec may come in the middle: what it makes sense of is tried once more after it.
@@ -213,8 +204,9 @@ impl Stewards {
         // Only the acknowledgement of the job itself speaks for its inputs. They may be nowhere when their submitter lost its
         // disk before that: such a job can fail, and the verdict must not wait for them.
         let submitted = ids.contains(&live.submit);
-        let missing = missing_blobs(&spec.input_blobs(), held);
-        let whole = missing.is_empty() || self.blobs_ready.contains(&job);
+        // All of them, whatever is here for other jobs, which let go of it when they end.
+        let inputs = spec.input_blobs();
+        let whole = inputs.is_empty() || self.blobs_ready.contains(&job) || planted(Bug::InputsUnseen);
         let waiting = if whole || !submitted {
             ctx.after_persist(After::Send { to: from, message: Message::Stored { job, term, ids } });
             Vec::new()
@@ -230,13 +222,14 @@ impl Stewards {
         if !fetching {
             let others = spec.brain_set.iter().copied().filter(|n| *n != from && *n != spec.submitter && *n != ctx.own);
             let providers = [from, spec.submitter].into_iter().chain(others).collect();
-            ctx.effect(Effect::Fetch { id, job, blobs: missing, providers });
+            ctx.effect(Effect::Fetch { id, job, blobs: inputs, providers });
         }
     }
 
-    /// Input blobs arrived, or did not. Returns whether the fetch was a steward's.
-    pub(crate) fn on_fetched(&mut self, ctx: &mut Ctx, id: FetchId, ok: bool) -> bool {
-        let Some(first) = self.awaiting.remove(&id) else { return false };
+    /// Input blobs arrived, or did not. Returns whose, if the fetch was a steward's.
+    pub(crate) fn on_fetched(&mut self, ctx: &mut Ctx, id: FetchId, ok: bool) -> Option<JobId> {
+        let first = self.awaiting.remove(&id)?;
+        let job = first.job;
         let same: Vec<FetchId> = self.awaiting.iter().filter(|(_, a)| a.job == first.job).map(|(i, _)| *i).collect();
         let all = std::iter::once(first).chain(same.iter().filter_map(|i| self.awaiting.remove(i)).collect::<Vec<_>>());
         for waiting in all {
@@ -250,7 +243,7 @@ impl Stewards {
                 ctx.after_persist(After::Send { to: waiting.to, message });
             }
         }
-        true
+        Some(job)
     }
 
     /// A brain shows itself, and asks about the jobs that it may have lost. What ended here is not watched any more, nor is

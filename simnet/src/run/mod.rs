@@ -25,7 +25,7 @@ pub use table::csv;
 
 use crate::check::Violation;
 use crate::doubles::Doubles;
-use crate::nemesis::{self, Class, Nemesis};
+use crate::nemesis::{self, Nemesis};
 use crate::report::Counters;
 use crate::world::World;
 
@@ -119,9 +119,7 @@ impl<'a> Running<'a> {
         let healed = self.world.now;
         self.until_rest(healed)?;
         let mut found = self.world.violations_at_rest();
-        if self.options.faults.contains(&Class::Wipe) {
-            found.extend(self.world.copies_missing());
-        }
+        found.extend(self.world.copies_missing());
         found.retain(|violation| !self.world.is_excused(violation));
         if !found.is_empty() {
             return Err(self.failure(&format!("{found:?}")));

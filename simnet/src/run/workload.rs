@@ -11,6 +11,8 @@ use crate::plan::{Plan, job, round};
 const STREAM: u64 = 0x6a6f_6273;
 /// Of so many jobs of a mixed workload, one is a round.
 const ROUND_EVERY: u64 = 4;
+/// ... and one leaves the same outputs as others.
+const EQUAL_EVERY: u64 = 8;
 
 /// A job to be submitted.
 #[derive(Debug)]
@@ -41,6 +43,10 @@ fn plan(workload: Workload, number: u64, rng: &mut ChaCha8Rng) -> Plan {
         Workload::Jobs => job().lasting(Span::ms(100)),
         Workload::Rounds => round(tasks * 2, 3).lasting(Span::ms(ms)),
         Workload::Mixed if number.is_multiple_of(ROUND_EVERY) => round(tasks * 2, 3).lasting(Span::ms(ms)).spread(),
+        // Jobs of many users often leave the same: an empty file, a line that says "ok".
+        Workload::Mixed if number % EQUAL_EVERY == 3 => {
+            job().tasks(tasks).lasting(Span::ms(ms)).spread().with_equal_outputs("ok")
+        }
         Workload::Mixed => job().tasks(tasks).lasting(Span::ms(ms)).spread(),
     }
 }

@@ -6,6 +6,7 @@
 mod attacks;
 mod blobs;
 mod clocks;
+mod custody;
 mod disks;
 mod kills;
 mod late;

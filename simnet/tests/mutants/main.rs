@@ -13,8 +13,9 @@ use std::panic::{catch_unwind, set_hook, take_hook};
 use std::sync::Once;
 
 use scenarios::{
-    bad_link, calm, cancelled, cut_off_worker, disk_lost, failed_sync, failing, forgotten, hung_disk, late_answers,
-    late_replication, late_result, liar, power_cut, rotten_member, split, takeover_with_room, wiped_member,
+    bad_link, calm, cancelled, cut_off_worker, disk_lost, equal_inputs, equal_jobs, failed_sync, failing, forgotten,
+    gone_for_good, hung_disk, just_completed, late_answers, late_replication, late_result, liar, power_cut,
+    rotten_member, split, takeover_with_room, wiped_member,
 };
 use sinew_crdt_state::planted::{Bug, plant};
 use support::mixed;
@@ -132,6 +133,11 @@ mutants! {
     a_failed_sync_that_is_tried_again: SyncRetried, failed_sync, 3, ["Lost"];
     a_hung_disk_that_leads: HungDiskLeads, hung_disk, 3, ["not within"];
     a_damaged_disk_that_is_believed: DamageBelieved, rotten_member, 3, ["know too little"];
+    a_copy_that_is_another_jobs: HaveUnseen, equal_jobs, 3, ["CopyMissing"];
+    inputs_that_are_another_jobs: InputsUnseen, equal_inputs, 3, ["its inputs are kept by"];
+    a_copy_recorded_before_it_is_there: CopiedTooSoon, just_completed, 3, ["CopyMissing"];
+    a_lost_copy_that_is_not_made_again: NoCopyAgain, gone_for_good, 3, ["TooFewCopies"];
+    a_copy_that_is_kept_for_nobody: KeptForNobody, gone_for_good, 3, ["TooFewCopies"];
 }
 
 macro_rules! sound {
@@ -169,6 +175,10 @@ sound! {
     without_a_bug_failed_syncs_pass: failed_sync;
     without_a_bug_hung_disks_pass: hung_disk;
     without_a_bug_rotten_disks_pass: rotten_member;
+    without_a_bug_equal_jobs_pass: equal_jobs;
+    without_a_bug_equal_inputs_pass: equal_inputs;
+    without_a_bug_recorded_copies_exist: just_completed;
+    without_a_bug_nodes_gone_for_good_pass: gone_for_good;
 }
 
 /// Counts for the table, for longer than `nextest` lets a test run:

@@ -360,3 +360,63 @@ pub(crate) fn rotten_member(seed: u64) {
     world.run_until_idle();
     world.check_invariants();
 }
+
+/// Two jobs leave the same output. The first one is forgotten, and what was its is let go of as soon as the second is complete.
+pub(crate) fn equal_jobs(seed: u64) {
+    let setup = NodeSetup { ledger_grace_ms: 4_000, ..NodeSetup::default() };
+    let mut world = World::seed(seed).with(setup).nodes(SET);
+    let plan = job().with_equal_outputs("same").lasting(millis(200)).spread();
+    let first = world.submit("a", &plan);
+    world.run_until(completed(first));
+    world.run_for(seconds(15));
+    let second = world.submit("b", &plan);
+    world.run_until(completed(second));
+    for name in SET {
+        world.prune_outputs(name);
+    }
+    world.check_recorded_copies();
+}
+
+/// A job completes: what its results record is there at that moment.
+pub(crate) fn just_completed(seed: u64) {
+    let mut world = World::seed(seed).nodes(["a", "b", "c", "d", "e"]);
+    let job = world.submit("a", &job().with_outputs().lasting(millis(200)).spread());
+    world.run_until(completed(job));
+    world.check_recorded_copies();
+    world.run_until_idle();
+    world.check_invariants();
+}
+
+/// A holder of a job's outputs is lost for good, and a while later the other one.
+pub(crate) fn gone_for_good(seed: u64) {
+    let mut world = World::seed(seed).nodes(["a", "b", "c", "d", "e"]);
+    let job = world.submit("a", &job().tasks(2).with_outputs().lasting(millis(200)).spread());
+    world.run_until(completed(job));
+    world.run_until_idle();
+    for _ in 0..2 {
+        let lost = world.keepers(&job, 0, 0)[0].clone();
+        world.kill(&lost);
+        world.wipe(&lost);
+        world.run_for(seconds(75));
+        world.check_copied_again();
+    }
+}
+
+/// Two rounds have the same inputs. The first one is forgotten, and what was its is let go of once the second is acknowledged.
+pub(crate) fn equal_inputs(seed: u64) {
+    let setup = NodeSetup { ledger_grace_ms: 4_000, ..NodeSetup::default() };
+    let mut world = World::seed(seed).with(setup).nodes(SET);
+    let plan = round(6, 2).with_equal_outputs("same").lasting(millis(200)).spread();
+    let first = world.submit("a", &plan);
+    world.run_until(completed(first));
+    world.run_for(seconds(15));
+    let second = world.submit("a", &plan);
+    for name in SET {
+        world.prune_outputs(name);
+    }
+    let keepers = world.input_keepers(&second);
+    assert!(keepers.len() >= 2, "acknowledged, and its inputs are kept by {keepers:?}");
+    world.run_until(completed(second));
+    world.run_until_idle();
+    world.check_invariants();
+}

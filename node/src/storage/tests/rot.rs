@@ -59,8 +59,7 @@ pub(super) fn judge(disk: &SimDisk, oracle: &Oracle, number: DiskId, what: &str)
     }
     let mut missing = 0;
     for (job, facts) in &oracle.facts {
-        let held: BTreeMap<_, _> =
-            reader.entry(job).expect("it reads").into_iter().map(|e| (e.fact_id(), e)).collect();
+        let held: BTreeMap<_, _> = reader.entry(job).expect("it reads").into_iter().map(|e| (e.fact_id(), e)).collect();
         assert!(held.iter().all(|(id, e)| facts.get(id) == Some(e)), "{what}: never written");
         missing += usize::from(held != *facts && !oracle.forgotten.contains(job));
     }
