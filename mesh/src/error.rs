@@ -130,6 +130,8 @@ pub enum RefusalKind {
     Misbehaved,
     /// It has our own key.
     OwnKey,
+    /// Another daemon with its key was here before, and lives.
+    Twin,
     /// It refused us.
     RefusedUs,
 }
@@ -158,6 +160,7 @@ impl fmt::Display for RefusalKind {
             Self::Banned => "banned",
             Self::Misbehaved => "misbehaved",
             Self::OwnKey => "own-key",
+            Self::Twin => "twin",
             Self::RefusedUs => "refused-us",
         })
     }
@@ -226,8 +229,11 @@ pub enum Refusal {
     #[error("the node reported misbehaviour")]
     Misbehaved,
     /// It has our own key.
-    #[error("it has this node's own key: was the data directory copied?")]
+    #[error("it has this node's own key")]
     OwnKey,
+    /// Another daemon with its key was here before, and lives.
+    #[error("another daemon with its key is connected: its data directory was copied, and both copies run")]
+    Twin,
     /// It refused us.
     #[error("it refused this node: {0}")]
     RefusedUs(RefusalKind),
@@ -261,6 +267,7 @@ impl Refusal {
             Self::Banned => RefusalKind::Banned,
             Self::Misbehaved => RefusalKind::Misbehaved,
             Self::OwnKey => RefusalKind::OwnKey,
+            Self::Twin => RefusalKind::Twin,
             Self::RefusedUs(_) => RefusalKind::RefusedUs,
         }
     }

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use sinew_blobs::{BlobStore, ServeError};
 use sinew_crdt_state::certificate::{Credential, Roles, Ticket};
 use sinew_crdt_state::ids::NodeId;
-use sinew_mesh::{DropReason, GossipId, JoinRefusal, JoinReply, Mesh, MeshEvent, MeshEvents, Topic, Verdict};
+use sinew_mesh::{Boot, DropReason, GossipId, JoinRefusal, JoinReply, Mesh, MeshEvent, MeshEvents, Topic, Verdict};
 use sinew_scheduler::Setup;
 use sinew_scheduler::config::CoreConfig;
 use sinew_scheduler::io::Input;
@@ -96,7 +96,8 @@ impl Daemon {
         let (stored, incarnation, disk) = storage.reader().load()?;
         let store = BlobStore::open(&data_dir.blobs(), store_options(&data_dir)).await?;
         let blobs = Arc::new(JobBlobs::open(store.clone()).await.map_err(DaemonError::Tags)?);
-        let config = mesh_config(&settings, &membership)?;
+        let mut config = mesh_config(&settings, &membership)?;
+        config.boot = Some(Boot { number: incarnation, nonce: random_nonce() });
         let (mesh, events) =
             Mesh::start(config, &identity, membership.credential.clone(), membership.mesh, unix_ms).await?;
         let link = MeshLink::new(mesh);
@@ -166,6 +167,7 @@ impl Daemon {
         let mut sweep = tokio::time::interval(SWEEP_EVERY);
         let mut retention = tokio::time::interval(RETENTION_EVERY);
         let mut measures = tokio::time::interval(MEASURES_EVERY);
+        let mut twin = None;
         let parent_gone = parent_gone();
         tokio::pin!(parent_gone);
         let mut term = signal(tokio::signal::unix::SignalKind::terminate())?;
@@ -173,6 +175,12 @@ impl Daemon {
         loop {
             tokio::select! {
                 event = self.events.recv() => match event {
+                    Some(MeshEvent::Twin { boot, addr }) => {
+                        // From here on this node says nothing more to anybody.
+                        self.shared.engine.input(Input::Twin);
+                        twin = Some((boot, addr));
+                        break;
+                    }
                     Some(event) => self.on_event(event, &permits),
                     None => break,
                 },
@@ -205,8 +213,12 @@ impl Daemon {
         tracing::info!("going down");
         serving.abort();
         let _ = std::fs::remove_file(self.shared.data_dir.socket());
+        let path = self.shared.data_dir.path().to_owned();
         self.end().await;
-        Ok(())
+        match twin {
+            Some((boot, addr)) => Err(DaemonError::twin(path, boot, addr)),
+            None => Ok(()),
+        }
     }
 
     async fn end(self) {
@@ -402,6 +414,13 @@ fn open_storage(data_dir: &DataDir, engine: &Engine) -> Result<Arc<Storage>, Sto
         }
     })?;
     Ok(Arc::new(storage))
+}
+
+/// A number that no other start of a daemon has.
+fn random_nonce() -> u64 {
+    use rand::TryRng;
+    // Without a generator the time does: two copies never start in the same microsecond.
+    rand::rngs::SysRng.try_next_u64().unwrap_or_else(|_| crate::clock::unix_us())
 }
 
 fn random_seed() -> [u8; 32] {

@@ -86,6 +86,8 @@ pub struct Core {
     load_told: (Time, Option<LoadDigest>),
     compact_at: Time,
     serial_last: u64,
+    /// Another daemon speaks for this node: nothing more is to leave here.
+    muted: bool,
     /// Until when nothing here needs to be called but the failure detector, unless an input stirs it; unknown after one, and as long
     /// as this node leads jobs.
     rests_until: Option<Time>,
@@ -115,6 +117,7 @@ impl Core {
             load_told: (now.at, None),
             compact_at: now.at + COMPACT_EVERY,
             serial_last: 0,
+            muted: false,
             rests_until: None,
             dehydrate: Vec::new(),
         };
@@ -224,6 +227,7 @@ impl Core {
                 Request::Cancel { job, reason } => self.cancel(id, job, reason),
             },
             Input::Rtt { node, rtt_us } => self.ctx.peers.set_rtt(node, rtt_us),
+            Input::Twin => self.muted = true,
             Input::Tick => {}
         }
         self.settle();
@@ -268,7 +272,7 @@ impl Core {
 
     /// The next thing to do.
     pub fn poll_effect(&mut self) -> Option<Effect> {
-        self.ctx.poll_effect()
+        self.ctx.poll_effect().filter(|_| !self.muted)
     }
 
     /// When [`Input::Tick`] (or a flush) is due at the latest.

@@ -209,6 +209,8 @@ pub enum Input {
         /// Microseconds.
         rtt_us: u32,
     },
+    /// Another daemon with this node's key was here before. From here on the core says and writes nothing.
+    Twin,
     /// Time passed.
     Tick,
 }
