@@ -14,7 +14,7 @@ use sinew_crdt_state::rules::{brain_of, next_term_of};
 use sinew_crdt_state::spec::JobSpec;
 use sinew_crdt_state::state::JobState;
 
-use super::rejoin::counts;
+use super::rejoin::speaks;
 use super::{Stewards, promised};
 use crate::brain::{Brain, Mandate};
 use crate::brains::Brains;
@@ -58,7 +58,7 @@ impl Stewards {
                 return quiet.then_some(brain);
             }
         }
-        if ctx.now.at < watched.not_before || !counts(ctx, job) {
+        if ctx.now.at < watched.not_before || !speaks(ctx, job) {
             return None;
         }
         let spec = spec.clone();
@@ -167,7 +167,7 @@ impl Stewards {
         if brain_of(spec, term) != Some(from) || !spec.brain_set.contains(&ctx.own) {
             return ctx.offence(from, "asks for votes that it cannot have".to_owned());
         }
-        if !counts(ctx, job) {
+        if !speaks(ctx, job) {
             // What it promised before its disk was lost, nobody can tell it yet.
             return;
         }
@@ -226,7 +226,7 @@ impl Stewards {
         let facts = live.facts.iter().filter(|(id, _)| !have.contains(&short_id(id))).map(|(_, e)| e.clone()).collect();
         let lacks = have.difference(&own).copied().collect();
         let holders = self.holders(ctx, job).collect();
-        let message = Message::Vote { job, term, facts, lacks, holders };
+        let message = Message::Vote { job, term, facts, lacks, holders, mark: 0 };
         ctx.after_persist(After::Send { to, message });
     }
 
