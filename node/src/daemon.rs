@@ -97,7 +97,8 @@ impl Daemon {
         let store = BlobStore::open(&data_dir.blobs(), store_options(&data_dir)).await?;
         let blobs = Arc::new(JobBlobs::open(store.clone()).await.map_err(DaemonError::Tags)?);
         let mut config = mesh_config(&settings, &membership)?;
-        config.boot = Some(Boot { number: incarnation, nonce: random_nonce() });
+        let nonce = random_nonce();
+        config.boot = Some(Boot { number: incarnation, nonce });
         let (mesh, events) =
             Mesh::start(config, &identity, membership.credential.clone(), membership.mesh, unix_ms).await?;
         let link = MeshLink::new(mesh);
@@ -144,6 +145,7 @@ impl Daemon {
             roles,
             incarnation,
             disk,
+            nonce,
             seed: random_seed(),
             config: CoreConfig { volumes: volume_rules, ..core_config(&settings, roles, runners.ready()) },
         };
@@ -399,7 +401,8 @@ fn start_guardian(tag: &NodeTag) -> Option<Guardian> {
 fn open_storage(data_dir: &DataDir, engine: &Engine) -> Result<Arc<Storage>, StorageError> {
     let engine = engine.clone();
     let storage = Storage::open(&data_dir.ledger(), move |event| match event {
-        StorageEvent::Persisted(tickets) => {
+        StorageEvent::Persisted(tickets, mark) => {
+            engine.input(Input::Mark(mark));
             for ticket in tickets {
                 engine.input(Input::Persisted(ticket));
             }

@@ -22,6 +22,13 @@ impl World {
         self.crash(node, kept);
     }
 
+    /// Ends a node's process at once, and nothing that was not synced is on the platter.
+    pub fn cut_power(&mut self, name: &str) {
+        let node = self.index(name);
+        assert!(self.nodes[node].is_up(), "{name} is down already");
+        self.crash(node, 0);
+    }
+
     /// Ends a node with so many of its pending writes on the platter.
     pub(crate) fn crash(&mut self, node: Index, kept: usize) {
         self.say(node, "KILLED".to_owned());
@@ -76,7 +83,7 @@ impl World {
         assert!(!self.nodes[node].is_up(), "{name} is up");
         self.say(node, "WIPED".to_owned());
         let n = &mut self.nodes[node];
-        n.disk = Disk::new(n.disk.setup.clone(), n.id(), Some(n.disk.id));
+        n.disk = Disk::new(n.disk.setup.clone(), n.id(), Some(n.disk.id()));
     }
 
     /// A node loses every blob it has, and does not know it: somebody tidied up in its directory.
@@ -162,7 +169,7 @@ impl World {
             match event {
                 Event::Fetched { id, .. } => self.fetch_ended(life.node, id),
                 Event::TaskEnd { run, .. } => self.task_ended(life.node, run),
-                Event::Loaded { to, facts, .. } => self.input(life.node, Input::Loaded { to, facts }),
+                Event::Loaded { job, to, facts, .. } => self.input(life.node, Input::Loaded { job, to, facts }),
                 _ => {}
             }
         }

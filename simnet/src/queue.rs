@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 
 use dary_heap::QuaternaryHeap;
 use sinew_crdt_state::envelope::Envelope;
-use sinew_crdt_state::ids::NodeId;
+use sinew_crdt_state::ids::{JobId, NodeId};
 use sinew_scheduler::io::{FetchId, RunId};
 use sinew_scheduler::time::{Span, Time};
 use sinew_scheduler::wire::{Message, Topic};
@@ -53,7 +53,7 @@ pub(crate) enum Event {
     /// A fetch ends.
     Fetched { life: Life, id: FetchId },
     /// An entry was read from disk.
-    Loaded { life: Life, to: NodeId, facts: Vec<Envelope> },
+    Loaded { life: Life, job: JobId, to: NodeId, facts: Vec<Envelope> },
     /// Two nodes try to connect.
     Connect { a: Index, b: Index },
     /// A node notices that a connection is gone.

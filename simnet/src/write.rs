@@ -108,7 +108,8 @@ impl World {
             return self.crash(node, 0);
         }
         if !done.is_empty() {
-            self.inputs(node, done.into_iter().map(Input::Persisted));
+            let mark = Input::Mark(self.nodes[node].disk.mark());
+            self.inputs(node, std::iter::once(mark).chain(done.into_iter().map(Input::Persisted)));
         }
         self.schedule_disk(node);
     }

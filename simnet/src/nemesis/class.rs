@@ -57,6 +57,10 @@ pub enum Class {
     Censor,
     /// Liars hold every slot of one node's gossip mesh, and keep from it and of it what they can.
     Eclipse,
+    /// A node comes back on a copy of its disk of some seconds ago, as from a backup. One disk at a time, as with [`Self::Wipe`].
+    Rollback,
+    /// A copy of a node runs in its place for a while, from its disk of some seconds ago; then it is there again itself.
+    Clone,
 }
 
 /// A name that is no class of faults.
@@ -69,7 +73,7 @@ pub struct UnknownClass {
 
 impl Class {
     /// Every class.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 27] = [
         Self::Crash,
         Self::Restart,
         Self::Partition,
@@ -95,6 +99,8 @@ impl Class {
         Self::LostFsync,
         Self::Censor,
         Self::Eclipse,
+        Self::Rollback,
+        Self::Clone,
     ];
 
     /// Its name on the command line and in reports.
@@ -126,6 +132,8 @@ impl Class {
             Self::LostFsync => "lost-fsync",
             Self::Censor => "censor",
             Self::Eclipse => "eclipse",
+            Self::Rollback => "rollback",
+            Self::Clone => "clone",
         }
     }
 
@@ -164,7 +172,9 @@ impl Class {
             // Faster than anybody notices, up to just before a brain is missed.
             Self::Restart => (10, 300),
             Self::Flap => (2_000, 8_000),
-            Self::Wipe => (200, 4_000),
+            Self::Wipe | Self::Rollback => (200, 4_000),
+            // The copy is started twice in it.
+            Self::Clone => (2_000, 15_000),
             Self::FullDisk => (200, 5_000),
             Self::Drop => (1_000, 8_000),
             Self::Churn => (5_000, 60_000),

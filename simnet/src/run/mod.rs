@@ -119,7 +119,7 @@ impl<'a> Running<'a> {
         let healed = self.world.now;
         self.until_rest(healed)?;
         let mut found = self.world.violations_at_rest();
-        if self.options.faults.contains(&Class::Wipe) {
+        if self.options.faults.contains(&Class::Wipe) || self.options.faults.contains(&Class::Rollback) {
             found.extend(self.world.copies_missing());
         }
         found.retain(|violation| !self.world.is_excused(violation));
@@ -186,6 +186,7 @@ impl<'a> Running<'a> {
     fn check(&mut self) -> Result<(), Box<Failure>> {
         self.doubles.look(&self.world);
         let mut found = self.world.violations_any_time();
+        found.extend(self.world.old_disks());
         found.extend(self.close());
         found.extend(self.doubles.found().iter().map(|(job, phase, task)| Violation::DoubleStart(*job, *phase, *task)));
         found.retain(|violation| !self.world.is_excused(violation));

@@ -5,6 +5,7 @@
 
 mod attacks;
 mod blobs;
+mod copies;
 mod clocks;
 mod disks;
 mod kills;
@@ -15,6 +16,7 @@ mod meshes;
 mod pauses;
 mod places;
 mod results;
+mod serials;
 mod splits;
 mod stewards;
 mod wiped;

@@ -14,7 +14,7 @@ use std::sync::Once;
 
 use scenarios::{
     bad_link, calm, cancelled, cut_off_worker, disk_lost, failing, forgotten, late_answers, late_replication,
-    late_result, liar, power_cut, split, takeover_with_room, wiped_member,
+    late_result, liar, one_number_for_two, power_cut, rolled_back, slow_submitter, split, takeover_with_room, wiped_member,
 };
 use sinew_crdt_state::planted::{Bug, plant};
 use support::mixed;
@@ -128,6 +128,9 @@ mutants! {
     an_entry_at_the_edge_of_a_range: ReconcileEdge, mixed, 3, ["not at rest"];
     a_forgotten_job_that_comes_back: ResurrectForgotten, forgotten, 3, ["Revived", "not at rest"];
     a_seal_without_what_it_seals: SealUnseen, mixed, 3, ["Diverged"];
+    an_old_copy_that_counts: RollbackUnseen, rolled_back, 3, ["know too little", "not recovered"];
+    a_number_for_two_jobs: SerialAgain, slow_submitter, 3, ["SerialTwice"];
+    a_job_forgotten_with_another: TwiceForgotten, one_number_for_two, 3, ["is forgotten"];
 }
 
 macro_rules! sound {
@@ -162,6 +165,9 @@ sound! {
     without_a_bug_calm_runs_pass: calm;
     without_a_bug_late_answers_pass: late_answers;
     without_a_bug_takeovers_pass: takeover_with_room;
+    without_a_bug_old_copies_pass: rolled_back;
+    without_a_bug_slow_submitters_pass: slow_submitter;
+    without_a_bug_shared_numbers_pass: one_number_for_two;
 }
 
 /// Counts for the table, for longer than `nextest` lets a test run:

@@ -120,7 +120,7 @@ impl Oracle {
                     self.facts.remove(job);
                 }
             }
-            Record::Member { .. } => {}
+            Record::Member { .. } | Record::Seen { .. } | Record::Disk { .. } => {}
         }
     }
 
