@@ -36,5 +36,5 @@ pub use event::{DropReason, FrameClass, GossipId, MeshEvent, MeshEvents, Topic, 
 pub use handle::Mesh;
 pub use join::{JoinRefusal, JoinReply, join};
 pub use libp2p::{Multiaddr, PeerId};
-pub use twin::Boot;
 pub use status::{ConnectionStatus, GossipStatus, LaneStatus, MeshStatus, NatStatus, PeerStatus, Transport};
+pub use twin::Boot;

@@ -86,8 +86,7 @@ impl Here {
     /// Whether `node` said so to a newcomer with this nonce, and is not that newcomer.
     fn holds(&self, mesh: MeshId, node: NodeId, nonce: u64) -> bool {
         let statement = statement(mesh, self.boot, nonce);
-        self.boot.nonce != nonce
-            && identity::verify(node.as_bytes(), Domain::Boot, &statement, &self.signature).is_ok()
+        self.boot.nonce != nonce && identity::verify(node.as_bytes(), Domain::Boot, &statement, &self.signature).is_ok()
     }
 }
 

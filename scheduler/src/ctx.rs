@@ -17,12 +17,12 @@ use sinew_crdt_state::ids::{DiskId, FactId, JobId, MeshId, NodeId};
 use sinew_crdt_state::ledger::{Admitted, Ledger, Refusal};
 use sinew_crdt_state::planted::{Bug, planted};
 
+use crate::boots::{Boots, Start};
 use crate::config::CoreConfig;
 use crate::io::{Effect, Note, Record, Ticket};
 use crate::members::Members;
 use crate::peers::Peers;
 use crate::time::{Now, Time};
-use crate::boots::{Boots, Start};
 use crate::wire::{Class, Message};
 
 /// Jobs in doubt at once: the disk answers in a moment.

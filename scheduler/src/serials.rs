@@ -26,7 +26,9 @@ mod tests {
         let now = 1_700_000_000_000;
         let first = before_first(0, now, 1);
         // It gave out some, and its disk knows fewer of them.
-        for (last, now, nonce) in [(first + 3, now, 77), (first + 3, now - 1_500_000, 77), (first + 3, 0, 77), (0, now, 77)] {
+        for (last, now, nonce) in
+            [(first + 3, now, 77), (first + 3, now - 1_500_000, 77), (first + 3, 0, 77), (0, now, 77)]
+        {
             let next = before_first(last, now, nonce);
             assert!(next > first + 4 && next > last, "{last} {now}");
         }

@@ -68,7 +68,9 @@ impl World {
                 seen.retired.contains(&aged.disk) || seen.disk == aged.disk && seen.mark > aged.mark
             })
         };
-        self.links.peers(node).any(|peer| self.nodes[peer].is_awake() && self.nodes[peer].core.as_ref().is_some_and(knows))
+        self.links
+            .peers(node)
+            .any(|peer| self.nodes[peer].is_awake() && self.nodes[peer].core.as_ref().is_some_and(knows))
     }
 
     /// Nodes that go on with an old copy of their disk although somebody told them. Those whom nobody could tell are noted.
@@ -101,7 +103,9 @@ impl World {
         let mut found = Vec::new();
         for node in &self.nodes {
             for envelope in node.disk.submits() {
-                let Ok(Statement { fact: Fact::Submit(signed), .. }) = cbor::from_slice(&envelope.payload) else { continue };
+                let Ok(Statement { fact: Fact::Submit(signed), .. }) = cbor::from_slice(&envelope.payload) else {
+                    continue;
+                };
                 let Ok(spec) = signed.decode() else { continue };
                 let first = *known.entry((spec.submitter, spec.serial)).or_insert(envelope.entry);
                 let violation = Violation::SerialTwice(first, envelope.entry);

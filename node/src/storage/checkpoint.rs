@@ -13,9 +13,8 @@ use sinew_crdt_state::ledger::SealedEntry;
 
 use super::packed::{Entry, Packer, deflate, inflate, size_alone, unpack};
 use super::rows::{
-    APPLIED, DISK, ENDED, HEADS, INCARNATION, INDEX, MEMBERS, META, NEXT_ROW, OWNERS, PIECES, SEEN, SEGMENTS, encode_head,
-    encode_row,
-    ended_key, fold_row, piece_key, pieces_of,
+    APPLIED, DISK, ENDED, HEADS, INCARNATION, INDEX, MEMBERS, META, NEXT_ROW, OWNERS, PIECES, SEEN, SEGMENTS,
+    encode_head, encode_row, ended_key, fold_row, piece_key, pieces_of,
 };
 use super::table::{Change, Picture, Table};
 

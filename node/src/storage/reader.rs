@@ -15,8 +15,8 @@ use sinew_scheduler::view::JobRow;
 use super::checkpoint::{begin, decoded, opened};
 use super::packed::unpack;
 use super::rows::{
-    APPLIED, DISK, ENDED, HEADS, INCARNATION, INDEX, MEMBERS, META, OWNERS, PIECES, SEEN, SEGMENTS, begins_with, decode_head,
-    decode_row, ended_job, fold_row, ids_from, pieces_of,
+    APPLIED, DISK, ENDED, HEADS, INCARNATION, INDEX, MEMBERS, META, OWNERS, PIECES, SEEN, SEGMENTS, begins_with,
+    decode_head, decode_row, ended_job, fold_row, ids_from, pieces_of,
 };
 use super::state::{Inner, State};
 use super::table::{Change, Picture};

@@ -5,8 +5,8 @@
 
 mod attacks;
 mod blobs;
-mod copies;
 mod clocks;
+mod copies;
 mod disks;
 mod kills;
 mod late;

@@ -1,6 +1,6 @@
 //! Numbers of jobs: none is given out twice, and where one was, both jobs stay known.
 
-use sinew_simnet::{Distribution, DiskSetup, NodeSetup, World, completed, job, seconds, started};
+use sinew_simnet::{DiskSetup, Distribution, NodeSetup, World, completed, job, seconds, started};
 
 use crate::all_ends_well;
 

@@ -14,7 +14,8 @@ use std::sync::Once;
 
 use scenarios::{
     bad_link, calm, cancelled, cut_off_worker, disk_lost, failing, forgotten, late_answers, late_replication,
-    late_result, liar, one_number_for_two, power_cut, rolled_back, slow_submitter, split, takeover_with_room, wiped_member,
+    late_result, liar, one_number_for_two, power_cut, rolled_back, slow_submitter, split, takeover_with_room,
+    wiped_member,
 };
 use sinew_crdt_state::planted::{Bug, plant};
 use support::mixed;

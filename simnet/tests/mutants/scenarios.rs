@@ -4,8 +4,8 @@ use sinew_crdt_state::error_code::ErrorCode;
 use sinew_crdt_state::fact::Outcome;
 use sinew_crdt_state::ids::JobId;
 use sinew_simnet::{
-    DiskSetup, Distribution, NodeSetup, Plan, World, completed, done, ended, failed, finished, job, millis, round, running, seconds, started,
-    taken_over,
+    DiskSetup, Distribution, NodeSetup, Plan, World, completed, done, ended, failed, finished, job, millis, round,
+    running, seconds, started, taken_over,
 };
 
 /// A node that leads and stores but runs nothing.
@@ -315,7 +315,7 @@ pub(crate) fn rolled_back(seed: u64) {
     world.kill("b");
     world.roll_back("b", old);
     world.restart("b");
-    world.run_for(millis(20));
+    world.run_for(millis(100));
     world.kill("a");
     world.heal();
     world.run_for(seconds(6));
