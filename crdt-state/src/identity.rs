@@ -26,6 +26,8 @@ pub enum Domain {
     Ticket,
     /// A load digest or an advert on gossip.
     Gossip,
+    /// A daemon's word that it lives.
+    Boot,
 }
 
 impl Domain {
@@ -36,6 +38,7 @@ impl Domain {
             Self::Certificate => b"sinew/certificate/1\0",
             Self::Ticket => b"sinew/ticket/1\0",
             Self::Gossip => b"sinew/gossip/1\0",
+            Self::Boot => b"sinew/boot/1\0",
         }
     }
 }

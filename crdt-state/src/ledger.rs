@@ -3,7 +3,7 @@
 //! It holds live entries whole and sealed ones as a digest; the bytes of both are the daemon's to store. It never decides
 //! anything and never forgets an entry by itself: the scheduler tells it when to ([`Ledger::forget`]).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +22,10 @@ use crate::tally;
 
 /// Most facts in one entry. A round of a day with 200 ms progress from dozens of nodes stays far below; a flood does not.
 pub const FACTS_MAX: usize = 200_000;
+
+/// Jobs with the number of a forgotten one that are taken in all the same. An honest submitter makes none; bounds what another
+/// can make a node remember.
+const TWICE_MAX: usize = 10_000;
 
 /// Why a fact was not admitted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -153,6 +157,8 @@ pub struct Ledger {
     sealed: BTreeMap<JobId, SealedEntry>,
     index: Index,
     owners: BTreeMap<NodeId, OwnerMark>,
+    /// Jobs that have the number of a forgotten one and are others all the same.
+    twice: BTreeSet<JobId>,
     roots: VerifiedRoots,
     grace_ms: u64,
 }
@@ -167,6 +173,7 @@ impl Ledger {
             sealed: BTreeMap::new(),
             index: Index::default(),
             owners: BTreeMap::new(),
+            twice: BTreeSet::new(),
             roots: VerifiedRoots::default(),
             grace_ms: u64::MAX,
         }
@@ -214,7 +221,7 @@ impl Ledger {
         if !(remains && old()) {
             self.check_complete(envelope.entry, &opened.statement)?;
         }
-        let admitted = self.merge(envelope, &opened, roles, now_ms)?;
+        let admitted = self.merge(envelope, &opened, roles, now_ms, false)?;
         let news = matches!(admitted, Admitted::New(_)).then_some(opened.statement);
         Ok((admitted, news))
     }
@@ -242,13 +249,14 @@ impl Ledger {
         if whole || planted(Bug::SealUnseen) { Ok(()) } else { Err(Refusal::Incomplete) }
     }
 
-    /// Merges an envelope from this node's own disk or hand: no signature check.
+    /// Merges an envelope from this node's own disk or hand: no signature check, and no look at the owner's mark. What the disk
+    /// holds of a job that is not forgotten is of a job that is not, whatever number it shares with one that is.
     ///
     /// # Errors
     /// [`Refusal`], as for [`Self::admit`].
     pub fn admit_own(&mut self, envelope: &Envelope, opened: &Opened, now_ms: u64) -> Result<Admitted, Refusal> {
         self.check_complete(envelope.entry, &opened.statement)?;
-        self.merge(envelope, opened, |_| Some(Roles::ALL), now_ms)
+        self.merge(envelope, opened, |_| Some(Roles::ALL), now_ms, !planted(Bug::TwiceForgotten))
     }
 
     /// Signs an own fact that was merged before.
@@ -289,6 +297,7 @@ impl Ledger {
         opened: &Opened,
         roles: impl Fn(NodeId) -> Option<Roles>,
         now_ms: u64,
+        own: bool,
     ) -> Result<Admitted, Refusal> {
         let entry = envelope.entry;
         if self.sealed.contains_key(&entry) {
@@ -309,7 +318,7 @@ impl Ledger {
                 return Err(Refusal::Misplaced);
             }
         } else {
-            let state = self.open_submit(envelope, &opened.statement, &roles)?;
+            let state = self.open_submit(envelope, &opened.statement, &roles, own)?;
             let live = LiveEntry { state, facts: Facts::default(), submit: opened.id, sum: 0 };
             self.live.insert(entry, Box::new(live));
         }
@@ -322,6 +331,7 @@ impl Ledger {
         envelope: &Envelope,
         statement: &Statement,
         roles: impl Fn(NodeId) -> Option<Roles>,
+        own: bool,
     ) -> Result<JobState, Refusal> {
         let Fact::Submit(signed) = &statement.fact else { return Err(Refusal::UnknownJob) };
         if signed.id() != envelope.entry {
@@ -335,9 +345,8 @@ impl Ledger {
         }
         let author_roles = roles(envelope.author).ok_or(Refusal::UnknownAuthor(envelope.author))?;
         rules::check(&spec, envelope.author, author_roles, &statement.fact)?;
-        if self.owners.get(&spec.submitter).is_some_and(|mark| mark.covers(spec.serial))
-            && !planted(Bug::ResurrectForgotten)
-        {
+        let covered = self.owners.get(&spec.submitter).is_some_and(|mark| mark.covers(spec.serial));
+        if covered && !own && !self.twice.contains(&envelope.entry) && !planted(Bug::ResurrectForgotten) {
             return Err(Refusal::Compacted);
         }
         Ok(JobState::new(spec))
@@ -371,6 +380,12 @@ impl Ledger {
         self.sealed.insert(entry, sealed);
     }
 
+    /// A job that was refused as forgotten is another one than the forgotten job of its number: the disk knows nothing of it. It is
+    /// taken in from now on. Returns whether there is room to remember that.
+    pub fn take_twice(&mut self, entry: JobId) -> bool {
+        self.twice.len() < TWICE_MAX && self.twice.insert(entry)
+    }
+
     /// Restores an owner's mark from disk.
     pub fn restore_owner(&mut self, owner: NodeId, mark: OwnerMark) {
         self.owners.insert(owner, mark);
@@ -392,6 +407,7 @@ impl Ledger {
     pub fn forget(&mut self, entry: &JobId) -> Option<(SealedEntry, OwnerMark)> {
         let sealed = self.sealed.remove(entry)?;
         self.live.remove(entry);
+        self.twice.remove(entry);
         self.index.set(*entry, None);
         let mark = self.owners.entry(sealed.submitter).or_default();
         mark.add(sealed.serial);

@@ -70,6 +70,12 @@ pub enum Bug {
     SealUnseen,
     /// A worker never fences itself, and asks to be called at once to do so.
     FenceNever,
+    /// A restarted node numbers its jobs on from the last number that its disk knows.
+    SerialAgain,
+    /// A job is forgotten because another one of its number was.
+    TwiceForgotten,
+    /// A node whose disk is an old copy goes on as if nothing were.
+    RollbackUnseen,
     /// A brain panics at a result that comes too late.
     PanicAtStale,
     /// A node whose disk hangs goes on leading, and keeps its leases.

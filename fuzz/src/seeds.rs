@@ -203,6 +203,9 @@ fn card() -> Card {
         runners: Runners::PROCESS,
         volumes: volumes(),
         about: "host, linux".to_owned(),
+        nonce: 9,
+        from: 4,
+        seen: None,
     }
 }
 

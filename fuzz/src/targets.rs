@@ -155,6 +155,7 @@ pub fn hello(data: &[u8]) {
         let _ = (hello.addrs(), hello.credential.verify(MESH, who(2).id(), NOW_MS));
     }
     let _ = sinew_crdt_state::pack::unpack(data, 1 << 20);
+    let _ = sinew_mesh::twin::decode_twin(data);
     for max in [0, 16, 1 << 20] {
         if let Ok(Some(len)) = wire::frame_len(data, max) {
             assert!(len <= max);

@@ -28,7 +28,7 @@ use crate::event::Topic;
 use crate::gate::Gate;
 use crate::streams;
 use crate::tally::{Counting, Tally};
-use crate::wire::{BLOBS, BULK, BULK_PACKED, CONTROL, HELLO, JOIN, SECRETS};
+use crate::wire::{BLOBS, BULK, BULK_PACKED, CONTROL, HELLO, JOIN, SECRETS, TWIN};
 
 /// Frames of gossip waiting per peer. libp2p's 5,000 would let one slow peer hold 300 MB.
 const GOSSIP_QUEUE_LEN: usize = 256;
@@ -101,7 +101,7 @@ impl Behaviour {
         let toggle = |on: bool| on.then_some(());
         Ok(Self {
             limits: connection_limits::Behaviour::new(limits),
-            streams: streams::Behaviour::new(vec![HELLO, JOIN, CONTROL, BULK, BULK_PACKED, BLOBS, SECRETS]),
+            streams: streams::Behaviour::new(vec![HELLO, JOIN, CONTROL, BULK, BULK_PACKED, BLOBS, SECRETS, TWIN]),
             ping: ping::Behaviour::new(ping),
             identify: Gate::new(identify::Behaviour::new(identify)),
             gossip: Gate::new(gossip(mesh, key, tally)?),

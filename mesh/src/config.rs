@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use libp2p::Multiaddr;
 
+use crate::twin::Boot;
+
 /// Deadline of the membership exchange: two round trips and a few signature checks, on the slowest link worth having.
 pub(crate) const HELLO_DEADLINE: Duration = Duration::from_secs(5);
 /// A connection that has not shown membership by then is closed. Longer than [`HELLO_DEADLINE`] so that a newcomer's
@@ -87,6 +89,9 @@ pub struct MeshConfig {
     pub dcutr: bool,
     /// Longest frame, in bytes, in both directions.
     pub frame_len_max: usize,
+    /// Which start of its daemon this is, by which others tell it from a daemon on a copy of its data directory. Without it
+    /// they cannot.
+    pub boot: Option<Boot>,
 }
 
 impl MeshConfig {
@@ -107,6 +112,7 @@ impl MeshConfig {
             autonat: false,
             dcutr: false,
             frame_len_max: Self::FRAME_LEN_MAX_DEFAULT,
+            boot: None,
         }
     }
 }

@@ -131,6 +131,8 @@ pub enum RefusalKind {
     Misbehaved,
     /// It has our own key.
     OwnKey,
+    /// Another daemon with its key was here before, and lives.
+    Twin,
     /// It refused us.
     RefusedUs,
 }
@@ -159,6 +161,7 @@ impl fmt::Display for RefusalKind {
             Self::Banned => "banned",
             Self::Misbehaved => "misbehaved",
             Self::OwnKey => "own-key",
+            Self::Twin => "twin",
             Self::RefusedUs => "refused-us",
         })
     }
@@ -230,8 +233,11 @@ pub enum Refusal {
     #[error("the node reported misbehaviour")]
     Misbehaved,
     /// It has our own key.
-    #[error("it has this node's own key: was the data directory copied?")]
+    #[error("it has this node's own key")]
     OwnKey,
+    /// Another daemon with its key was here before, and lives.
+    #[error("another daemon with its key is connected: its data directory was copied, and both copies run")]
+    Twin,
     /// It refused us.
     #[error("it refused this node: {0}")]
     RefusedUs(RefusalKind),
@@ -265,6 +271,7 @@ impl Refusal {
             Self::Banned => RefusalKind::Banned,
             Self::Misbehaved => RefusalKind::Misbehaved,
             Self::OwnKey => RefusalKind::OwnKey,
+            Self::Twin => RefusalKind::Twin,
             Self::RefusedUs(_) => RefusalKind::RefusedUs,
         }
     }

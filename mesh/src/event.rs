@@ -18,6 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use crate::blob::BlobStream;
 use crate::error::Refusal;
 use crate::join::JoinReply;
+use crate::twin::Boot;
 
 /// Events that a peer can cause (gossip, refusals, joins, streams) and the node has not yet read. Beyond this they are
 /// dropped: a node that does not read cannot be made to hoard memory.
@@ -158,6 +159,13 @@ pub enum MeshEvent {
         node: Option<NodeId>,
         /// Why.
         reason: Refusal,
+    },
+    /// Another daemon with this node's key was here before this one, and lives: it has proved it. The data directory was copied.
+    Twin {
+        /// Its boot.
+        boot: Boot,
+        /// Where it is, as a member says.
+        addr: Option<Multiaddr>,
     },
     /// Someone calls with a ticket that this node signed. The signature and the expiry are already checked.
     JoinRequest {

@@ -18,6 +18,7 @@ use crate::driver::Internal;
 use crate::error::{Refusal, RefusalKind};
 use crate::handle::Clock;
 use crate::streams::StreamError;
+use crate::twin::Boot;
 use crate::wire::{HELLO_LEN_MAX, Hello, HelloMessage, VERSION, WireError, decode_hello, read_message, write_message};
 
 /// How long the refusing side waits for the refused one to read why.
@@ -30,6 +31,7 @@ pub(crate) struct Verified {
     pub(crate) credential: Credential,
     pub(crate) roles: Roles,
     pub(crate) addrs: Vec<Multiaddr>,
+    pub(crate) boot: Option<Boot>,
 }
 
 /// Why the exchange failed.
@@ -139,7 +141,7 @@ impl Exchange {
         }
         let node = self.node.ok_or(Refusal::Stranger)?;
         let roles = hello.credential.verify(self.mesh, node, (self.clock)())?;
-        Ok(Verified { node, addrs: hello.addrs(), roles, credential: hello.credential })
+        Ok(Verified { node, addrs: hello.addrs(), roles, boot: hello.boot, credential: hello.credential })
     }
 
     async fn report(&self, outcome: Result<(), HelloFailure>) {

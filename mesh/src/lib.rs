@@ -24,6 +24,8 @@ mod status;
 mod streams;
 mod tally;
 #[doc(hidden)]
+pub mod twin;
+#[doc(hidden)]
 pub mod wire;
 
 pub use address::{node_id, peer_id};
@@ -35,3 +37,4 @@ pub use handle::Mesh;
 pub use join::{JoinRefusal, JoinReply, join};
 pub use libp2p::{Multiaddr, PeerId};
 pub use status::{ConnectionStatus, GossipStatus, LaneStatus, MeshStatus, NatStatus, PeerStatus, Transport};
+pub use twin::Boot;

@@ -13,6 +13,7 @@ use sinew_crdt_state::pack::UnpackError;
 use crate::config::ADDRS_PER_PEER_MAX;
 use crate::error::RefusalKind;
 use crate::join::JoinRefusal;
+use crate::twin::Boot;
 
 /// Version of the hello exchange and of what flows after it. Nodes of different versions do not mix.
 pub const VERSION: u32 = 1;
@@ -37,6 +38,8 @@ pub const BULK_PACKED: StreamProtocol = StreamProtocol::new("/sinew/bulk/2");
 pub const BULK: StreamProtocol = StreamProtocol::new("/sinew/bulk/1");
 /// Blob transfers.
 pub const BLOBS: StreamProtocol = StreamProtocol::new("/sinew/blobs/1");
+/// Two daemons with one key.
+pub const TWIN: StreamProtocol = StreamProtocol::new("/sinew/twin/1");
 /// Questions for secrets, one a stream.
 pub const SECRETS: StreamProtocol = StreamProtocol::new("/sinew/secrets/1");
 
@@ -89,6 +92,9 @@ pub struct Hello {
     pub credential: Credential,
     /// Where it can be dialled, as binary multiaddrs.
     addrs: Vec<serde_bytes::ByteBuf>,
+    /// Which start of its daemon this is. Daemons of before this field say nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot: Option<Boot>,
 }
 
 impl Hello {
@@ -96,7 +102,14 @@ impl Hello {
     #[must_use]
     pub fn new(credential: Credential, addrs: &[Multiaddr]) -> Self {
         let addrs = addrs.iter().take(ADDRS_PER_PEER_MAX).map(|a| serde_bytes::ByteBuf::from(a.to_vec())).collect();
-        Self { version: VERSION, credential, addrs }
+        Self { version: VERSION, credential, addrs, boot: None }
+    }
+
+    /// The same, of this start of the daemon.
+    #[must_use]
+    pub const fn of(mut self, boot: Option<Boot>) -> Self {
+        self.boot = boot;
+        self
     }
 
     /// The addresses that are well-formed, at most as many as we keep per peer.

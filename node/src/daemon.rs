@@ -11,7 +11,7 @@ use bytes::Bytes;
 use sinew_blobs::{BlobStore, ServeError};
 use sinew_crdt_state::certificate::{Credential, Roles, Ticket};
 use sinew_crdt_state::ids::NodeId;
-use sinew_mesh::{DropReason, GossipId, JoinRefusal, JoinReply, Mesh, MeshEvent, MeshEvents, Topic, Verdict};
+use sinew_mesh::{Boot, DropReason, GossipId, JoinRefusal, JoinReply, Mesh, MeshEvent, MeshEvents, Topic, Verdict};
 use sinew_scheduler::Setup;
 use sinew_scheduler::config::CoreConfig;
 use sinew_scheduler::io::Input;
@@ -96,7 +96,9 @@ impl Daemon {
         let (stored, incarnation, disk) = storage.reader().load()?;
         let store = BlobStore::open(&data_dir.blobs(), store_options(&data_dir)).await?;
         let blobs = Arc::new(JobBlobs::open(store.clone()).await.map_err(DaemonError::Tags)?);
-        let config = mesh_config(&settings, &membership)?;
+        let mut config = mesh_config(&settings, &membership)?;
+        let nonce = random_nonce();
+        config.boot = Some(Boot { number: incarnation, nonce });
         let (mesh, events) =
             Mesh::start(config, &identity, membership.credential.clone(), membership.mesh, unix_ms).await?;
         let link = MeshLink::new(mesh);
@@ -143,6 +145,7 @@ impl Daemon {
             roles,
             incarnation,
             disk,
+            nonce,
             seed: random_seed(),
             config: CoreConfig { volumes: volume_rules, ..core_config(&settings, roles, runners.ready()) },
         };
@@ -168,6 +171,7 @@ impl Daemon {
         let mut measures = tokio::time::interval(MEASURES_EVERY);
         let mut collections = self.shared.store.collections();
         tell_blobs(&self.shared);
+        let mut twin = None;
         let parent_gone = parent_gone();
         tokio::pin!(parent_gone);
         let mut term = signal(tokio::signal::unix::SignalKind::terminate())?;
@@ -175,6 +179,12 @@ impl Daemon {
         loop {
             tokio::select! {
                 event = self.events.recv() => match event {
+                    Some(MeshEvent::Twin { boot, addr }) => {
+                        // From here on this node says nothing more to anybody.
+                        self.shared.engine.input(Input::Twin);
+                        twin = Some((boot, addr));
+                        break;
+                    }
                     Some(event) => self.on_event(event, &permits),
                     None => break,
                 },
@@ -208,8 +218,12 @@ impl Daemon {
         tracing::info!("going down");
         serving.abort();
         let _ = std::fs::remove_file(self.shared.data_dir.socket());
+        let path = self.shared.data_dir.path().to_owned();
         self.end().await;
-        Ok(())
+        match twin {
+            Some((boot, addr)) => Err(DaemonError::twin(path, boot, addr)),
+            None => Ok(()),
+        }
     }
 
     async fn end(self) {
@@ -401,7 +415,8 @@ fn start_guardian(tag: &NodeTag) -> Option<Guardian> {
 fn open_storage(data_dir: &DataDir, engine: &Engine) -> Result<Arc<Storage>, StorageError> {
     let engine = engine.clone();
     let storage = Storage::open(&data_dir.ledger(), move |event| match event {
-        StorageEvent::Persisted(tickets) => {
+        StorageEvent::Persisted(tickets, mark) => {
+            engine.input(Input::Mark(mark));
             for ticket in tickets {
                 engine.input(Input::Persisted(ticket));
             }
@@ -420,6 +435,13 @@ fn open_storage(data_dir: &DataDir, engine: &Engine) -> Result<Arc<Storage>, Sto
         }
     })?;
     Ok(Arc::new(storage))
+}
+
+/// A number that no other start of a daemon has.
+fn random_nonce() -> u64 {
+    use rand::TryRng;
+    // Without a generator the time does: two copies never start in the same microsecond.
+    rand::rngs::SysRng.try_next_u64().unwrap_or_else(|_| crate::clock::unix_us())
 }
 
 fn random_seed() -> [u8; 32] {

@@ -107,7 +107,7 @@ impl Effects {
     fn load(&self, job: JobId, to: NodeId) {
         let shared = Arc::clone(&self.shared);
         self.runtime.spawn_blocking(move || match shared.ledger.entry(&job) {
-            Ok(facts) => shared.engine.input(Input::Loaded { to, facts }),
+            Ok(facts) => shared.engine.input(Input::Loaded { job, to, facts }),
             Err(error) => tracing::warn!(job = %job.short(), %error, "cannot read an entry"),
         });
     }
@@ -129,6 +129,17 @@ impl Effects {
                     %job, %known, %other, %author,
                     "ALARM: two seals of one job say different things; look at the job on other nodes, and at who signed"
                 );
+            }
+            Note::OldDisk { by, seen, started } => {
+                let (start, written) = started;
+                tracing::warn!(
+                    by = %by.short(), start, written, known_start = seen.incarnation, known_written = seen.mark,
+                    "this data directory is older than what other nodes remember of this one: it was restored from a copy. It \
+                     counts as a lost disk, and gets back from the others what it has forgotten"
+                );
+            }
+            Note::SerialTwice { job } => {
+                tracing::warn!(job = %job.short(), "its submitter gave the number of another job to this one; both are kept");
             }
             Note::Stale { lease, from } => {
                 let (job, epoch) = (lease.job.short(), lease.fence.epoch);

@@ -141,6 +141,12 @@ pub const UNCONCERNED_FOR: Span = Span::ms(10_000);
 pub const WANT_MAX: usize = 512;
 /// See [`WANT_MAX`].
 pub const FACTS_BYTES_MAX: usize = 1 << 20;
+/// A restarted node that has not heard from all whom it should listen to goes on after this. Connections stand well within it
+/// wherever a lease can be kept, and it is no longer than a brain's silence that others wait for.
+pub const SURE_AFTER: Span = Span::ms(2_000);
+/// How far another node's disk has come is written down this often at most, along with other records: what is lost with it
+/// are the last seconds of what can tell an old copy of that disk.
+pub const BOOT_NOTED_EVERY: Span = Span::ms(10_000);
 
 /// Blobs named in one question about who holds them, or in one request to hold them: some 10 KiB.
 pub const HELD_BLOBS_MAX: usize = 256;

@@ -24,22 +24,20 @@ use crate::membership::{Membership, MembershipConfig, MembershipEffect, NodeStat
 use crate::pace::Pace;
 use crate::peers::Peers;
 use crate::restore::Restore;
+use crate::serials;
 use crate::steward::Stewards;
 use crate::stored;
 use crate::sync::{self, Sync};
 use crate::time::{Now, Span, Time};
-use crate::wire::{Card, Lease, LoadDigest, Message};
+use crate::wire::{Card, Lease, LoadDigest, Message, Seen};
 use crate::worker::Worker;
 
+mod boot;
 mod messages;
 mod requests;
 
 /// Sealed entries are looked through for old ones this often.
 const COMPACT_EVERY: Span = Span::ms(5_000);
-
-/// A node without jobs begins to number them at its clock's milliseconds times two to this: above whatever it gave out on a
-/// disk that was lost, unless it took more than 65,536 jobs in each millisecond.
-const SERIALS_PER_MS_BITS: u32 = 16;
 
 /// What was on disk when the daemon started.
 #[derive(Debug, Default)]
@@ -54,6 +52,10 @@ pub struct Stored {
     pub owners: Vec<(NodeId, OwnerMark)>,
     /// Blobs that this node holds.
     pub blobs: Vec<BlobRef>,
+    /// The last starts of other nodes that this one heard of.
+    pub seen: Vec<(NodeId, Seen)>,
+    /// How far the disk has come: see [`Input::Mark`].
+    pub mark: u64,
 }
 
 /// A copy that a brain asked this node to hold.
@@ -91,7 +93,12 @@ pub struct Core {
     /// When the load was told last, and what was.
     load_told: (Time, Option<LoadDigest>),
     compact_at: Time,
+    nonce: u64,
     serial_last: u64,
+    /// Numbers of this start are above this.
+    serials_from: u64,
+    /// Another daemon speaks for this node: nothing more is to leave here.
+    muted: bool,
     /// Until when nothing here needs to be called but the failure detector, unless an input stirs it; unknown after one, and as long
     /// as this node leads jobs.
     rests_until: Option<Time>,
@@ -107,9 +114,9 @@ impl Core {
         let total = Resources { cpu_milli: setup.config.cpu_milli, memory_bytes: setup.config.memory_bytes };
         let own = setup.identity.id();
         let membership = Membership::new(own, setup.incarnation, setup.seed, MembershipConfig::default());
-        let roles = setup.roles;
+        let (roles, nonce) = (setup.roles, setup.nonce);
         let mut core = Self {
-            ctx: Ctx::new(setup, now),
+            ctx: Ctx::new(setup, stored.mark, now),
             worker: Worker::new(total),
             brains: Brains::default(),
             stewards: Stewards::default(),
@@ -123,7 +130,10 @@ impl Core {
             packets: 0,
             load_told: (now.at, None),
             compact_at: now.at + COMPACT_EVERY,
+            nonce,
             serial_last: 0,
+            serials_from: 0,
+            muted: false,
             rests_until: None,
             dehydrate: Vec::new(),
             pace: Pace::default(),
@@ -141,6 +151,7 @@ impl Core {
         for credential in &stored.members {
             members::keep(ctx, credential, false);
         }
+        ctx.boots.restore(stored.seen);
         for (owner, mark) in stored.owners {
             ctx.ledger.restore_owner(owner, mark);
         }
@@ -149,11 +160,13 @@ impl Core {
         }
         self.worker.blobs.extend(stored.blobs.iter().map(|b| b.hash));
         let resealed = stored::take_in(ctx, &stored.facts);
-        self.serial_last = ctx.ledger.last_serial(ctx.own);
-        if self.serial_last == 0 {
-            // Its disk may have been lost, and with it the memory of lower numbers: none of them may come twice.
-            self.serial_last = ctx.now.unix_ms << SERIALS_PER_MS_BITS;
-        }
+        let last = ctx.ledger.last_serial(ctx.own);
+        self.serial_last = if planted(Bug::SerialAgain) && last > 0 {
+            last
+        } else {
+            serials::before_first(last, ctx.now.unix_ms, self.nonce)
+        };
+        self.serials_from = self.serial_last;
         let jobs: Vec<JobId> = ctx.ledger.iter_live().map(|(job, _)| *job).collect();
         for job in jobs {
             self.stewards.watch(&self.ctx, job);
@@ -172,10 +185,10 @@ impl Core {
         }
         self.ctx.config.runners = runners;
         let card = self.card();
-        self.ctx.peers.set_card(self.ctx.own, card.clone());
+        self.ctx.peers.set_card(self.ctx.own, card);
         let peers: Vec<NodeId> = self.ctx.peers.connected().collect();
         for peer in peers {
-            self.ctx.send(peer, Message::Card(card.clone()));
+            self.send_card(peer);
         }
     }
 
@@ -190,6 +203,9 @@ impl Core {
             runners: config.runners,
             volumes: config.volumes.offered(),
             about: config.about.clone(),
+            nonce: 0,
+            from: 0,
+            seen: None,
         }
     }
 
@@ -208,10 +224,15 @@ impl Core {
             Input::MeshSize(nodes) => self.ctx.peers.set_mesh_size(nodes),
             Input::Message { from, message } => {
                 self.ctx.peers.heard(from, now.at);
+                self.on_mark(from, message.mark());
                 self.on_message(from, message);
             }
             Input::Gossip { from, topic, payload } => self.on_gossip(from, topic, &payload),
+            Input::Mark(mark) => self.ctx.boots.moved(mark),
             Input::Persisted(ticket) => {
+                if self.ctx.waiting.get(&ticket).is_some_and(|after| !after.is_empty()) {
+                    self.ctx.boots.promised();
+                }
                 for after in self.ctx.waiting.remove(&ticket).unwrap_or_default() {
                     self.on_persisted(after);
                 }
@@ -234,16 +255,20 @@ impl Core {
             Input::Seen { id, blobs } => self.custody.on_seen(&mut self.ctx, id, blobs),
             Input::SharedWith { id, shared } => self.custody.on_listed(&mut self.ctx, id, shared),
             Input::Entry { job, facts } => self.custody.on_entry(&mut self.ctx, job, &facts),
-            Input::Loaded { to, facts } if to == self.ctx.own => {
+            Input::Loaded { to, facts, .. } if to == self.ctx.own => {
                 self.restore.on_loaded(&mut self.ctx, &self.worker.blobs, &facts);
             }
-            Input::Loaded { to, facts } => sync::send_facts(&mut self.ctx, to, facts),
+            Input::Loaded { job, to, facts } => {
+                sync::on_doubt(&mut self.ctx, to, job, facts.is_empty());
+                sync::send_facts(&mut self.ctx, to, facts);
+            }
             Input::Request { id, request } => match request {
                 Request::Submit(new) => self.submit(id, *new),
                 Request::Cancel { job, reason } => self.cancel(id, job, reason),
                 Request::Holders { job, blobs } => self.custody.on_request(&mut self.ctx, id, job, blobs),
             },
             Input::Rtt { node, rtt_us } => self.ctx.peers.set_rtt(node, rtt_us),
+            Input::Twin => self.muted = true,
             Input::Tick => {}
         }
         self.settle();
@@ -301,7 +326,7 @@ impl Core {
 
     /// The next thing to do.
     pub fn poll_effect(&mut self) -> Option<Effect> {
-        self.ctx.poll_effect()
+        self.ctx.poll_effect().filter(|_| !self.muted)
     }
 
     /// When [`Input::Tick`] (or a flush) is due at the latest.
@@ -372,8 +397,7 @@ impl Core {
     fn on_peer_up(&mut self, node: NodeId, roles: Roles) {
         self.ctx.peers.up(node, roles, self.ctx.now.at);
         self.membership.peer_up(self.ctx.now.at, node);
-        let card = self.card();
-        self.ctx.send(node, Message::Card(card));
+        self.send_card(node);
         let load = self.worker.load(&self.ctx);
         self.ctx.send(node, Message::Load(load));
         sync::start(&mut self.ctx, node);
@@ -391,7 +415,11 @@ impl Core {
 
     fn on_persisted(&mut self, after: After) {
         match after {
-            After::Send { to, message } => self.ctx.send(to, message),
+            After::Send { to, mut message } => {
+                message.set_mark(self.ctx.boots.own_mark());
+                self.ctx.send(to, message);
+            }
+            After::Renumbered { disk, incarnation } => self.on_renumbered(disk, incarnation),
             After::CaughtUp { job } => self.stewards.on_caught_up(&mut self.ctx, job),
             After::Own { job, ids } => {
                 let own = self.ctx.own;
@@ -409,7 +437,10 @@ impl Core {
         }
         self.stewards.on_fact(&self.ctx, job);
         match &statement.fact {
-            Fact::Submit(_) => self.stewards.watch(&self.ctx, job),
+            Fact::Submit(_) => {
+                self.note_serial(job);
+                self.stewards.watch(&self.ctx, job);
+            }
             Fact::Accept { items, .. } => self.restore.on_accept(&self.ctx, &self.worker.blobs, job, items),
             Fact::Lead { term, .. } => self.stewards.on_lead(&self.ctx, job, *term),
             // A verdict that a later brain did not repeat is none.
@@ -492,7 +523,7 @@ impl Core {
     fn send_packet(&mut self, to: NodeId, bytes: Vec<u8>) {
         self.packets = self.packets.wrapping_add(1);
         if self.packets.is_multiple_of(CARD_EVERY) {
-            self.ctx.send(to, Message::Card(self.card()));
+            self.send_card(to);
         }
         let load = self.worker.load(&self.ctx);
         self.ctx.send(to, Message::Swim(bytes));

@@ -17,12 +17,16 @@ use sinew_crdt_state::ids::{DiskId, FactId, JobId, MeshId, NodeId};
 use sinew_crdt_state::ledger::{Admitted, Ledger, Refusal};
 use sinew_crdt_state::planted::{Bug, planted};
 
+use crate::boots::{Boots, Start};
 use crate::config::CoreConfig;
 use crate::io::{Effect, Note, Record, Ticket};
 use crate::members::Members;
 use crate::peers::Peers;
 use crate::time::{Now, Span, Time};
 use crate::wire::{Class, Message};
+
+/// Jobs in doubt at once: the disk answers in a moment.
+const DOUBTED_MAX: usize = 4_096;
 
 /// What happens once a batch of records is on disk.
 #[derive(Debug, Clone)]
@@ -33,6 +37,8 @@ pub(crate) enum After {
     Own { job: JobId, ids: Vec<FactId> },
     /// All that the other members of the brain set know of the job is on this node's new disk.
     CaughtUp { job: JobId },
+    /// The disk has another number, or was started more often than it knew.
+    Renumbered { disk: DiskId, incarnation: u64 },
 }
 
 /// Replicas that differ about a sealed job for so long have not only heard of its seal at different times.
@@ -49,6 +55,9 @@ pub(crate) struct Ctx {
     pub(crate) config: CoreConfig,
     pub(crate) incarnation: u64,
     pub(crate) disk: DiskId,
+    pub(crate) boots: Boots,
+    /// Jobs that were refused because their numbers are those of forgotten ones, until the disk has said which they are.
+    pub(crate) doubted: BTreeSet<JobId>,
     pub(crate) ledger: Ledger,
     pub(crate) peers: Peers,
     pub(crate) members: Members,
@@ -94,6 +103,8 @@ pub struct Setup {
     pub incarnation: u64,
     /// This node's disk: drawn at random when the node first started on it.
     pub disk: DiskId,
+    /// Drawn at random at this start; 0 where it takes no part in telling starts apart.
+    pub nonce: u64,
     /// For every random choice.
     pub seed: [u8; 32],
     /// What the operator set.
@@ -101,8 +112,9 @@ pub struct Setup {
 }
 
 impl Ctx {
-    pub(crate) fn new(setup: Setup, now: Now) -> Self {
+    pub(crate) fn new(setup: Setup, mark: u64, now: Now) -> Self {
         let own = setup.identity.id();
+        let start = Start { disk: setup.disk, incarnation: setup.incarnation, nonce: setup.nonce, from: mark };
         let mut ledger = Ledger::new(setup.mesh);
         ledger.set_grace(setup.config.ledger_grace_ms);
         Self {
@@ -112,6 +124,8 @@ impl Ctx {
             mesh: setup.mesh,
             incarnation: setup.incarnation,
             disk: setup.disk,
+            boots: Boots::new(start, now.at),
+            doubted: BTreeSet::new(),
             ledger,
             peers: Peers::new(own),
             members: Members::default(),
@@ -203,6 +217,7 @@ impl Ctx {
         };
         match &refusal {
             Refusal::UnknownAuthor(author) => self.members.missing(from, *author),
+            Refusal::Compacted if self.doubted.len() < DOUBTED_MAX => _ = self.doubted.insert(envelope.entry),
             offence if offence.is_offence() => self.offence(from, offence.to_string()),
             _ => {}
         }
@@ -275,6 +290,7 @@ impl Ctx {
     pub(crate) fn flush(&mut self) {
         self.sign();
         if !self.records.is_empty() || !self.after.is_empty() {
+            self.records.extend(self.boots.due(self.now.at));
             self.ticket_last += 1;
             let ticket = Ticket(self.ticket_last);
             let urgent = !self.after.is_empty();
@@ -320,7 +336,7 @@ impl Ctx {
         }
         let gated = self.after.iter_mut().filter_map(|a| match a {
             After::Send { message, .. } => Some(message),
-            After::Own { .. } | After::CaughtUp { .. } => None,
+            After::Own { .. } | After::CaughtUp { .. } | After::Renumbered { .. } => None,
         });
         for message in self.outbox.iter_mut().map(|(_, _, message)| message).chain(gated) {
             message.for_each_envelope(patch);

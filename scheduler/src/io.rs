@@ -6,14 +6,14 @@ use std::sync::Arc;
 use sinew_crdt_state::certificate::{Credential, Roles};
 use sinew_crdt_state::envelope::Envelope;
 use sinew_crdt_state::fact::{Failure, Outcome, Output, Usage};
-use sinew_crdt_state::ids::{FactId, Hash, JobId, NodeId};
+use sinew_crdt_state::ids::{DiskId, FactId, Hash, JobId, NodeId};
 use sinew_crdt_state::ledger::{OwnerMark, SealedEntry};
 use sinew_crdt_state::network::Network;
 use sinew_crdt_state::program::Runners;
 use sinew_crdt_state::secret::SecretUse;
 use sinew_crdt_state::spec::{BlobRef, JobSpec, Limits, Phase, Resources, Retry, Strategy, Work};
 
-use crate::wire::{Class, Lease, Located, Message, Topic};
+use crate::wire::{Class, Lease, Located, Message, Seen, Topic};
 
 /// One attempt of one task, as the runner knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -178,6 +178,9 @@ pub enum Input {
         /// CBOR.
         payload: Vec<u8>,
     },
+    /// The disk has come so far: a number that grows with everything that it takes, and is there again after a restart. Comes
+    /// before the [`Self::Persisted`] of what it counts.
+    Mark(u64),
     /// A batch of records is on disk.
     Persisted(Ticket),
     /// The disk refused new records; the driver keeps them and tries on.
@@ -228,6 +231,8 @@ pub enum Input {
     },
     /// An entry's facts, read from disk.
     Loaded {
+        /// The job.
+        job: JobId,
         /// Who asked for it.
         to: NodeId,
         /// The facts.
@@ -247,6 +252,8 @@ pub enum Input {
         /// Microseconds.
         rtt_us: u32,
     },
+    /// Another daemon with this node's key was here before. From here on the core says and writes nothing.
+    Twin,
     /// Time passed.
     Tick,
 }
@@ -319,6 +326,20 @@ pub enum Record {
     Retract {
         /// The job.
         job: JobId,
+    },
+    /// The last start of another node that this one heard of.
+    Seen {
+        /// Whose.
+        node: NodeId,
+        /// The start.
+        seen: Seen,
+    },
+    /// This node's disk has this number from now on, and counts its starts from here.
+    Disk {
+        /// The number.
+        disk: DiskId,
+        /// The number of this start.
+        incarnation: u64,
     },
 }
 
@@ -473,6 +494,20 @@ pub enum Note {
     Fenced {
         /// The lease.
         lease: Lease,
+    },
+    /// This node's disk is an older copy of what others remember: it counts as lost, and gets a new number.
+    OldDisk {
+        /// Who remembers.
+        by: NodeId,
+        /// What.
+        seen: Box<Seen>,
+        /// This start's number, and how far the disk had come.
+        started: (u64, u64),
+    },
+    /// Two jobs of one submitter have one number.
+    SerialTwice {
+        /// The second.
+        job: JobId,
     },
     /// A late or foreign result was refused.
     Stale {

@@ -189,6 +189,6 @@ mod tests {
             assert!(Kind::ALL.iter().any(|k| k.family() == family), "{family:?}");
         }
         assert_eq!(Message::Swim(Vec::new()).kind(), Kind::Swim);
-        assert_eq!(Message::SetBeat { seq: 1, doubts: Vec::new() }.kind().family(), Family::BrainSet);
+        assert_eq!(Message::SetBeat { seq: 1, doubts: Vec::new(), mark: 0 }.kind().family(), Family::BrainSet);
     }
 }

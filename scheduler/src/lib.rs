@@ -3,6 +3,7 @@
 //! No clock, randomness of its own, threads, files or sockets. Inputs are handed to [`core::Core::handle`]; what the core
 //! wants done comes out as effects.
 
+mod boots;
 mod brain;
 mod brains;
 pub mod config;
@@ -17,6 +18,7 @@ mod pace;
 pub mod peers;
 pub mod resources;
 mod restore;
+mod serials;
 mod sets;
 mod steward;
 mod stored;

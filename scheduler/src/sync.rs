@@ -14,7 +14,7 @@ use sinew_crdt_state::reconcile::{Claim, Digest, Item, Listing, Reply};
 
 use crate::config::{FACTS_BYTES_MAX, LOOKS, SYNC_EVERY, UNCONCERNED_FOR, WANT_MAX};
 use crate::ctx::Ctx;
-use crate::io::{Effect, Record};
+use crate::io::{Effect, Note, Record};
 use crate::time::{Span, Time};
 use crate::wire::{Message, ShortId, short_id};
 use crate::worker::Worker;
@@ -212,6 +212,15 @@ pub(crate) fn on_want(ctx: &mut Ctx, from: NodeId, wanted: &[(JobId, Vec<ShortId
         }
     }
     page.send(ctx, from);
+}
+
+/// The disk has said whether it knows a job whose number is that of a forgotten one. If not, it is another job: a submitter gave
+/// one number out twice. Both stay known.
+pub(crate) fn on_doubt(ctx: &mut Ctx, from: NodeId, job: JobId, unknown: bool) {
+    if ctx.doubted.remove(&job) && unknown && ctx.ledger.live(&job).is_none() && ctx.ledger.take_twice(job) {
+        ctx.note(Note::SerialTwice { job });
+        want(ctx, from, vec![job]);
+    }
 }
 
 /// Sends an entry's facts in messages of bounded size, the seal last.

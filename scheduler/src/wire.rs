@@ -14,6 +14,8 @@ use sinew_crdt_state::reconcile::{Claim, Item, Listing};
 use sinew_crdt_state::spec::{BlobRef, Phase, Runners};
 use sinew_crdt_state::volume::Volumes;
 
+pub use crate::boots::Seen;
+
 /// Which stream a message takes. Heartbeats and votes never queue behind bulk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Class {
@@ -220,6 +222,9 @@ pub enum Message {
         term: u32,
         /// Which facts.
         ids: Vec<FactId>,
+        /// How far the sender's disk had come when it last promised anything.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        mark: u64,
     },
     /// To a brain of the past: `term` has begun; step down.
     Deposed {
@@ -254,6 +259,9 @@ pub enum Message {
         /// Jobs of which the sender is not sure that it still leads them: it was out of touch with their sets.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         doubts: Vec<JobId>,
+        /// How far the sender's disk had come when it last promised anything.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        mark: u64,
     },
     /// The answer to [`Self::SetBeat`].
     SetBeatAck {
@@ -271,6 +279,9 @@ pub enum Message {
         /// Of the jobs in doubt, those that this member knows nothing of, so that its answer does not count for them.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         unknown: Vec<JobId>,
+        /// How far the sender's disk had come when it last promised anything.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        mark: u64,
     },
     /// Steward to brain: I have not heard of these jobs for a while; do you lead them?
     Led(Vec<JobId>),
@@ -307,6 +318,9 @@ pub enum Message {
         lacks: Vec<ShortId>,
         /// Leases that this member kept alive in the brain's silence.
         holders: Vec<(NodeId, Fence)>,
+        /// How far the sender's disk had come when it last promised anything.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        mark: u64,
     },
     /// Member to candidate: not now; the brain is alive, or a higher term is promised.
     VoteRefused {
@@ -418,6 +432,15 @@ pub struct Card {
     pub volumes: Volumes,
     /// For people: host name, OS, architecture, version.
     pub about: String,
+    /// Drawn at random at this start; 0 where nobody drew any.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub nonce: u64,
+    /// How far the node's disk had come when this start began.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub from: u64,
+    /// The last start of the receiver that the sender remembers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seen: Option<Box<Seen>>,
 }
 
 /// What a node has free right now.
@@ -452,6 +475,11 @@ pub struct Advert {
     /// Directories that must be offered there.
     #[serde(default, skip_serializing_if = "Volumes::is_empty")]
     pub volumes: Volumes,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+const fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 impl Message {

@@ -36,6 +36,8 @@ pub(crate) struct Watch {
     pub(crate) forgot: BTreeSet<Index>,
     /// Brain sets of jobs acknowledged since a disk first lied: such a job may be gone from every disk.
     pub(crate) sets: BTreeMap<JobId, Vec<NodeId>>,
+    /// Nodes that were started on old copies of their disks.
+    pub(crate) aged: BTreeMap<Index, crate::rollback::Aged>,
     /// Facts that they could not sign.
     pub(crate) forged: Vec<(JobId, FactId)>,
 }

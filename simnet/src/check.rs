@@ -61,6 +61,10 @@ pub enum Violation {
     LateResult(JobId, Phase, u32),
     /// A disk holds a fact that its author did not sign.
     Unsigned(JobId),
+    /// The node of this name goes on with an old copy of its disk although others told it.
+    OldDisk(String),
+    /// One submitter gave two jobs one number.
+    SerialTwice(JobId, JobId),
 }
 
 pub(crate) type Results = BTreeMap<(Phase, u32), (NodeId, Fence)>;
@@ -209,6 +213,7 @@ impl World {
         }
         found.extend(self.acknowledged.keys().flat_map(|job| self.check_acknowledged(job)));
         found.extend(self.audit());
+        found.extend(self.serials_given_twice());
         found
     }
 

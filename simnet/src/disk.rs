@@ -18,6 +18,7 @@ use sinew_crdt_state::spec::BlobRef;
 use sinew_scheduler::core::Stored;
 use sinew_scheduler::io::{Record, Ticket};
 use sinew_scheduler::time::Time;
+use sinew_scheduler::wire::Seen;
 
 use crate::distribution::Distribution;
 
@@ -69,14 +70,26 @@ impl DiskSetup {
 
 /// What is on the platter.
 #[derive(Debug, Default, Clone)]
-struct Image {
+pub(crate) struct Image {
     facts: BTreeMap<JobId, BTreeMap<FactId, Envelope>>,
     sealed: BTreeMap<JobId, SealedEntry>,
     owners: BTreeMap<NodeId, OwnerMark>,
     /// What stays of forgotten jobs.
     receipts: BTreeMap<JobId, Vec<Envelope>>,
     members: BTreeMap<NodeId, Credential>,
+    /// Which of the node's disks it is.
+    id: DiskId,
+    /// How often it was started from.
+    starts: u64,
+    /// How many writes it has taken.
+    mark: u64,
+    /// Starts of other nodes.
+    seen: BTreeMap<NodeId, Seen>,
+    /// Blobs, with the jobs that hold them; imported ones are held by nobody and stay.
+    blobs: Blobs,
 }
+
+type Blobs = BTreeMap<Hash, (BlobRef, BTreeSet<JobId>, bool)>;
 
 /// What a lying disk really has, and what it only said to have.
 #[derive(Debug)]
@@ -102,8 +115,7 @@ pub(crate) struct Disk {
     image: Image,
     /// Since it lies.
     lie: Option<Lie>,
-    /// Blobs, with the jobs that hold them; imported ones are held by nobody and stay.
-    blobs: BTreeMap<Hash, (BlobRef, BTreeSet<JobId>, bool)>,
+    blobs: Blobs,
     /// Which other nodes keep what this one keeps for a job, as far as it was told.
     notes: BTreeMap<(JobId, Hash), BTreeSet<NodeId>>,
     /// Forgotten jobs that may have blobs here.
@@ -111,8 +123,6 @@ pub(crate) struct Disk {
     writes: VecDeque<Write>,
     /// Records ever written.
     written: u64,
-    /// Which of the node's disks it is.
-    pub(crate) id: DiskId,
     pub(crate) setup: DiskSetup,
     /// Whether it refuses writes.
     pub(crate) failing: bool,
@@ -131,7 +141,44 @@ impl Disk {
         hasher.update(&owner.0).update(&before.unwrap_or_default().0.to_le_bytes());
         let mut id = [0; 8];
         id.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
-        Self { setup, id: DiskId(u64::from_le_bytes(id)), ..Self::default() }
+        let image = Image { id: DiskId(u64::from_le_bytes(id)), ..Image::default() };
+        Self { setup, image, ..Self::default() }
+    }
+
+    /// Which of the node's disks it is.
+    pub(crate) const fn id(&self) -> DiskId {
+        self.image.id
+    }
+
+    /// How many writes it has taken.
+    pub(crate) const fn mark(&self) -> u64 {
+        self.image.mark
+    }
+
+    /// Counts a start, on the platter before anything else is said. Returns its number.
+    pub(crate) fn count_start(&mut self) -> u64 {
+        self.image.starts += 1;
+        self.image.starts
+    }
+
+    /// What is on the platter, with the blobs.
+    pub(crate) fn image(&self) -> Image {
+        let platter = self.lie.as_ref().map_or(&self.image, |lie| &lie.platter);
+        Image { blobs: self.blobs.clone(), ..platter.clone() }
+    }
+
+    /// Another image is on the platter.
+    pub(crate) fn replace(&mut self, mut image: Image) {
+        self.blobs = std::mem::take(&mut image.blobs);
+        self.image = image;
+        self.lie = None;
+        self.writes.clear();
+    }
+
+    /// Every submit fact there is.
+    pub(crate) fn submits(&self) -> impl Iterator<Item = &Envelope> {
+        let kept = self.image.facts.values().flat_map(BTreeMap::values).chain(self.image.receipts.values().flatten());
+        kept.filter(|e| cbor::from_slice::<Statement>(&e.payload).is_ok_and(|s| matches!(s.fact, Fact::Submit(_))))
     }
 
     /// Queues records, to be synced at `due`; whatever was queued before goes along at the latest then.
@@ -166,6 +213,7 @@ impl Disk {
             if !write.lost {
                 self.remember(&write.records);
                 self.image.apply(write.records);
+                self.image.mark += 1;
             }
             done.extend((!write.told).then_some(write.ticket));
         }
@@ -239,6 +287,7 @@ impl Disk {
         let mut pending = pending.into_iter();
         for records in pending.by_ref().take(kept) {
             self.image.apply(records);
+            self.image.mark += 1;
         }
         if self.setup.tears
             && let Some(mut records) = pending.next()
@@ -269,6 +318,8 @@ impl Disk {
             sealed: self.image.sealed.iter().map(|(job, entry)| (*job, *entry)).collect(),
             owners: self.image.owners.iter().map(|(owner, mark)| (*owner, mark.clone())).collect(),
             blobs: self.blobs.values().map(|(blob, ..)| *blob).collect(),
+            seen: self.image.seen.iter().map(|(node, seen)| (*node, seen.clone())).collect(),
+            mark: self.image.mark,
         }
     }
 
@@ -431,6 +482,13 @@ impl Image {
                 }
                 Record::Retract { job } => {
                     self.facts.remove(&job);
+                }
+                Record::Seen { node, seen } => {
+                    self.seen.insert(node, seen);
+                }
+                Record::Disk { disk, incarnation } => {
+                    self.id = disk;
+                    self.starts = self.starts.max(incarnation);
                 }
             }
         }

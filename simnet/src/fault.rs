@@ -26,6 +26,13 @@ impl World {
         self.crash(node, kept);
     }
 
+    /// Ends a node's process at once, and nothing that was not synced is on the platter.
+    pub fn cut_power(&mut self, name: &str) {
+        let node = self.index(name);
+        assert!(self.nodes[node].is_up(), "{name} is down already");
+        self.crash(node, 0);
+    }
+
     /// Ends a node with so many of its pending writes on the platter.
     pub(crate) fn crash(&mut self, node: Index, kept: usize) {
         self.say(node, "KILLED".to_owned());
@@ -80,7 +87,7 @@ impl World {
         assert!(!self.nodes[node].is_up(), "{name} is up");
         self.say(node, "WIPED".to_owned());
         let n = &mut self.nodes[node];
-        n.disk = Disk::new(n.disk.setup.clone(), n.id(), Some(n.disk.id));
+        n.disk = Disk::new(n.disk.setup.clone(), n.id(), Some(n.disk.id()));
     }
 
     /// A node loses every blob it has, and does not know it: somebody tidied up in its directory.
@@ -205,8 +212,7 @@ impl World {
             match event {
                 Event::Fetched { id, .. } => self.fetch_ended(life.node, id),
                 Event::TaskEnd { run, .. } => self.task_ended(life.node, run),
-                Event::Loaded { to, facts, .. } => self.input(life.node, Input::Loaded { to, facts }),
-                Event::Answered { input, .. } => self.input(life.node, *input),
+Event::Loaded { job , to , facts , .. } => self . input ( life . node , Input::Loaded { job , to , facts } ) , Event::Answered { input , .. } => self . input ( life . node , * input ) ,
                 _ => {}
             }
         }

@@ -2,11 +2,14 @@
 //! beside it.
 
 use sinew_crdt_state::envelope::{Envelope, seal_batch};
-use sinew_crdt_state::fact::{Fact, Outcome, ReportItem, Run, Statement, Usage};
-use sinew_crdt_state::ids::{Hash, JobId};
-use sinew_crdt_state::spec::BlobRef;
+use sinew_crdt_state::fact::{ Fact , Outcome , ReportItem , Run , Statement , Usage } ;
+use sinew_crdt_state::ids::{ Hash , JobId } ;
+use sinew_crdt_state::spec::BlobRef ;
+use sinew_crdt_state::spec::{ JobSpec , SignedSpec } ;
+use sinew_scheduler::io::Input ;
 use sinew_scheduler::wire::{Class, Lease, Message};
 
+use crate::plan::Plan;
 use crate::queue::Index;
 use crate::world::World;
 
@@ -59,6 +62,32 @@ impl World {
     #[must_use]
     pub fn has_blob(&self, name: &str, hash: &Hash) -> bool {
         self.nodes[self.index(name)].disk.has(hash)
+    }
+
+    /// The submitter's node gives another job the number of `job`, as one did whose disk had lost that one. Its core knows nothing
+    /// of it; all others hear of it at once.
+    pub fn submit_with_number_of(&mut self, name: &str, plan: &Plan, job: &JobId) -> JobId {
+        let node = self.index(name);
+        let state = self.state(name, job).expect("the first of the two is on disk");
+        let job_name = self.books.submit(plan);
+        let new = plan.new_job(&job_name);
+        let spec = JobSpec {
+            name: new.name,
+            work: new.work,
+            resources: new.resources,
+            limits: new.limits,
+            submitted_ms: self.clock(node).unix_ms,
+            ..(*state.spec).clone()
+        };
+        let signed = SignedSpec::sign(&self.nodes[node].identity, &spec);
+        let twin = signed.id();
+        let submit = self.signed(node, twin, Fact::Submit(signed));
+        let from = self.nodes[node].id();
+        self.acknowledged.insert(twin, self.now);
+        for other in (0..self.nodes.len()).filter(|other| *other != node) {
+            self.input(other, Input::Message { from, message: Message::Facts(vec![submit.clone()]) });
+        }
+        twin
     }
 
     fn spec_of(&self, job: JobId) -> Option<&sinew_crdt_state::ledger::LiveEntry> {

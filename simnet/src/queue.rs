@@ -4,8 +4,8 @@ use std::cmp::Reverse;
 
 use dary_heap::QuaternaryHeap;
 use sinew_crdt_state::envelope::Envelope;
-use sinew_crdt_state::ids::NodeId;
-use sinew_scheduler::io::{FetchId, Input, RunId};
+use sinew_crdt_state::ids::{ JobId , NodeId } ;
+use sinew_scheduler::io::{ FetchId , Input , RunId } ;
 use sinew_scheduler::time::{Span, Time};
 use sinew_scheduler::wire::{Message, Topic};
 
@@ -55,7 +55,7 @@ pub(crate) enum Event {
     /// A fetch ends.
     Fetched { life: Life, id: FetchId },
     /// An entry was read from disk.
-    Loaded { life: Life, to: NodeId, facts: Vec<Envelope> },
+    Loaded { life: Life, job: JobId, to: NodeId, facts: Vec<Envelope> },
     /// A driver answers its core.
     Answered { life: Life, input: Box<Input> },
     /// Two nodes try to connect.

@@ -92,6 +92,8 @@ pub struct Counters {
     pub clock_jumps: u64,
     /// Nodes killed.
     pub kills: u64,
+    /// Nodes that were given an old copy of their disk.
+    pub rollbacks: u64,
     /// Nodes started again.
     pub restarts: u64,
     /// Machines that stood still for a while.

@@ -128,7 +128,11 @@ mod tests {
         for len in [1_u64, 2, 23, 24, 255, 256, 300] {
             let messages: Vec<Message> = (0..len)
                 .map(|seq| {
-                    if seq % 2 == 0 { Message::SetBeat { seq, doubts: Vec::new() } } else { Message::WhoIs(Vec::new()) }
+                    if seq % 2 == 0 {
+                        Message::SetBeat { seq, doubts: Vec::new(), mark: 0 }
+                    } else {
+                        Message::WhoIs(Vec::new())
+                    }
                 })
                 .collect();
             let mut traffic = Traffic::default();

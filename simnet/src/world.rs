@@ -173,16 +173,19 @@ impl World {
     }
 
     pub(crate) fn boot(&mut self, node: Index) {
-        let seed = self.rng.random();
+        let seed: [u8; 32] = self.rng.random();
         let now = self.clock(node);
-        let incarnation = self.roll.begin_life(node);
+        self.roll.begin_life(node);
+        self.note_start_of_aged(node);
         let n = &mut self.nodes[node];
+        let incarnation = n.disk.count_start();
         let setup = Setup {
             identity: n.identity.clone(),
             mesh: self.mesh,
             roles: n.setup.roles,
-            incarnation: u64::from(incarnation),
-            disk: n.disk.id,
+            incarnation,
+            disk: n.disk.id(),
+            nonce: nonce_of(&seed),
             seed,
             config: n.config.clone(),
         };
@@ -335,7 +338,7 @@ impl World {
             Effect::Load { job, to } => {
                 let facts = self.nodes[node].disk.facts(&job);
                 let life = self.roll.life(node);
-                self.queue.push(self.now + Span::ms(1), Event::Loaded { life, to, facts });
+                self.queue.push(self.now + Span::ms(1), Event::Loaded { life, job, to, facts });
             }
             Effect::Answer { id, response } => {
                 if let Response::Submitted(Ok(job)) = &response {
@@ -382,8 +385,7 @@ impl World {
             }
             Note::Fenced { .. } => self.counters.fenced += 1,
             Note::Stale { .. } => self.counters.stale_results += 1,
-            Note::TwoSeals { .. } => self.counters.two_seals += 1,
-            Note::Peer { .. } => {}
+Note::TwoSeals { .. } => self . counters . two_seals + = 1 , Note::Peer { .. } | Note::OldDisk { .. } | Note::SerialTwice { .. } => { }
         }
         self.notes.push((self.now, node, note));
         self.log_line(node, Said::Note(self.notes.len() - 1));
@@ -525,4 +527,9 @@ fn cut(mut text: String, chars: usize) -> String {
     let end = text.char_indices().nth(chars).map_or(text.len(), |(i, _)| i);
     text.truncate(end);
     text
+}
+
+/// A start's nonce, from its seed: never 0.
+fn nonce_of(seed: &[u8; 32]) -> u64 {
+    seed.first_chunk().map_or(1, |bytes| u64::from_le_bytes(*bytes)).max(1)
 }

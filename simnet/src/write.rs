@@ -121,7 +121,8 @@ impl World {
         }
         if !done.is_empty() {
             let recovered = std::mem::take(&mut self.nodes[node].disk.sync_failed).then_some(Input::StorageRecovered);
-            self.inputs(node, recovered.into_iter().chain(done.into_iter().map(Input::Persisted)));
+            let mark = Input::Mark(self.nodes[node].disk.mark());
+            self.inputs(node, recovered.into_iter().chain([mark]).chain(done.into_iter().map(Input::Persisted)));
         }
         self.schedule_disk(node);
     }

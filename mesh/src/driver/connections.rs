@@ -20,6 +20,7 @@ use crate::event::{FrameClass, MeshEvent};
 use crate::hello::{Exchange, HelloFailure, Verified};
 use crate::lane::{self, ReadEnd};
 use crate::streams::{Inbound, StreamReply};
+use crate::twin::Boot;
 use crate::wire::{HELLO, Hello};
 
 /// Streams that may wait for a fresh member's exchange to complete: half a round trip's worth.
@@ -31,6 +32,11 @@ fn initiates(endpoint: &ConnectedPoint) -> bool {
         ConnectedPoint::Dialer { role_override, .. } => *role_override == Endpoint::Dialer,
         ConnectedPoint::Listener { .. } => false,
     }
+}
+
+/// Whether two boots are of different starts.
+fn is_another(before: Option<Boot>, now: Option<Boot>) -> bool {
+    before.zip(now).is_some_and(|(before, now)| before.nonce != now.nonce)
 }
 
 impl Driver {
@@ -83,7 +89,7 @@ impl Driver {
         self.counters.dials_failed += 1;
         tracing::debug!(peer = ?peer.map(|p| crate::guard::name(&p)), %error, "a dial failed");
         if let DialError::LocalPeerId { address } = error {
-            self.on_own_key(address);
+            self.on_own_key(address, false);
         }
         if let Some(index) = self.bootstrap_dials.remove(&connection) {
             if self.dialer.bootstrap_failed(index, now) {
@@ -114,15 +120,6 @@ impl Driver {
         self.shared.links.read().unwrap_or_else(std::sync::PoisonError::into_inner).get(node).cloned()
     }
 
-    /// Someone with our own key answers or calls.
-    pub(super) fn on_own_key(&mut self, addr: &Multiaddr) {
-        if self.guard.count(None, &Refusal::OwnKey) {
-            tracing::error!(%addr, "a node with this node's own key is at this address: either it is this host and \
-                listed among its own peers, or the data directory was copied; every node needs an identity of its own");
-        }
-        self.events.offer(MeshEvent::Refused { node: Some(self.me), reason: Refusal::OwnKey });
-    }
-
     pub(super) fn on_established(&mut self, peer: PeerId, id: ConnectionId, endpoint: &ConnectedPoint) {
         let now = Instant::now();
         let addr = endpoint.get_remote_address().clone();
@@ -133,7 +130,7 @@ impl Driver {
         }
         self.dialer.connected(&peer);
         let outbound = endpoint.is_dialer();
-        let connection = Connection { peer, addr, outbound, ready: false, joined: false, rtt: None };
+        let connection = Connection { peer, addr, outbound, ready: false, joined: false, boot: None, rtt: None };
         self.connections.insert(id, connection);
         self.peers.entry(peer).or_default().connections.push(id);
         self.deadlines.push_back((now + CONNECTION_DEADLINE, id));
@@ -147,7 +144,7 @@ impl Driver {
     pub(super) fn exchange(&self, peer: PeerId, connection: ConnectionId) -> Exchange {
         Exchange {
             mesh: self.mesh,
-            me: Hello::new(self.credential.clone(), &self.advertised()),
+            me: Hello::new(self.credential.clone(), &self.advertised()).of(self.config.boot),
             peer,
             node: node_id(&peer),
             connection,
@@ -173,7 +170,9 @@ impl Driver {
         let mut addrs = usable(verified.addrs.clone(), heard_from);
         addrs.extend(reached.map(|c| crate::address::without_peer(c.addr.clone())).filter(|a| !addrs.contains(a)));
         let (node, credential, roles) = (verified.node, verified.credential.clone(), verified.roles);
-        let news = entry.member.is_none();
+        // Another start of its daemon knows nothing of what was said to the one before.
+        let restarted = entry.member.as_ref().is_some_and(|member| is_another(member.verified.boot, verified.boot));
+        let news = entry.member.is_none() || restarted;
         entry.member = Some(Member { verified, link: Arc::clone(&link) });
         link.up.store(true, Ordering::Relaxed);
         self.remember_member(peer, &credential);
@@ -185,6 +184,9 @@ impl Driver {
             for addr in &addrs {
                 kad.add_address(&peer, addr.clone());
             }
+        }
+        if restarted {
+            self.events.tell(MeshEvent::PeerDown { node });
         }
         if news {
             tracing::info!(peer = %node.short(), %roles, "member connected");
@@ -217,6 +219,8 @@ impl Driver {
     pub(super) fn on_hello_failed(&mut self, peer: PeerId, id: ConnectionId, failure: HelloFailure) {
         match failure {
             HelloFailure::Refuse(Refusal::NoHello) => self.note(Some(peer), Refusal::NoHello),
+            // The peer of this key that was here before did nothing wrong, and goes on.
+            HelloFailure::Refuse(Refusal::Twin) => self.note(Some(peer), Refusal::Twin),
             HelloFailure::Refuse(refusal) => self.refuse(peer, refusal),
             HelloFailure::RefusedUs(kind) => self.note(Some(peer), Refusal::RefusedUs(kind)),
             HelloFailure::Broken => {}

@@ -5,6 +5,7 @@ mod connections;
 mod listen;
 mod protocols;
 mod report;
+mod twins;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -36,6 +37,7 @@ use crate::lane::{Link, ReadEnd};
 use crate::status::{LaneStatus, MeshStatus, NatStatus};
 use crate::streams::StreamReply;
 use crate::tally::Tally;
+use crate::twin::{Boot, Here, Newcomer};
 
 /// Reports of helper tasks on their way to the driver. They wait when it is full, so this only smooths bursts.
 const INTERNAL_LEN: usize = 256;
@@ -69,6 +71,8 @@ pub(crate) enum Internal {
     ReadEnded { peer: PeerId, class: FrameClass, end: ReadEnd },
     JoinAsked { node: NodeId, ticket: Ticket, reply: JoinReply },
     JoinEnded { peer: PeerId, connection: ConnectionId, refusal: Option<Refusal> },
+    Asked { newcomer: Box<Newcomer>, here: Option<Here> },
+    Twin { boot: Boot, addr: Option<Multiaddr> },
 }
 
 /// What the driver starts from.
@@ -90,6 +94,8 @@ struct Connection {
     ready: bool,
     /// A join was answered on it; it may end without a hello.
     joined: bool,
+    /// As its hello said.
+    boot: Option<Boot>,
     rtt: Option<Duration>,
 }
 
@@ -123,6 +129,7 @@ pub(crate) struct Driver {
     swarm: Swarm<Behaviour>,
     config: MeshConfig,
     me: NodeId,
+    identity: Identity,
     mesh: MeshId,
     credential: Credential,
     clock: Clock,
@@ -169,6 +176,7 @@ impl Driver {
             swarm,
             config,
             me: identity.id(),
+            identity: identity.clone(),
             mesh,
             credential,
             clock,
@@ -296,10 +304,10 @@ impl Driver {
         match report {
             Internal::Open { peer, protocol, reply } => self.open(peer, protocol, reply),
             Internal::Verified { peer, connection, verified, reply } => {
-                if self.connections.contains_key(&connection) {
-                    let _ = reply.send(self.admit(peer, verified));
-                }
+                self.on_verified(peer, connection, verified, reply);
             }
+            Internal::Asked { newcomer, here } => self.on_asked(*newcomer, here),
+            Internal::Twin { boot, addr } => self.on_twin(boot, addr),
             Internal::Ready { peer, connection } => self.on_ready(peer, connection),
             Internal::HelloFailed { peer, connection, failure } => self.on_hello_failed(peer, connection, failure),
             Internal::ReadEnded { peer, class, end } => self.on_read_ended(peer, class, end),

@@ -20,7 +20,7 @@ use crate::event::{FrameClass, GossipId, MeshEvent, Topic, Verdict};
 use crate::join;
 use crate::status::NatStatus;
 use crate::streams::{self, Inbound};
-use crate::wire::{BULK, BULK_PACKED, CONTROL, HELLO, JOIN, SECRETS};
+use crate::wire::{BULK, BULK_PACKED, CONTROL, HELLO, JOIN, SECRETS, TWIN};
 
 /// A token bucket over all joins.
 pub(super) struct JoinBudget {
@@ -86,7 +86,7 @@ impl Driver {
 
     fn on_accept_failed(&mut self, peer: Option<PeerId>, error: &ListenError) {
         match error {
-            ListenError::LocalPeerId { address } => self.on_own_key(address),
+            ListenError::LocalPeerId { address } => self.on_own_key(address, true),
             ListenError::Denied { cause } if cause.downcast_ref::<streams::Refused>().is_some() => {
                 self.guard.count(peer, &Refusal::Banned);
             }
@@ -132,6 +132,9 @@ impl Driver {
         if inbound.protocol == JOIN {
             self.on_join(inbound);
             return;
+        }
+        if inbound.protocol == TWIN {
+            return self.on_twin_stream(inbound);
         }
         let secrets = inbound.protocol == SECRETS;
         let member = self.peers.get(&peer).and_then(|peer| peer.member.as_ref()).map(|member| member.verified.node);

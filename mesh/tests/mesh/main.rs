@@ -3,6 +3,7 @@
 
 mod counters;
 mod support;
+mod twins;
 
 use std::time::{Duration, Instant};
 

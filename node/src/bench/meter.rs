@@ -78,7 +78,7 @@ pub(super) fn commit_times(dir: &Path) -> anyhow::Result<Vec<Duration>> {
     let (tx, synced) = std::sync::mpsc::channel();
     let tell = move |event| {
         // Whoever measures waits for each.
-        let _ = tx.send(matches!(event, StorageEvent::Persisted(_)));
+        let _ = tx.send(matches!(event, StorageEvent::Persisted(..)));
     };
     let storage = Storage::open(&dir.join("commits.redb"), tell)?;
     let identity = Identity::from_seed([1; 32]);

@@ -1,7 +1,7 @@
 //! Why a daemon could not start or go on.
 
 use sinew_blobs::OpenError;
-use sinew_mesh::StartError;
+use sinew_mesh::{Boot, Multiaddr, StartError};
 
 use crate::config::ConfigError;
 use crate::datadir::DataDirError;
@@ -61,6 +61,18 @@ pub enum DaemonError {
     /// The mesh.
     #[error(transparent)]
     Mesh(#[from] StartError),
+    /// The data directory is a copy of another daemon's.
+    #[error(
+        "another daemon runs with this node's key{place}: {} is a copy of its data directory. It was here before, so this one \
+         stops. Every node needs a key of its own: stop one of the two for good, or run `sinew invite` on an admin's node and \
+         `sinew join TICKET` with a new --data-dir (`sinew init` for a mesh of its own) here", path.display()
+    )]
+    Twin {
+        /// This daemon's data directory.
+        path: std::path::PathBuf,
+        /// Where the other one is, and which of its starts it is, for people.
+        place: String,
+    },
     /// The system.
     #[error("cannot {doing}: {source}")]
     Io {
@@ -72,6 +84,11 @@ pub enum DaemonError {
 }
 
 impl DaemonError {
+    pub(super) fn twin(path: std::path::PathBuf, boot: Boot, addr: Option<Multiaddr>) -> Self {
+        let place = addr.map_or_else(String::new, |addr| format!(" at {addr}"));
+        Self::Twin { path, place: format!("{place} (start {} of it)", boot.number) }
+    }
+
     /// For the command line.
     #[must_use]
     pub const fn exit_code(&self) -> u8 {

@@ -13,8 +13,8 @@ use sinew_crdt_state::ledger::SealedEntry;
 
 use super::packed::{Entry, Packer, deflate, inflate, size_alone, unpack};
 use super::rows::{
-    APPLIED, ENDED, HEADS, INDEX, MEMBERS, META, NEXT_ROW, OWNERS, PIECES, SEGMENTS, encode_head, encode_row,
-    ended_key, fold_row, piece_key, pieces_of,
+    APPLIED, DISK, ENDED, HEADS, INCARNATION, INDEX, MEMBERS, META, NEXT_ROW, OWNERS, PIECES, SEEN, SEGMENTS,
+    encode_head, encode_row, ended_key, fold_row, piece_key, pieces_of,
 };
 use super::table::{Change, Picture, Table};
 
@@ -55,6 +55,18 @@ pub(super) fn fill(txn: &WriteTransaction, table: &Table, group: u64) -> Result<
         for (owner, mark) in &table.owners {
             owners.insert(&owner.0, &cbor::to_vec(mark)[..])?;
         }
+    }
+    if !table.seen.is_empty() {
+        let mut seen = txn.open_table(SEEN)?;
+        for (node, start) in &table.seen {
+            seen.insert(&node.0, &cbor::to_vec(start)[..])?;
+        }
+    }
+    if let Some((disk, incarnation)) = table.disk {
+        let mut meta = txn.open_table(META)?;
+        let before = meta.get(INCARNATION)?.map_or(0, |v| v.value());
+        meta.insert(INCARNATION, before.max(incarnation))?;
+        meta.insert(DISK, disk.0)?;
     }
     Jobs::open(txn, group)?.add(table)
 }

@@ -86,8 +86,8 @@ fn cannot_open(path: &Path, e: impl Into<redb::Error>) -> StorageError {
 /// What the writer tells the daemon.
 #[derive(Debug)]
 pub enum StorageEvent {
-    /// These batches are on disk.
-    Persisted(Vec<Ticket>),
+    /// These batches are on disk, which has come so far: the number of the last group in its journal.
+    Persisted(Vec<Ticket>, u64),
     /// The disk refuses.
     Failing(String),
     /// The disk does not answer at all.

@@ -14,10 +14,11 @@ use sinew_crdt_state::cbor::{self, DecodeError};
 use sinew_crdt_state::certificate::Credential;
 use sinew_crdt_state::envelope::Envelope;
 use sinew_crdt_state::identity::Signature;
-use sinew_crdt_state::ids::{FactId, JobId, NodeId};
+use sinew_crdt_state::ids::{DiskId, FactId, JobId, NodeId};
 use sinew_crdt_state::ledger::{OwnerMark, SealedEntry};
 use sinew_scheduler::io::Record;
 use sinew_scheduler::view::JobRow;
+use sinew_scheduler::wire::Seen;
 
 /// Bytes of a packed fact beside its payload and what it shares, at most: small numbers and CBOR's heads.
 const FACT_OVERHEAD: usize = 48;
@@ -61,6 +62,10 @@ enum PackedRecord<B> {
     Member(Credential),
     #[serde(rename = "r")]
     Retract(u32),
+    #[serde(rename = "n")]
+    Seen(u32, Seen),
+    #[serde(rename = "d")]
+    Disk(DiskId, u64),
 }
 
 /// What the packed things share: digests of 32 bytes, signatures, and the things.
@@ -236,6 +241,8 @@ pub(super) fn pack_records<'a>(records: impl DoubleEndedIterator<Item = &'a Reco
             }
             Record::Member { credential } => PackedRecord::Member(credential.clone()),
             Record::Retract { job } => PackedRecord::Retract(shared.digest(&job.0)),
+            Record::Seen { node, seen } => PackedRecord::Seen(shared.digest(&node.0), seen.clone()),
+            Record::Disk { disk, incarnation } => PackedRecord::Disk(*disk, *incarnation),
         })
         .collect();
     packed.reverse();
@@ -268,6 +275,8 @@ pub(super) fn unpack_records(bytes: &[u8]) -> Result<Vec<Record>, DecodeError> {
                 }
                 PackedRecord::Member(credential) => Record::Member { credential },
                 PackedRecord::Retract(job) => Record::Retract { job: JobId(lookup.digest(job)?) },
+                PackedRecord::Seen(node, seen) => Record::Seen { node: NodeId(lookup.digest(node)?), seen },
+                PackedRecord::Disk(disk, incarnation) => Record::Disk { disk, incarnation },
             })
         })
         .collect::<Result<Vec<_>, DecodeError>>()?;

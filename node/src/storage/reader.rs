@@ -16,8 +16,8 @@ use sinew_scheduler::view::JobRow;
 use super::checkpoint::{begin, decoded, opened};
 use super::packed::unpack;
 use super::rows::{
-    DISK, ENDED, HEADS, INCARNATION, INDEX, MEMBERS, META, OWNERS, PIECES, SEALS_SAY, SEGMENTS, begins_with,
-    decode_head, decode_row, encode_head, ended_job, fold_row, ids_from, pieces_of,
+    APPLIED, DISK, ENDED, HEADS, INCARNATION, INDEX, MEMBERS, META, OWNERS, PIECES, SEALS_SAY, SEEN, SEGMENTS,
+    begins_with, decode_head, decode_row, encode_head, ended_job, fold_row, ids_from, pieces_of,
 };
 use super::state::{Inner, State};
 use super::table::{Change, Picture};
@@ -90,6 +90,19 @@ impl StorageReader {
             let (node, mark) = item.map_err(failed)?;
             stored.owners.push((NodeId(*node.value()), cbor::from_slice::<OwnerMark>(mark.value())?));
         }
+        // Ledgers of before this table have none.
+        match txn.open_table(SEEN) {
+            Ok(table) => {
+                for item in table.iter().map_err(failed)? {
+                    let (node, seen) = item.map_err(failed)?;
+                    stored.seen.push((NodeId(*node.value()), cbor::from_slice(seen.value())?));
+                }
+            }
+            Err(redb::TableError::TableDoesNotExist(_)) => {}
+            Err(error) => return Err(open(error)),
+        }
+        // All that the journal holds is in the file by now.
+        stored.mark = txn.open_table(META).map_err(open)?.get(APPLIED).map_err(failed)?.map_or(0, |v| v.value());
         for item in txn.open_table(PIECES).map_err(open)?.iter().map_err(failed)? {
             stored.facts.extend(unpack(item.map_err(failed)?.1.value())?.into_iter().flat_map(|entry| entry.facts));
         }
@@ -272,7 +285,11 @@ fn ended_in(state: &State) -> BTreeMap<JobId, Option<Box<JobRow>>> {
         match record {
             Record::Sealed { job, row, .. } => note(*job, row.as_ref()),
             Record::Forget { job, .. } => note(*job, None),
-            Record::Fact { .. } | Record::Retract { .. } | Record::Member { .. } => {}
+            Record::Fact { .. }
+            | Record::Retract { .. }
+            | Record::Member { .. }
+            | Record::Seen { .. }
+            | Record::Disk { .. } => {}
         }
     }
     ended

@@ -29,6 +29,8 @@ pub(super) const ENDED: TableDefinition<&[u8; 40], &[u8]> = TableDefinition::new
 pub(super) const OWNERS: TableDefinition<&[u8; 32], &[u8]> = TableDefinition::new("owners");
 /// Members' certificates by node.
 pub(super) const MEMBERS: TableDefinition<&[u8; 32], &[u8]> = TableDefinition::new("members");
+/// The last starts of other nodes that this one heard of, by node.
+pub(super) const SEEN: TableDefinition<&[u8; 32], &[u8]> = TableDefinition::new("seen");
 /// Single values.
 pub(super) const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 

@@ -6,10 +6,11 @@ use sinew_crdt_state::cbor;
 use sinew_crdt_state::certificate::Credential;
 use sinew_crdt_state::envelope::Envelope;
 use sinew_crdt_state::fact::{Fact, Statement};
-use sinew_crdt_state::ids::{FactId, JobId, NodeId};
+use sinew_crdt_state::ids::{DiskId, FactId, JobId, NodeId};
 use sinew_crdt_state::ledger::{OwnerMark, SealedEntry};
 use sinew_scheduler::io::Record;
 use sinew_scheduler::view::JobRow;
+use sinew_scheduler::wire::Seen;
 
 /// What happened to one job.
 #[derive(Debug, Clone, Default)]
@@ -46,7 +47,11 @@ impl Change {
                 self.facts.clear();
                 self.retracted = true;
             }
-            Record::Sealed { .. } | Record::Retract { .. } | Record::Member { .. } => {}
+            Record::Sealed { .. }
+            | Record::Retract { .. }
+            | Record::Member { .. }
+            | Record::Seen { .. }
+            | Record::Disk { .. } => {}
         }
     }
 
@@ -61,7 +66,7 @@ pub(super) const fn job_of(record: &Record) -> Option<JobId> {
     match record {
         Record::Fact { envelope, .. } => Some(envelope.entry),
         Record::Sealed { job, .. } | Record::Forget { job, .. } | Record::Retract { job } => Some(*job),
-        Record::Member { .. } => None,
+        Record::Member { .. } | Record::Seen { .. } | Record::Disk { .. } => None,
     }
 }
 
@@ -71,6 +76,9 @@ pub(super) struct Table {
     pub(super) jobs: BTreeMap<JobId, Change>,
     pub(super) members: BTreeMap<NodeId, Credential>,
     pub(super) owners: BTreeMap<NodeId, OwnerMark>,
+    pub(super) seen: BTreeMap<NodeId, Seen>,
+    /// The disk's new number, and the start that has it.
+    pub(super) disk: Option<(DiskId, u64)>,
     /// What the records took in the journal.
     pub(super) bytes: u64,
 }
@@ -84,6 +92,10 @@ impl Table {
                     self.members.insert(node, credential);
                 }
             }
+            Record::Seen { node, seen } => {
+                self.seen.insert(node, seen);
+            }
+            Record::Disk { disk, incarnation } => self.disk = Some((disk, incarnation)),
             Record::Forget { owner, ref mark, .. } => {
                 self.owners.insert(owner, mark.clone());
                 self.change(record);

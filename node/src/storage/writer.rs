@@ -187,7 +187,7 @@ impl Writer {
             }
             tickets
         };
-        self.inner.tell(StorageEvent::Persisted(tickets));
+        self.inner.tell(StorageEvent::Persisted(tickets, self.last));
     }
 
     /// Hands what the journal holds to the next checkpoint; another file is written from here on.

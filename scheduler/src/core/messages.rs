@@ -101,8 +101,8 @@ impl Core {
             Message::BeatAck { seq, renewed, kept, void } => {
                 self.worker.on_beat_ack(ctx, from, seq, &renewed, &kept, &void);
             }
-            Message::SetBeat { seq, doubts } => self.stewards.on_set_beat(ctx, from, seq, doubts),
-            Message::SetBeatAck { seq, disk, kept, moved, over, unknown } => {
+            Message::SetBeat { seq, doubts, .. } => self.stewards.on_set_beat(ctx, from, seq, doubts),
+            Message::SetBeatAck { seq, disk, kept, moved, over, unknown, .. } => {
                 self.stewards.on_doubts(ctx, &mut self.brains, from, seq, &over, &unknown);
                 self.stewards.on_set_beat_ack(ctx, &mut self.brains, from, seq, disk, &kept, &moved);
             }
@@ -112,7 +112,7 @@ impl Core {
                 self.stewards.on_vote_request(ctx, &self.brains, from, job, term, trial, &have);
             }
             Message::Willing { job, term } => self.stewards.on_willing(ctx, &mut self.brains, from, job, term),
-            Message::Vote { job, term, facts, lacks, holders } => {
+            Message::Vote { job, term, facts, lacks, holders, .. } => {
                 self.stewards.on_vote(ctx, &mut self.brains, from, job, term, &facts, &lacks, &holders);
             }
             Message::VoteRefused { job, term, highest } => {
@@ -141,7 +141,11 @@ impl Core {
         }
     }
 
-    fn on_card(&mut self, from: NodeId, card: Card) {
+    fn on_card(&mut self, from: NodeId, mut card: Card) {
+        if self.ctx.on_boot(from, &card) {
+            self.send_card(from);
+        }
+        card.seen = None;
         let known = self.ctx.peers.get(from).and_then(|peer| peer.card.as_ref());
         if known.is_some_and(|known| known.incarnation != card.incarnation) {
             self.stewards.on_restart(&self.ctx, from);

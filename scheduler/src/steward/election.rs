@@ -14,7 +14,7 @@ use sinew_crdt_state::rules::{brain_of, next_term_of};
 use sinew_crdt_state::spec::JobSpec;
 use sinew_crdt_state::state::JobState;
 
-use super::rejoin::counts;
+use super::rejoin::speaks;
 use super::{Stewards, promised};
 use crate::brain::{Brain, Mandate};
 use crate::brains::Brains;
@@ -59,7 +59,7 @@ impl Stewards {
             }
         }
         // With a disk that hangs there would be no vote of its own to stand with.
-        if ctx.now.at < watched.not_before || ctx.storage_hung || !counts(ctx, job) {
+        if ctx.now.at < watched.not_before || ctx.storage_hung || !speaks(ctx, job) {
             return None;
         }
         let spec = spec.clone();
@@ -168,7 +168,7 @@ impl Stewards {
         if brain_of(spec, term) != Some(from) || !spec.brain_set.contains(&ctx.own) {
             return ctx.offence(from, "asks for votes that it cannot have".to_owned());
         }
-        if !counts(ctx, job) {
+        if !speaks(ctx, job) {
             // What it promised before its disk was lost, nobody can tell it yet.
             return;
         }
@@ -231,7 +231,7 @@ impl Stewards {
         let facts = live.facts.iter().filter(|(id, _)| !have.contains(&short_id(id))).map(|(_, e)| e.clone()).collect();
         let lacks = have.difference(&own).copied().collect();
         let holders = self.holders(ctx, job).collect();
-        let message = Message::Vote { job, term, facts, lacks, holders };
+        let message = Message::Vote { job, term, facts, lacks, holders, mark: 0 };
         ctx.after_persist(After::Send { to, message });
     }
 

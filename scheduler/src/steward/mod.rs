@@ -14,13 +14,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use sinew_crdt_state::envelope::Envelope;
 use sinew_crdt_state::fact::Fence;
 use sinew_crdt_state::ids::{DiskId, FactId, JobId, NodeId};
-use sinew_crdt_state::ledger::Admitted;
+use sinew_crdt_state::ledger::{Admitted, Refusal};
 use sinew_crdt_state::planted::{Bug, planted};
 use sinew_crdt_state::rules::brain_of;
 
 use self::calm::Group;
 use self::election::Campaign;
-use self::rejoin::{Recall, counts};
+use self::rejoin::{Recall, counts, speaks};
 use crate::brain::Brain;
 use crate::brains::Brains;
 use crate::config::{BEAT_EVERY, CHECK_EVERY, KEEP_AFTER, LEASE, WANT_MAX};
@@ -166,6 +166,7 @@ impl Stewards {
 
     pub(crate) fn on_replicate(&mut self, ctx: &mut Ctx, from: NodeId, job: JobId, term: u32, facts: &[Envelope]) {
         let mut ids = Vec::new();
+        let mut refused = false;
         let mut left: Vec<&Envelope> = facts.iter().collect();
         // The spec may come in the middle: what it makes sense of is tried once more after it.
         for _ in 0..2 {
@@ -175,8 +176,16 @@ impl Stewards {
                     false
                 }
                 Ok(Admitted::Late(_) | Admitted::Contradicts(_)) => false,
+                Err(Refusal::Compacted) => {
+                    // Or another job of the same number: the disk tells.
+                    refused = true;
+                    false
+                }
                 Err(_) => true,
             });
+        }
+        if refused {
+            ctx.effect(Effect::Load { job, to: from });
         }
         if ctx.ledger.sealed(&job).is_some() {
             // Nothing more is taken in, so nothing may be acknowledged: whoever still decides has missed the end.
@@ -197,7 +206,7 @@ impl Stewards {
             watched.quiet_since = ctx.now.at;
             watched.disowned = false;
         }
-        if !counts(ctx, job) {
+        if !speaks(ctx, job) {
             // Its word would make a majority with a member that knows less than it once did.
             return;
         }
@@ -208,7 +217,7 @@ impl Stewards {
         let inputs = spec.input_blobs();
         let whole = inputs.is_empty() || self.blobs_ready.contains(&job) || planted(Bug::InputsUnseen);
         let waiting = if whole || !submitted {
-            ctx.after_persist(After::Send { to: from, message: Message::Stored { job, term, ids } });
+            ctx.after_persist(After::Send { to: from, message: Message::Stored { job, term, ids, mark: 0 } });
             Vec::new()
         } else {
             ids
@@ -239,7 +248,7 @@ impl Stewards {
                 if waiting.ids.is_empty() {
                     continue;
                 }
-                let message = Message::Stored { job: waiting.job, term: waiting.term, ids: waiting.ids };
+                let message = Message::Stored { job: waiting.job, term: waiting.term, ids: waiting.ids, mark: 0 };
                 ctx.after_persist(After::Send { to: waiting.to, message });
             }
         }
@@ -251,6 +260,10 @@ impl Stewards {
     pub(crate) fn on_set_beat(&mut self, ctx: &mut Ctx, from: NodeId, seq: u64, doubts: Vec<JobId>) {
         let now = ctx.now.at;
         self.heard.insert(from, now);
+        if !ctx.is_sure([&from]) {
+            // An answer would put a brain in touch with a member that may have voted for another one and does not know.
+            return;
+        }
         let member = |job: &JobId| ctx.ledger.live(job).is_some_and(|l| l.state.spec.brain_set.contains(&from));
         let kept = self.kept.iter().filter(|((job, ..), at)| now - **at <= LEASE && member(job));
         let kept = kept.map(|((job, node, fence), _)| (*node, Lease { job: *job, fence: *fence })).collect();
@@ -260,7 +273,8 @@ impl Stewards {
         let (over, open): (Vec<JobId>, Vec<JobId>) = doubts.into_iter().take(DOUBTS_MAX).partition(ended);
         let unknown: Vec<JobId> = open.into_iter().filter(|job| ctx.ledger.live(job).is_none()).collect();
         sync::want(ctx, from, unknown.clone());
-        ctx.send(from, Message::SetBeatAck { seq, disk: ctx.disk, kept, moved, over, unknown });
+        let mark = ctx.boots.own_mark();
+        ctx.send(from, Message::SetBeatAck { seq, disk: ctx.disk, kept, moved, over, unknown, mark });
     }
 
     /// What a member says of jobs in doubt, before its answer counts for anything: some have ended, and of some it knows nothing.
@@ -334,7 +348,7 @@ impl Stewards {
     /// Whether this node has nothing against a lease going on: the brain is silent, and no later one is promised.
     pub(crate) fn on_lease(&mut self, ctx: &Ctx, from: NodeId, lease: Lease) -> bool {
         let job = lease.job;
-        let watched = self.watched.contains_key(&job) && counts(ctx, job);
+        let watched = self.watched.contains_key(&job) && speaks(ctx, job);
         let Some(live) = ctx.ledger.live(&job).filter(|_| watched) else { return false };
         let term = self.leader_term(ctx, job);
         let silent = match brain_of(&live.state.spec, term) {
@@ -382,7 +396,8 @@ impl Stewards {
             for job in doubts.drain(DOUBTS_MAX.min(doubts.len())..) {
                 brains.not_vouched(&job, node, ctx.now.at);
             }
-            ctx.send(node, Message::SetBeat { seq: self.beat_seq, doubts });
+            let mark = ctx.boots.own_mark();
+            ctx.send(node, Message::SetBeat { seq: self.beat_seq, doubts, mark });
         }
     }
 

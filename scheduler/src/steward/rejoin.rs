@@ -12,6 +12,7 @@ use sinew_crdt_state::fact::Fact;
 use sinew_crdt_state::ids::{DiskId, JobId, NodeId};
 
 use super::Stewards;
+use crate::brains::Brains;
 use crate::config::RECALL_EVERY;
 use crate::ctx::{After, Ctx};
 use crate::io::Effect;
@@ -33,7 +34,35 @@ pub(super) fn counts(ctx: &Ctx, job: JobId) -> bool {
     ctx.ledger.live(&job).is_some_and(|live| live.state.trusts(ctx.own, ctx.disk))
 }
 
+/// Whether this node's word counts, and it knows that its disk is no old copy.
+pub(super) fn speaks(ctx: &Ctx, job: JobId) -> bool {
+    let live = ctx.ledger.live(&job);
+    live.is_some_and(|live| live.state.trusts(ctx.own, ctx.disk) && ctx.is_sure(&live.state.spec.brain_set))
+}
+
 impl Stewards {
+    /// This node's disk was an old copy and has another number now. What was submitted here since this start it has not
+    /// forgotten; of all else it asks the others.
+    pub(crate) fn on_renumbered(&mut self, ctx: &mut Ctx, brains: &mut Brains, serials_from: u64) {
+        let own = ctx.own;
+        let open = ctx.ledger.iter_live().filter(|(_, live)| live.state.seal.is_none());
+        let member = open.filter(|(_, live)| live.state.spec.brain_set.contains(&own));
+        let jobs: Vec<(JobId, bool)> = member
+            .map(|(job, live)| {
+                let spec = &live.state.spec;
+                (*job, spec.submitter == own && spec.serial > serials_from && live.state.promised_by_any() <= 1)
+            })
+            .collect();
+        for (job, is_whole) in jobs {
+            if is_whole {
+                self.on_caught_up(ctx, job);
+            } else if let Some(brain) = brains.touch(&job) {
+                brain.depose(ctx);
+            }
+            self.check_by(ctx, job);
+        }
+    }
+
     /// Asks the other members what this node has forgotten, again and again until all have said.
     pub(super) fn recall(&mut self, ctx: &mut Ctx, job: JobId) {
         if counts(ctx, job) {

@@ -64,6 +64,10 @@ pub enum Class {
     /// A node dies, and some of what was on its disk is no longer what was written. It notices when it starts: one disk at a time,
     /// as with [`Self::Wipe`].
     BitRot,
+    /// A node comes back on a copy of its disk of some seconds ago, as from a backup. One disk at a time, as with [`Self::Wipe`].
+    Rollback,
+    /// A copy of a node runs in its place for a while, from its disk of some seconds ago; then it is there again itself.
+    Clone,
 }
 
 /// A name that is no class of faults.
@@ -76,7 +80,7 @@ pub struct UnknownClass {
 
 impl Class {
     /// Every class.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 30] = [
         Self::Crash,
         Self::Restart,
         Self::Partition,
@@ -105,6 +109,8 @@ impl Class {
         Self::FailedSync,
         Self::HungDisk,
         Self::BitRot,
+        Self::Rollback,
+        Self::Clone,
     ];
 
     /// Its name on the command line and in reports.
@@ -139,6 +145,8 @@ impl Class {
             Self::FailedSync => "failed-sync",
             Self::HungDisk => "hung-disk",
             Self::BitRot => "bit-rot",
+            Self::Rollback => "rollback",
+            Self::Clone => "clone",
         }
     }
 
@@ -177,10 +185,12 @@ impl Class {
             // Faster than anybody notices, up to just before a brain is missed.
             Self::Restart => (10, 300),
             Self::Flap => (2_000, 8_000),
-            Self::Wipe | Self::BitRot => (200, 4_000),
+            Self::Wipe | Self::BitRot | Self::Rollback => (200, 4_000),
             Self::FailedSync => (500, 3_000),
             // From less than anybody notices to long after it was noticed.
             Self::HungDisk => (1_000, 15_000),
+            // The copy is started twice in it.
+            Self::Clone => (2_000, 15_000),
             Self::FullDisk => (200, 5_000),
             Self::Drop => (1_000, 8_000),
             Self::Churn => (5_000, 60_000),

@@ -5,6 +5,7 @@ use sinew_scheduler::time::{Span, Time};
 use super::strike::Nemesis;
 use super::{Class, Strike};
 use crate::queue::Index;
+use crate::rollback::Snapshot;
 use crate::world::World;
 
 /// The most frames lost, of 10,000.
@@ -48,6 +49,8 @@ pub(super) enum Held {
     Censorship,
     /// A node hears and is heard through attackers.
     Eclipse(Index),
+    /// A copy of a node runs in its place. This is the disk of the node itself.
+    Copied(Index, Box<Snapshot>),
 }
 
 /// What grows while a strike of the class is felt. `None` for those that say so at their end, and, without `held`, for those

@@ -102,7 +102,7 @@ impl Liar {
                 0 => Message::Interest { job, slots: SLOTS_TOO_MANY },
                 1 => Message::Beat { seq: u64::MAX - i, leases: vec![(lease, 1)] },
                 2 => Message::WantSources { lease },
-                _ => Message::Stored { job, term: 1, ids: Vec::new() },
+                _ => Message::Stored { job, term: 1, ids: Vec::new(), mark: 0 },
             };
             heard |= self.tell(world, to, &message);
         }

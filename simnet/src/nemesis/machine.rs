@@ -44,6 +44,7 @@ impl Nemesis {
                 }
                 Some(held)
             }
+            Class::Rollback | Class::Clone => self.age(world, strike, up),
             Class::FullDisk => {
                 let node = one.filter(|n| !self.holds(|held| matches!(held, Held::Disk(of) if of == n)))?;
                 let name = world.nodes[node].name.clone();
@@ -118,6 +119,38 @@ impl Nemesis {
         Some(Held::Doomed(node))
     }
 
+    /// A node's disk is replaced by the copy that was made of it at an earlier strike, where there is one; where there is none,
+    /// and for the next time, copies are made of all.
+    fn age(&mut self, world: &mut World, strike: &Strike, up: &[Index]) -> Option<Held> {
+        // Somebody must be there to tell: the rest is luck, and not what is looked for.
+        let calm = world.all_cuts().is_empty() && world.nodes.iter().all(|n| n.is_awake() && !n.disk.failing);
+        let may = |n: &Index| {
+            self.copies.contains_key(n)
+                && self.forgetful.is_none_or(|f| f == *n)
+                && !self.holds(|held| matches!(held, Held::Doomed(of) | Held::Copied(of, _) if of == n))
+                && world.may_lose_disk(*n, &self.wiped)
+        };
+        let node = super::one_of(up.iter().copied().filter(|n| calm && may(n)).collect(), strike.dice[0]);
+        let held = node.and_then(|node| {
+            let held = kill(world, node)?;
+            self.wiped.insert(node);
+            let name = world.nodes[node].name.clone();
+            let own = world.snapshot(&name);
+            let copy = self.copies.remove(&node)?;
+            world.roll_back(&name, copy);
+            if strike.class == Class::Rollback {
+                return Some(held);
+            }
+            world.restart(&name);
+            Some(Held::Copied(node, Box::new(own)))
+        });
+        for node in up.iter().filter(|n| world.nodes[**n].is_up()) {
+            let name = world.nodes[*node].name.clone();
+            self.copies.insert(*node, world.snapshot(&name));
+        }
+        held
+    }
+
     /// Whether some strike in force holds such a thing.
     fn holds(&self, such: impl Fn(&Held) -> bool) -> bool {
         self.active.values().any(|active| such(&active.held))
@@ -165,6 +198,18 @@ impl Held {
                     world.resume(&name);
                 }
                 missed == Some(true)
+            }
+            Self::Copied(node, own) => {
+                let name = world.nodes[node].name.clone();
+                if world.nodes[node].is_up() {
+                    world.kill(&name);
+                } else {
+                    // Another strike holds it, and starts it again.
+                    return false;
+                }
+                world.roll_back(&name, *own);
+                restart(world, node);
+                true
             }
             Self::Doomed(node) => {
                 let fell = world.fell.remove(&node);

@@ -10,6 +10,7 @@ use super::hit::{self, Held};
 use super::lie::Liar;
 use super::{Class, FiredByClass, Strike};
 use crate::queue::Index;
+use crate::rollback::Snapshot;
 use crate::world::World;
 
 /// A strike in force.
@@ -32,6 +33,8 @@ pub(crate) struct Nemesis {
     fired: FiredByClass,
     /// Nodes that lost their disk at some time.
     pub(super) wiped: BTreeSet<Index>,
+    /// Copies of disks, of some time ago.
+    pub(super) copies: BTreeMap<Index, Snapshot>,
     /// The one node whose disk may lie, and nobody can tell: more would cost a job the majority that keeps it.
     pub(super) forgetful: Option<Index>,
     pub(super) liars: Vec<Index>,
@@ -48,6 +51,7 @@ impl Nemesis {
             active: BTreeMap::new(),
             fired: classes.into_iter().map(|c| (c, super::Fired::default())).collect(),
             wiped: BTreeSet::new(),
+            copies: BTreeMap::new(),
             forgetful: None,
             liars,
         }

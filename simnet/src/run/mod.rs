@@ -184,6 +184,7 @@ impl<'a> Running<'a> {
     fn check(&mut self) -> Result<(), Box<Failure>> {
         self.doubles.look(&self.world);
         let mut found = self.world.violations_any_time();
+        found.extend(self.world.old_disks());
         found.extend(self.close());
         found.extend(self.doubles.found().iter().map(|(job, phase, task)| Violation::DoubleStart(*job, *phase, *task)));
         found.retain(|violation| !self.world.is_excused(violation));

@@ -6,6 +6,7 @@
 mod attacks;
 mod blobs;
 mod clocks;
+mod copies;
 mod custody;
 mod disks;
 mod kills;
@@ -16,6 +17,7 @@ mod meshes;
 mod pauses;
 mod places;
 mod results;
+mod serials;
 mod splits;
 mod stewards;
 mod wiped;

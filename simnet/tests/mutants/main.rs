@@ -14,8 +14,8 @@ use std::sync::Once;
 
 use scenarios::{
     bad_link, calm, cancelled, cut_off_worker, disk_lost, equal_inputs, equal_jobs, failed_sync, failing, forgotten,
-    gone_for_good, hung_disk, just_completed, late_answers, late_replication, late_result, liar, power_cut,
-    rotten_member, split, takeover_with_room, wiped_member,
+    gone_for_good, hung_disk, just_completed, late_answers, late_replication, late_result, liar, one_number_for_two,
+    power_cut, rolled_back, rotten_member, slow_submitter, split, takeover_with_room, wiped_member,
 };
 use sinew_crdt_state::planted::{Bug, plant};
 use support::mixed;
@@ -138,6 +138,9 @@ mutants! {
     a_copy_recorded_before_it_is_there: CopiedTooSoon, just_completed, 3, ["CopyMissing"];
     a_lost_copy_that_is_not_made_again: NoCopyAgain, gone_for_good, 3, ["TooFewCopies"];
     a_copy_that_is_kept_for_nobody: KeptForNobody, gone_for_good, 3, ["TooFewCopies"];
+    an_old_copy_that_counts: RollbackUnseen, rolled_back, 3, ["know too little", "not recovered"];
+    a_number_for_two_jobs: SerialAgain, slow_submitter, 3, ["SerialTwice"];
+    a_job_forgotten_with_another: TwiceForgotten, one_number_for_two, 3, ["is forgotten"];
 }
 
 macro_rules! sound {
@@ -179,6 +182,9 @@ sound! {
     without_a_bug_equal_inputs_pass: equal_inputs;
     without_a_bug_recorded_copies_exist: just_completed;
     without_a_bug_nodes_gone_for_good_pass: gone_for_good;
+    without_a_bug_old_copies_pass: rolled_back;
+    without_a_bug_slow_submitters_pass: slow_submitter;
+    without_a_bug_shared_numbers_pass: one_number_for_two;
 }
 
 /// Counts for the table, for longer than `nextest` lets a test run:

@@ -4,8 +4,8 @@ use sinew_crdt_state::error_code::ErrorCode;
 use sinew_crdt_state::fact::Outcome;
 use sinew_crdt_state::ids::JobId;
 use sinew_simnet::{
-    NodeSetup, Plan, World, completed, done, ended, failed, finished, job, millis, round, running, seconds, started,
-    taken_over,
+    DiskSetup, Distribution, NodeSetup, Plan, World, completed, done, ended, failed, finished, job, millis, round,
+    running, seconds, started, taken_over,
 };
 
 /// A node that leads and stores but runs nothing.
@@ -419,4 +419,64 @@ pub(crate) fn equal_inputs(seed: u64) {
     world.run_until(completed(second));
     world.run_until_idle();
     world.check_invariants();
+}
+
+/// A steward that knows the results comes back on an old copy of its disk, the brain dies, and the other steward was cut off.
+pub(crate) fn rolled_back(seed: u64) {
+    let mut world = World::seed(seed).nodes(SET);
+    let job = world.submit("a", &job().tasks(40).lasting(millis(300)));
+    world.run_until(done(job, 0, 4));
+    let old = world.snapshot("b");
+    world.partition(["c"], ["a", "b"]);
+    world.run_until(done(job, 0, 16));
+    world.run_for(millis(500));
+    world.kill("b");
+    world.roll_back("b", old);
+    world.restart("b");
+    world.run_for(millis(100));
+    world.kill("a");
+    world.heal();
+    world.run_for(seconds(6));
+    assert!(!world.holds(&taken_over(job)), "elected by two that know too little");
+    world.restart("a");
+    world.run_until(completed(job));
+    world.run_until_idle();
+    world.check_invariants();
+}
+
+/// The submitter's power goes between a majority's syncs and its own, and it takes another job as soon as it is up.
+pub(crate) fn slow_submitter(seed: u64) {
+    let mut world = World::seed(seed).nodes(["a", "b", "c", "d", "e"]);
+    world.submit("a", &job());
+    world.run_until_idle();
+    world.run_for(seconds(1));
+    world.set_disk("a", DiskSetup::syncing_in(Distribution::Uniform { low: 5_000_000, high: 6_000_000 }));
+    let first = world.submit("a", &job().tasks(2).lasting(seconds(5)));
+    world.cut_power("a");
+    world.set_disk("a", DiskSetup::default());
+    world.restart("a");
+    world.submit_later("a", &job().tasks(2));
+    world.run_until(completed(first));
+    world.run_until_idle();
+    world.check_invariants();
+}
+
+/// A job runs whose number is that of a forgotten one, and all nodes are started again.
+pub(crate) fn one_number_for_two(seed: u64) {
+    let setup = NodeSetup { ledger_grace_ms: 4_000, ..NodeSetup::default() };
+    let mut world = World::seed(seed).with(setup).nodes(["a", "b", "c", "d", "e"]);
+    let first = world.submit("a", &job());
+    let twin = world.submit_with_number_of("a", &job().tasks(2).lasting(seconds(40)), &first);
+    world.run_until(completed(first));
+    world.run_until(started(twin));
+    world.run_for(seconds(15));
+    for name in ["a", "b", "c", "d", "e"] {
+        world.kill(name);
+        world.run_for(seconds(1));
+        world.restart(name);
+        world.run_for(seconds(2));
+    }
+    assert!(world.entries().iter().all(|entries| *entries == 1), "a job that runs is forgotten");
+    world.run_until(completed(twin));
+    world.check_safety();
 }

@@ -124,7 +124,7 @@ impl Oracle {
                     self.facts.remove(job);
                 }
             }
-            Record::Member { .. } => {}
+            Record::Member { .. } | Record::Seen { .. } | Record::Disk { .. } => {}
         }
     }
 

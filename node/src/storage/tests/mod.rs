@@ -16,7 +16,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use disk::SimDisk;
-use sinew_scheduler::io::Ticket;
+use sinew_crdt_state::ids::{DiskId, NodeId};
+use sinew_scheduler::io::{Record, Ticket};
+use sinew_scheduler::wire::Seen;
 
 use super::{Storage, StorageError, StorageEvent};
 
@@ -55,7 +57,7 @@ impl Rig {
         let mut next = self.events.recv_timeout(wait).ok();
         while let Some(event) = next {
             match event {
-                StorageEvent::Persisted(tickets) => {
+                StorageEvent::Persisted(tickets, _) => {
                     for Ticket(ticket) in tickets {
                         assert_eq!(ticket, heard.0 + 1, "acknowledged in order");
                         heard.0 = ticket;
@@ -99,6 +101,28 @@ fn a_disk_keeps_its_number_and_each_start_gets_a_new_one() {
     assert_eq!(start("ledger.redb"), (first + 1, disk), "the same file");
     let (_, other) = start("other.redb");
     assert_ne!(other, disk, "a file that was lost and made again is another disk");
+}
+
+/// A disk that turned out to be an old copy has another number after the next start, and what is remembered of others too.
+#[test]
+fn a_disk_is_renumbered_and_starts_of_others_are_remembered() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("ledger.redb");
+    let (node, disk) = (NodeId([9; 32]), DiskId(77));
+    let seen = Seen { disk: DiskId(3), incarnation: 4, nonce: 5, mark: 6, retired: vec![DiskId(2)] };
+    let (told, heard) = channel();
+    let storage = Storage::open(&path, move |event| _ = told.send(event)).expect("a ledger");
+    let (stored, first, _) = storage.reader().load().expect("it reads");
+    assert_eq!((stored.mark, stored.seen.len()), (0, 0));
+    let records = vec![Record::Seen { node, seen: seen.clone() }, Record::Disk { disk, incarnation: first + 40 }];
+    storage.persist(Ticket(1), records, true);
+    let StorageEvent::Persisted(_, mark) = heard.recv().expect("it is written") else { panic!("no sync") };
+    storage.close();
+    let storage = Storage::open(&path, |_| {}).expect("a ledger");
+    let (stored, incarnation, now) = storage.reader().load().expect("it reads");
+    assert_eq!((stored.mark, incarnation, now), (mark, first + 41, disk));
+    assert_eq!(stored.seen, [(node, seen)]);
+    storage.close();
 }
 
 #[test]
