@@ -26,8 +26,10 @@ use crate::stored;
 use crate::sync::{self, Sync};
 use crate::time::{Now, Span, Time};
 use crate::wire::{Card, Lease, LoadDigest, Message};
+use crate::witness::Witnesses;
 use crate::worker::Worker;
 
+mod clients;
 mod messages;
 mod requests;
 
@@ -75,6 +77,8 @@ pub struct Core {
     worker: Worker,
     brains: Brains,
     stewards: Stewards,
+    clients: clients::Clients,
+    witnesses: Witnesses,
     sync: Sync,
     restore: Restore,
     membership: Membership,
@@ -106,6 +110,8 @@ impl Core {
             worker: Worker::new(total),
             brains: Brains::default(),
             stewards: Stewards::default(),
+            clients: clients::Clients::new(now.at),
+            witnesses: Witnesses::default(),
             sync: Sync::default(),
             restore: Restore::default(),
             membership,
@@ -147,7 +153,11 @@ impl Core {
         let jobs: Vec<JobId> = ctx.ledger.iter_live().map(|(job, _)| *job).collect();
         for job in jobs {
             self.stewards.watch(&self.ctx, job);
+            if let Some(live) = self.ctx.ledger.live(&job) {
+                self.witnesses.watch(&self.ctx, job, &live.state);
+            }
         }
+        self.restore_keys();
         for job in resealed {
             self.on_sealed(job);
         }
@@ -257,6 +267,7 @@ impl Core {
             }
         }
         self.stewards.after_steps(&self.ctx, &mut self.brains);
+        self.serve_clients();
         self.poll_membership();
         members::ask(&mut self.ctx);
         self.ctx.flush();
@@ -294,6 +305,8 @@ impl Core {
             self.stewards.timeout(&self.brains),
             self.load_at,
             self.restore.timeout(),
+            self.clients.timeout(),
+            self.witnesses.timeout(),
         ]
         .into_iter()
         .flatten()
@@ -307,6 +320,7 @@ impl Core {
         self.brains.tick(&self.ctx);
         self.sync.tick(&mut self.ctx, &self.worker);
         self.restore.tick(&mut self.ctx, &self.worker.blobs);
+        self.tick_witnesses();
         self.membership.tick(now);
         if self.load_at.is_some_and(|at| now >= at) {
             self.load_at = None;
@@ -334,6 +348,7 @@ impl Core {
     }
 
     fn on_peer_up(&mut self, node: NodeId, roles: Roles) {
+        self.clients.changed = self.ctx.now.at;
         self.ctx.peers.up(node, roles, self.ctx.now.at);
         self.membership.peer_up(self.ctx.now.at, node);
         let card = self.card();
@@ -346,6 +361,7 @@ impl Core {
     }
 
     fn on_peer_down(&mut self, node: NodeId) {
+        self.clients.changed = self.ctx.now.at;
         self.ctx.peers.down(node);
         self.membership.peer_down(self.ctx.now.at, node);
         self.brains.on_peer_change(node);
@@ -371,7 +387,12 @@ impl Core {
         }
         self.stewards.on_fact(&self.ctx, job);
         match &statement.fact {
-            Fact::Submit(_) => self.stewards.watch(&self.ctx, job),
+            Fact::Submit(_) => {
+                self.stewards.watch(&self.ctx, job);
+                if let Some(live) = self.ctx.ledger.live(&job) {
+                    self.witnesses.watch(&self.ctx, job, &live.state);
+                }
+            }
             Fact::Accept { items, .. } => self.restore.on_accept(&self.ctx, &self.worker.blobs, job, items),
             Fact::Lead { term, .. } => self.stewards.on_lead(&self.ctx, job, *term),
             // A verdict that a later brain did not repeat is none.
@@ -391,6 +412,7 @@ impl Core {
             return;
         }
         self.restore.on_sealed(&mut self.ctx, &self.worker.blobs, job);
+        self.witnesses.on_sealed(&self.ctx, job);
         if let Some(live) = self.ctx.ledger.live(&job)
             && let Some(outcome) = live.state.outcome().cloned()
         {
@@ -401,6 +423,23 @@ impl Core {
         }
         self.ctx.effect(Effect::Changed(job));
         self.dehydrate.push(job);
+    }
+
+    fn tick_witnesses(&mut self) {
+        let mut witnesses = std::mem::take(&mut self.witnesses);
+        let reach = self.reach_if(&witnesses);
+        witnesses.tick(&mut self.ctx, &reach);
+        self.witnesses = witnesses;
+    }
+
+    /// Who could be a witness, where there is something to witness.
+    fn reach_if(&self, witnesses: &Witnesses) -> Vec<NodeId> {
+        if witnesses.timeout().is_some_and(|at| self.ctx.now.at >= at) { self.reach().others } else { Vec::new() }
+    }
+
+    /// Other nodes that hold all of a job that only this node decides for.
+    pub(crate) fn witnesses(&self, job: &JobId) -> usize {
+        self.witnesses.count(&self.ctx, job)
     }
 
     fn refresh_own_load(&mut self) {
@@ -471,6 +510,9 @@ impl Core {
         for job in old {
             if let Some((entry, mark)) = ctx.ledger.forget(&job) {
                 ctx.forgotten.insert(job, ctx.now.at);
+                ctx.witnessed.remove(&job);
+                self.witnesses.forget(&job);
+                self.clients.keys.retain(|_, (of, _)| *of != job);
                 ctx.record(Record::Forget { job, owner: entry.submitter, mark });
                 ctx.effect(Effect::Forgot { job });
             }

@@ -3,7 +3,7 @@
 //! Facts stated while inputs are handled are signed together at the flush, under one signature. Until then an envelope
 //! carries its number in the batch instead of a signature; the flush replaces these wherever they went.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -51,6 +51,8 @@ pub(crate) struct Ctx {
     pub(crate) storage_failing: Option<String>,
     /// Jobs forgotten a moment ago, and when: peers that have not got round to it yet are not asked for them.
     pub(crate) forgotten: BTreeMap<JobId, Time>,
+    /// Jobs whose only deciding node asked this one to hold them: they concern it.
+    pub(crate) witnessed: BTreeSet<JobId>,
     identity: Identity,
     /// In the order of sending.
     outbox: Vec<(NodeId, Class, Message)>,
@@ -107,6 +109,7 @@ impl Ctx {
             rng: ChaCha8Rng::from_seed(setup.seed),
             storage_failing: None,
             forgotten: BTreeMap::new(),
+            witnessed: BTreeSet::new(),
             config: setup.config,
             identity: setup.identity,
             outbox: Vec::new(),

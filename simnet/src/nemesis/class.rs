@@ -57,6 +57,8 @@ pub enum Class {
     Censor,
     /// Liars hold every slot of one node's gossip mesh, and keep from it and of it what they can.
     Eclipse,
+    /// A node is heard by everybody and hears nobody.
+    Deaf,
 }
 
 /// A name that is no class of faults.
@@ -69,7 +71,7 @@ pub struct UnknownClass {
 
 impl Class {
     /// Every class.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::Crash,
         Self::Restart,
         Self::Partition,
@@ -95,6 +97,7 @@ impl Class {
         Self::LostFsync,
         Self::Censor,
         Self::Eclipse,
+        Self::Deaf,
     ];
 
     /// Its name on the command line and in reports.
@@ -126,6 +129,7 @@ impl Class {
             Self::LostFsync => "lost-fsync",
             Self::Censor => "censor",
             Self::Eclipse => "eclipse",
+            Self::Deaf => "deaf",
         }
     }
 
@@ -147,6 +151,7 @@ impl Class {
             self,
             Self::Partition
                 | Self::OneWay
+                | Self::Deaf
                 | Self::Flap
                 | Self::Drop
                 | Self::Duplicate
@@ -161,6 +166,8 @@ impl Class {
         match self {
             // Around a lease's three seconds and a connection's ten.
             Self::Crash | Self::Partition | Self::OneWay => (300, 12_000),
+            // Until after a submit has been given up.
+            Self::Deaf => (1_000, 20_000),
             // Faster than anybody notices, up to just before a brain is missed.
             Self::Restart => (10, 300),
             Self::Flap => (2_000, 8_000),

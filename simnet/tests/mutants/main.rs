@@ -13,8 +13,9 @@ use std::panic::{catch_unwind, set_hook, take_hook};
 use std::sync::Once;
 
 use scenarios::{
-    bad_link, calm, cancelled, cut_off_worker, disk_lost, failing, forgotten, late_answers, late_replication,
-    late_result, liar, power_cut, split, takeover_with_room, wiped_member,
+    alone, bad_link, calm, cancelled, cut_off_worker, deaf_submitter, disk_lost, failing, far_cancel, forgotten,
+    late_answers, late_replication, late_result, liar, power_cut, split, takeover_with_room, tried_again, wiped_member,
+    withdrawn,
 };
 use sinew_crdt_state::planted::{Bug, plant};
 use support::mixed;
@@ -128,6 +129,12 @@ mutants! {
     an_entry_at_the_edge_of_a_range: ReconcileEdge, mixed, 3, ["not at rest"];
     a_forgotten_job_that_comes_back: ResurrectForgotten, forgotten, 3, ["Revived", "not at rest"];
     a_seal_without_what_it_seals: SealUnseen, mixed, 3, ["Diverged"];
+    an_unknown_outcome_called_refused: RefuseUnknown, deaf_submitter, 3, ["RefusedRan"];
+    a_withdrawal_that_a_restart_forgets: WithdrawInMemory, withdrawn, 3, ["a withdrawn job ran"];
+    a_cancel_acknowledged_at_once: CancelAtOnce, far_cancel, 3, ["CancelUndone", "CancelledRan"];
+    a_key_that_a_restart_forgets: ForgetKeys, tried_again, 3, ["KeyTwice"];
+    a_node_alone_that_does_not_say_so: AloneUnsaid, alone, 3, ["AloneUnsaid"];
+    a_lonely_job_that_nobody_else_holds: NoWitness, alone, 3, ["OutputGone"];
 }
 
 macro_rules! sound {
@@ -162,6 +169,11 @@ sound! {
     without_a_bug_calm_runs_pass: calm;
     without_a_bug_late_answers_pass: late_answers;
     without_a_bug_takeovers_pass: takeover_with_room;
+    without_a_bug_deaf_submitters_pass: deaf_submitter;
+    without_a_bug_withdrawals_pass: withdrawn;
+    without_a_bug_far_cancels_pass: far_cancel;
+    without_a_bug_other_tries_pass: tried_again;
+    without_a_bug_nodes_alone_pass: alone;
 }
 
 /// Counts for the table, for longer than `nextest` lets a test run:
