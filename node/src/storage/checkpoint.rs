@@ -13,8 +13,8 @@ use sinew_crdt_state::ledger::SealedEntry;
 
 use super::packed::{Entry, Packer, deflate, inflate, size_alone, unpack};
 use super::rows::{
-    APPLIED, ENDED, HEADS, INDEX, MEMBERS, META, NEXT_ROW, OWNERS, PIECES, SEGMENTS, encode_head, encode_row,
-    ended_key, fold_row, piece_key, pieces_of,
+    APPLIED, ENDED, HEADS, INDEX, KEYS, MEMBERS, META, NEXT_ROW, OWNERS, PIECES, SEGMENTS, encode_head, encode_row,
+    ended_key, fold_row, key_value, piece_key, pieces_of,
 };
 use super::table::{Change, Picture, Table};
 
@@ -55,6 +55,10 @@ pub(super) fn fill(txn: &WriteTransaction, table: &Table, group: u64) -> Result<
         for (owner, mark) in &table.owners {
             owners.insert(&owner.0, &cbor::to_vec(mark)[..])?;
         }
+    }
+    let rows = table.jobs.iter().filter_map(|(job, change)| Some((job, change.row.as_ref()?.key?)));
+    for (job, (key, request)) in rows {
+        txn.open_table(KEYS)?.insert(&key.0, &key_value(*job, request))?;
     }
     Jobs::open(txn, group)?.add(table)
 }

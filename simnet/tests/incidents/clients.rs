@@ -3,7 +3,7 @@
 use sinew_crdt_state::fact::Outcome;
 use sinew_crdt_state::spec::Alone;
 use sinew_scheduler::io::{CancelError, Response, SubmitError};
-use sinew_simnet::{World, completed, ended, finished, job, millis, round, running, seconds, started};
+use sinew_simnet::{World, completed, ended, finished, job, millis, round, seconds, started};
 
 use crate::all_ends_well;
 
@@ -92,7 +92,6 @@ fn one_key_makes_one_job() {
         let answer = world.answer_to(other).cloned();
         let taken = SubmitError::KeyTaken { key: "nightly".to_owned(), job };
         assert_eq!(answer, Some(Response::Submitted(Err(taken))));
-        assert_eq!(world.executions_of_all(), 2, "two tasks, each once");
         world.check_safety();
     }
 }
@@ -196,7 +195,6 @@ fn a_small_mesh_is_not_alone() {
     let job = world.submit("a", &job().lasting(seconds(1)));
     assert!(world.now() - before < seconds(1));
     assert_eq!(world.state("a", &job).expect("it is on disk").spec.alone, None);
-    world.run_until(running(job, "a"));
     world.run_until(completed(job));
     all_ends_well(&mut world);
 }
