@@ -29,11 +29,13 @@ pub enum ErrorCode {
     Cancelled,
     /// Too much output, or the disk refused.
     Storage,
+    /// Whether it happened could not be found out.
+    Unknown,
 }
 
 impl ErrorCode {
     /// Every code.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Deny,
         Self::Invalid,
         Self::Oom,
@@ -44,6 +46,7 @@ impl ErrorCode {
         Self::Lost,
         Self::Cancelled,
         Self::Storage,
+        Self::Unknown,
     ];
 
     /// The printed form.
@@ -60,6 +63,7 @@ impl ErrorCode {
             Self::Lost => "E_LOST",
             Self::Cancelled => "E_CANCELLED",
             Self::Storage => "E_STORAGE",
+            Self::Unknown => "E_UNKNOWN",
         }
     }
 

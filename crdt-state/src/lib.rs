@@ -27,6 +27,7 @@ pub mod rules;
 pub mod secret;
 pub mod spec;
 pub mod state;
+pub mod submit_key;
 pub mod tally;
 mod trust;
 pub mod volume;

@@ -96,6 +96,18 @@ pub enum Bug {
     NoCopyAgain,
     /// A node asked to hold a lost copy keeps it for nobody.
     KeptForNobody,
+    /// A submit whose outcome is unknown is called refused, and its entry is dropped.
+    RefuseUnknown,
+    /// A cancel is acknowledged as soon as it is stated.
+    CancelAtOnce,
+    /// Keys of submits are not read back after a restart.
+    ForgetKeys,
+    /// A node goes on alone without waiting for the members that it knows, and does not say so.
+    AloneUnsaid,
+    /// Nothing of a job with a brain set of one is copied to others.
+    NoWitness,
+    /// A withdrawal is not kept on disk.
+    WithdrawInMemory,
 }
 
 #[cfg(feature = "planted")]

@@ -64,6 +64,28 @@ pub struct JobSpec {
     /// Directories of nodes that its programs use; only nodes that offer them run it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<Volume>,
+    /// Why one node alone decides although the mesh is large enough for three; nothing where three do, or in a small mesh.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alone: Option<Alone>,
+    /// The submitter's own name for the request: of two with one key only the first makes a job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub submit_key: Option<String>,
+}
+
+/// How many members were in reach when a job was submitted, too few for a brain set of three. The submitter counts among both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Alone {
+    /// Members that run work and could be reached.
+    pub in_reach: u32,
+    /// Members that run work, as far as the submitter knew.
+    pub known: u32,
+}
+
+impl std::fmt::Display for Alone {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let verb = if self.in_reach == 1 { "was" } else { "were" };
+        write!(f, "{} of {} members {verb} in reach", self.in_reach, self.known)
+    }
 }
 
 /// The kinds of work.
@@ -465,6 +487,15 @@ fn check(spec: &JobSpec) -> Result<(), SpecError> {
     }
     if spec.brain_disks.len() != set.len() {
         return bad("brain_disks", "must name one disk for each member of the brain set");
+    }
+    if spec.alone.is_some_and(|alone| set.len() > 1 || alone.in_reach == 0 || alone.in_reach >= alone.known) {
+        return bad(
+            "alone",
+            "must say that fewer members were in reach than there are, of a job with one node in its set",
+        );
+    }
+    if let Some(Err(problem)) = spec.submit_key.as_deref().map(crate::submit_key::check) {
+        return bad("submit_key", problem);
     }
     if spec.phases().iter().any(|n| *n > TASKS_MAX) {
         return bad("tasks", "more than a job may have");

@@ -40,6 +40,8 @@ pub enum Status {
     Failed,
     /// Cancelled.
     Cancelled,
+    /// Its brain set has no majority in reach, so that nobody can decide. A node's own view: no facts add up to it.
+    Waiting,
 }
 
 /// An award and what became of it.

@@ -51,6 +51,8 @@ fn spec() -> JobSpec {
         network: sinew_crdt_state::network::Network::default(),
         secrets: Vec::new(),
         volumes: Vec::new(),
+        alone: None,
+        submit_key: None,
     }
 }
 

@@ -277,7 +277,7 @@ fn api() -> Vec<Vec<u8>> {
         Request::BlobGet { hash: Hash([2; 32]), out: "/tmp/x".into() },
     ];
     let replies = [
-        Reply::Submitted { job },
+        Reply::Submitted { job, alone: None },
         Reply::Output { task: 1, stderr: false, data: "aGk=".to_owned() },
         Reply::Error(ApiError::denied("no")),
         Reply::Done,

@@ -11,7 +11,7 @@ use sinew_crdt_state::manifest::{
     DraftContent, DraftFile, DraftProgram, DraftRound, DraftSource, DraftWork, JobDraft, Problems, RoundInputs, Split,
 };
 use sinew_crdt_state::spec::{BlobRef, InputFile, Program, Source, Work};
-use sinew_scheduler::io::NewJob;
+use sinew_scheduler::io::{NewJob, SubmitKey};
 
 use crate::exec::split::{SplitBy, SplitError, plan};
 use crate::exec::walk::{LocalFile, WalkError, walk};
@@ -123,6 +123,7 @@ pub async fn prepare(store: &BlobStore, draft: JobDraft, progress: OnProgress<'_
         network: draft.network.clone(),
         secrets: draft.secrets.clone(),
         volumes: draft.volumes.clone(),
+        key: draft.key.clone().map(|text| SubmitKey { text, ended: None }),
     };
     Ok(Prepared { job, guards: taking.guards })
 }

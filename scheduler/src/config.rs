@@ -102,7 +102,26 @@ pub const SPECULATE_AFTER: Span = Span::ms(2_000);
 pub const SHUN_FOR: Span = Span::ms(30_000);
 /// A brain waits this long for executors' receipts before it seals without them.
 pub const RECEIPTS_WAIT: Span = Span::ms(1_000);
-/// A submit that is on no majority's disk by then is withdrawn, counted from when its inputs were replicated last.
+/// A node that knows three or more members and reaches too few for a brain set of three waits so long for them before it goes on
+/// alone: after a restart connections come up within a second or two.
+const REACH_WAIT_MS: u64 = 4_000;
+/// Where nobody came or went for this long, waiting would change nothing: members may be gone for months.
+pub const REACH_SETTLED: Span = Span::ms(60_000);
+/// A cancel that is not decided by then is called undecided: time for a takeover, and for the verdict to reach a majority.
+pub const CANCEL_WAIT: Span = Span::ms(10_000);
+/// ... and by then where no majority of the job's set is in reach: only one who comes back could change that.
+pub const CANCEL_WAIT_CUT_OFF: Span = Span::ms(2_000);
+/// A cancel that waits is sent again this often.
+pub const CANCEL_AGAIN: Span = Span::ms(1_000);
+/// A member that was silent for so long is named as lost where a job waits for a majority. Not shorter than what a takeover needs.
+pub const LOST_AFTER: Span = Span::ms(3_000);
+/// Other nodes that hold what a job with a brain set of one consists of: with this node as many as a brain set has.
+pub const WITNESSES: usize = 2;
+/// What they lack is looked for this often.
+pub const WITNESS_EVERY: Span = Span::ms(2_000);
+/// A witness that has not answered is asked again after this: it may be fetching.
+pub const WITNESS_AGAIN: Span = Span::ms(10_000);
+/// A submit that is on no majority's disk by then has an unknown outcome, counted from when its inputs were replicated last.
 pub const SUBMIT_TIMEOUT: Span = Span::ms(15_000);
 
 /// A node whose load changed tells all its peers, no sooner than this after the last time ...
@@ -180,6 +199,8 @@ pub struct CoreConfig {
     /// In a mesh of up to so many nodes every node keeps every job. In a larger one a node keeps the jobs that it submitted,
     /// decides, or works for: or else each would pay for all that the others do.
     pub keep_all_max: usize,
+    /// How long a submit waits for members that are known and not in reach, ms, before it goes on alone.
+    pub reach_wait_ms: u64,
     /// How long a sealed job's entry stays before only its receipt is kept, ms.
     pub ledger_grace_ms: u64,
     /// What a node held is copied again once it has been gone for this long, ms.
@@ -205,6 +226,7 @@ impl Default for CoreConfig {
             copy_again_after_ms: 60_000,
             // A quarter of a gigabit link: what nodes work on comes first.
             copy_bytes_per_s: 32 << 20,
+            reach_wait_ms: REACH_WAIT_MS,
         }
     }
 }

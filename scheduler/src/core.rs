@@ -30,9 +30,11 @@ use crate::stored;
 use crate::sync::{self, Sync};
 use crate::time::{Now, Span, Time};
 use crate::wire::{Card, Lease, LoadDigest, Message, Seen};
+use crate::witness::Witnesses;
 use crate::worker::Worker;
 
 mod boot;
+mod clients;
 mod messages;
 mod requests;
 
@@ -80,6 +82,8 @@ pub struct Core {
     worker: Worker,
     brains: Brains,
     stewards: Stewards,
+    clients: clients::Clients,
+    witnesses: Witnesses,
     sync: Sync,
     restore: Restore,
     custody: Custody,
@@ -120,6 +124,8 @@ impl Core {
             worker: Worker::new(total),
             brains: Brains::default(),
             stewards: Stewards::default(),
+            clients: clients::Clients::new(now.at),
+            witnesses: Witnesses::default(),
             sync: Sync::default(),
             restore: Restore::default(),
             custody: Custody::default(),
@@ -170,7 +176,11 @@ impl Core {
         let jobs: Vec<JobId> = ctx.ledger.iter_live().map(|(job, _)| *job).collect();
         for job in jobs {
             self.stewards.watch(&self.ctx, job);
+            if let Some(live) = self.ctx.ledger.live(&job) {
+                self.witnesses.watch(&self.ctx, job, &live.state);
+            }
         }
+        self.restore_keys();
         for job in resealed {
             self.on_sealed(job);
         }
@@ -315,6 +325,7 @@ impl Core {
             }
         }
         self.stewards.after_steps(&self.ctx, &mut self.brains);
+        self.serve_clients();
         self.poll_membership();
         members::ask(&mut self.ctx);
         self.ctx.flush();
@@ -354,6 +365,8 @@ impl Core {
             self.load_at,
             self.restore.timeout(),
             self.custody.timeout(),
+            self.clients.timeout(),
+            self.witnesses.timeout(),
         ]
         .into_iter()
         .flatten()
@@ -368,6 +381,7 @@ impl Core {
         self.sync.tick(&mut self.ctx, &self.worker);
         self.restore.tick(&mut self.ctx, &self.worker.blobs);
         self.custody.tick(&mut self.ctx);
+        self.tick_witnesses();
         self.membership.tick(now);
         if self.load_at.is_some_and(|at| now >= at) {
             self.load_at = None;
@@ -395,6 +409,7 @@ impl Core {
     }
 
     fn on_peer_up(&mut self, node: NodeId, roles: Roles) {
+        self.clients.changed = self.ctx.now.at;
         self.ctx.peers.up(node, roles, self.ctx.now.at);
         self.membership.peer_up(self.ctx.now.at, node);
         self.send_card(node);
@@ -407,6 +422,7 @@ impl Core {
     }
 
     fn on_peer_down(&mut self, node: NodeId) {
+        self.clients.changed = self.ctx.now.at;
         self.ctx.peers.down(node);
         self.custody.on_down(&self.ctx, node);
         self.membership.peer_down(self.ctx.now.at, node);
@@ -440,6 +456,9 @@ impl Core {
             Fact::Submit(_) => {
                 self.note_serial(job);
                 self.stewards.watch(&self.ctx, job);
+                if let Some(live) = self.ctx.ledger.live(&job) {
+                    self.witnesses.watch(&self.ctx, job, &live.state);
+                }
             }
             Fact::Accept { items, .. } => self.restore.on_accept(&self.ctx, &self.worker.blobs, job, items),
             Fact::Lead { term, .. } => self.stewards.on_lead(&self.ctx, job, *term),
@@ -460,6 +479,7 @@ impl Core {
             return;
         }
         self.restore.on_sealed(&mut self.ctx, &self.worker.blobs, job);
+        self.witnesses.on_sealed(&self.ctx, job);
         if let Some(live) = self.ctx.ledger.live(&job)
             && let Some(outcome) = live.state.outcome().cloned()
         {
@@ -471,6 +491,23 @@ impl Core {
         Custody::on_sealed(&mut self.ctx, job);
         self.ctx.effect(Effect::Changed(job));
         self.dehydrate.push(job);
+    }
+
+    fn tick_witnesses(&mut self) {
+        let mut witnesses = std::mem::take(&mut self.witnesses);
+        let reach = self.reach_if(&witnesses);
+        witnesses.tick(&mut self.ctx, &reach);
+        self.witnesses = witnesses;
+    }
+
+    /// Who could be a witness, where there is something to witness.
+    fn reach_if(&self, witnesses: &Witnesses) -> Vec<NodeId> {
+        if witnesses.timeout().is_some_and(|at| self.ctx.now.at >= at) { self.reach().others } else { Vec::new() }
+    }
+
+    /// Other nodes that hold all of a job that only this node decides for.
+    pub(crate) fn witnesses(&self, job: &JobId) -> usize {
+        self.witnesses.count(&self.ctx, job)
     }
 
     fn refresh_own_load(&mut self) {
@@ -546,6 +583,9 @@ impl Core {
         for job in old {
             if let Some((entry, mark)) = ctx.ledger.forget(&job) {
                 ctx.forgotten.insert(job, ctx.now.at);
+                ctx.witnessed.remove(&job);
+                self.witnesses.forget(&job);
+                self.clients.keys.retain(|_, (of, _)| *of != job);
                 ctx.record(Record::Forget { job, owner: entry.submitter, mark });
                 ctx.effect(Effect::Forgot { job });
             }

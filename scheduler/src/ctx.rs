@@ -71,6 +71,8 @@ pub(crate) struct Ctx {
     differing: BTreeMap<JobId, Option<Time>>,
     /// Jobs forgotten a moment ago, and when: peers that have not got round to it yet are not asked for them.
     pub(crate) forgotten: BTreeMap<JobId, Time>,
+    /// Jobs whose only deciding node asked this one to hold them: they concern it.
+    pub(crate) witnessed: BTreeSet<JobId>,
     identity: Identity,
     /// In the order of sending.
     outbox: Vec<(NodeId, Class, Message)>,
@@ -135,6 +137,7 @@ impl Ctx {
             contradicted: BTreeSet::new(),
             differing: BTreeMap::new(),
             forgotten: BTreeMap::new(),
+            witnessed: BTreeSet::new(),
             config: setup.config,
             identity: setup.identity,
             outbox: Vec::new(),

@@ -12,6 +12,7 @@ use sinew_crdt_state::network::Network;
 use sinew_crdt_state::program::Runners;
 use sinew_crdt_state::secret::SecretUse;
 use sinew_crdt_state::spec::{BlobRef, JobSpec, Limits, Phase, Resources, Retry, Strategy, Work};
+use sinew_crdt_state::submit_key::Asked;
 
 use crate::wire::{Class, Lease, Located, Message, Seen, Topic};
 
@@ -76,6 +77,36 @@ pub struct NewJob {
     pub secrets: Vec<SecretUse>,
     /// Directories of nodes that it uses.
     pub volumes: Vec<sinew_crdt_state::volume::Volume>,
+    /// The submitter's own name for the request.
+    pub key: Option<SubmitKey>,
+}
+
+impl NewJob {
+    /// What is asked for, whenever it is asked.
+    #[must_use]
+    pub fn asked(&self) -> Asked<'_> {
+        Asked {
+            name: &self.name,
+            work: &self.work,
+            resources: self.resources,
+            limits: self.limits,
+            retry: self.retry,
+            labels: &self.labels,
+            strategy: self.strategy,
+            network: &self.network,
+            secrets: &self.secrets,
+            volumes: &self.volumes,
+        }
+    }
+}
+
+/// A request's key, with what only the disk remembers of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SubmitKey {
+    /// The key.
+    pub text: String,
+    /// The ended job of this submitter that has it, and its request's digest.
+    pub ended: Option<(JobId, Hash)>,
 }
 
 /// What a local user asks for.
@@ -108,12 +139,32 @@ pub enum SubmitError {
     /// The job is malformed.
     #[error(transparent)]
     Spec(#[from] sinew_crdt_state::spec::SpecError),
-    /// The disk refused it.
+    /// The disk refused it: nothing of it is anywhere, or it was withdrawn before any of it could start.
     #[error("the job could not be written to disk ({0}); nothing was submitted")]
     Disk(String),
-    /// Too few nodes answered in time.
-    #[error("the job could not be stored on a majority of its brain set within {0} ms; it was withdrawn")]
-    NoMajority(u64),
+    /// Another request of this submitter had the key first.
+    #[error("the key `{key}` belongs to another request, job {job}: give this one a key of its own")]
+    KeyTaken {
+        /// The key.
+        key: String,
+        /// The job that has it.
+        job: JobId,
+    },
+    /// Whether the job was taken could not be found out. It may run.
+    #[error(
+        "it is not known whether job {job} was taken: {why}; {}",
+        if *.withdrawing { "it is being withdrawn, and `sinew job` with this id tells how that ends" }
+        else { "ask again with the same key, or give it up with `sinew cancel` and this id" }
+    )]
+    Unknown {
+        /// The job.
+        job: JobId,
+        /// What was missing.
+        why: String,
+        /// Whether it is cancelled as soon as a majority of its set can be reached. One with a key is not: trying again is
+        /// safe.
+        withdrawing: bool,
+    },
 }
 
 /// Why a cancel was refused.
@@ -128,6 +179,16 @@ pub enum CancelError {
     /// Too late.
     #[error("the job has ended already")]
     Ended,
+    /// Nobody could decide in time. The cancel is kept, and takes effect once somebody can.
+    #[error(
+        "job {job} is not cancelled yet: {why}; the cancel is kept, and the job ends once enough of its set are back"
+    )]
+    Undecided {
+        /// The job.
+        job: JobId,
+        /// What is missing.
+        why: String,
+    },
 }
 
 /// The answer to a [`Request`].

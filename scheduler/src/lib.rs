@@ -28,6 +28,7 @@ pub mod time;
 pub mod view;
 mod waiting;
 pub mod wire;
+mod witness;
 mod worker;
 
 pub use ctx::Setup;

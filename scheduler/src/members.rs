@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sinew_crdt_state::certificate::Credential;
+use sinew_crdt_state::certificate::{Credential, Roles};
 use sinew_crdt_state::ids::NodeId;
 
 use crate::ctx::Ctx;
@@ -43,6 +43,14 @@ pub(crate) fn keep(ctx: &mut Ctx, credential: &Credential, fresh: bool) {
     if fresh {
         ctx.record(Record::Member { credential: credential.clone() });
     }
+}
+
+/// Other members that run work and whose certificates are good.
+pub(crate) fn that_run(ctx: &Ctx) -> impl Iterator<Item = NodeId> {
+    let good = |credential: &Credential| credential.chain.iter().all(|link| link.body.expires_ms > ctx.now.unix_ms);
+    let runs = |credential: &Credential| credential.roles().contains(Roles::RUN);
+    let others = ctx.members.known.iter().filter(|(node, _)| **node != ctx.own);
+    others.filter(move |(_, credential)| runs(credential) && good(credential)).map(|(node, _)| *node)
 }
 
 /// Asks about the authors that could not be judged since the last flush.

@@ -17,7 +17,7 @@ use crate::config::{RESTORE_AT_ONCE, RESTORE_EVERY, RESTORE_FAR_EVERY};
 use crate::ctx::Ctx;
 use crate::io::{Effect, FetchId, Record};
 use crate::time::Time;
-use crate::view::row_of;
+use crate::view::{JobRow, row_of};
 
 /// Blobs to fetch for one job, each with the other node that holds it.
 type Lacking = BTreeMap<Hash, (BlobRef, NodeId)>;
@@ -62,7 +62,12 @@ impl Restore {
         if let Some(live) = ctx.ledger.live(&job).filter(|l| l.state.outcome() == Some(&Outcome::Completed)) {
             self.note_final(ctx.own, held, job, &live.state);
         }
-        let row = ctx.ledger.live(&job).map(|live| Box::new(row_of(&live.state)));
+        let own = ctx.own;
+        let row = ctx.ledger.live(&job).map(|live| {
+            let spec = &live.state.spec;
+            let key = spec.keyed().filter(|_| spec.submitter == own);
+            Box::new(JobRow { key, ..row_of(&live.state) })
+        });
         if let Some(entry) = ctx.ledger.set_lacking(&job, self.lacking.contains_key(&job)) {
             ctx.record(Record::Sealed { job, entry, row });
         }

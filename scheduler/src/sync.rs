@@ -73,7 +73,8 @@ impl Sync {
             }
             let quiet = ctx.now.at - look.since;
             let others: Vec<NodeId> = set_of(live).filter(|n| *n != ctx.own).collect();
-            if !set_of(live).any(|n| n == ctx.own) && !worker.works_for(job) {
+            let concerns = set_of(live).any(|n| n == ctx.own) || ctx.witnessed.contains(job);
+            if !concerns && !worker.works_for(job) {
                 if quiet >= UNCONCERNED_FOR {
                     dropped.push(*job);
                     continue;

@@ -99,8 +99,46 @@ pub struct JobView {
     pub outputs: Vec<OutputView>,
     /// How it ended.
     pub outcome: Option<Outcome>,
+    /// Members of the brain set that this node does not reach, where too few are left for a majority.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lost: Vec<LostView>,
+    /// Whether a cancel is known that has not taken effect.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cancelling: bool,
     /// The last failure of each task with failed attempts, by phase and task; the first 100.
     pub failures: Vec<(u8, u32, NodeId, Failure)>,
+}
+
+/// A member of a brain set that is not in reach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LostView {
+    /// Which.
+    pub node: NodeId,
+    /// When it was heard last, or since when it should have been, unix ms on this node's clock.
+    pub since_ms: u64,
+}
+
+/// What a job waits for whose set has no majority, for people.
+#[must_use]
+pub fn waiting_text(lost: &[LostView]) -> String {
+    let names: Vec<String> = lost.iter().map(|member| member.node.short()).collect();
+    let since = lost.iter().map(|member| member.since_ms).max().unwrap_or(0);
+    format!("waiting for a majority: {} lost since {} UTC", names.join(", "), utc(since))
+}
+
+/// Unix ms as `2026-07-31 11:59:29`.
+fn utc(ms: u64) -> String {
+    let (days, seconds) = (ms / 86_400_000, ms / 1_000 % 86_400);
+    // Days from 0000-03-01: the leap day is then the last of its year (Hinnant, "chrono-compatible low-level date algorithms").
+    let days = days + 719_468;
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    let year = era * 400 + year + u64::from(month <= 2);
+    format!("{year}-{month:02}-{day:02} {:02}:{:02}:{:02}", seconds / 3_600, seconds / 60 % 60, seconds % 60)
 }
 
 /// How a job ended, in a list.
@@ -129,6 +167,9 @@ pub struct JobRow {
     pub submitter: NodeId,
     /// When, unix ms.
     pub submitted_ms: u64,
+    /// Of a job that this node submitted under a key: the key's hash and the request's digest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<(Hash, Hash)>,
 }
 
 /// The row of a job in a list.
@@ -148,6 +189,7 @@ pub fn row_of(state: &JobState) -> JobRow {
         tasks: (done, spec.phases().iter().map(|tasks| u64::from(*tasks)).sum()),
         submitter: spec.submitter,
         submitted_ms: spec.submitted_ms,
+        key: None,
     }
 }
 
@@ -188,12 +230,14 @@ pub fn from_state(id: JobId, state: &JobState) -> JobView {
         brain: sinew_crdt_state::rules::brain_of(spec, state.term),
         term: state.term,
         brain_set: spec.brain_set.clone(),
-        durability: durability(spec).to_owned(),
+        durability: durability(spec),
         phases: phases(spec, &done),
         shares: shares.into_values().collect(),
         placements: placements(state),
         outputs: outputs(state),
         outcome: state.outcome().cloned(),
+        lost: Vec::new(),
+        cancelling: state.cancel.is_some() && state.outcome().is_none(),
         failures: failures(state),
     }
 }
@@ -205,12 +249,13 @@ const fn kind(spec: &JobSpec) -> &'static str {
     }
 }
 
-const fn durability(spec: &JobSpec) -> &'static str {
-    if spec.brain_set.len() > 1 {
-        "survives the loss of any one node"
-    } else {
-        "one node decides: the mesh had fewer than three nodes that run work; if it is lost, the job waits for its return"
-    }
+fn durability(spec: &JobSpec) -> String {
+    let why = match spec.alone {
+        _ if spec.brain_set.len() > 1 => return "survives the loss of any one node".to_owned(),
+        Some(alone) => format!("{alone} when it was submitted"),
+        None => "the mesh had fewer than three nodes that run work".to_owned(),
+    };
+    format!("one node decides: {why}; if it is lost, the job waits for its return")
 }
 
 fn phases(spec: &JobSpec, done: &[u64]) -> Vec<PhaseView> {
@@ -291,6 +336,17 @@ impl Core {
             }
             if brain.is_storing() {
                 view.durability = "not acknowledged yet: its inputs and spec are being copied to stewards".to_owned();
+            }
+        }
+        let witnesses = self.witnesses(id);
+        if witnesses > 0 {
+            let nodes = if witnesses == 1 { "another node holds" } else { "two others hold" };
+            view.durability = format!("{}; {nodes} its facts, inputs and outputs", view.durability);
+        }
+        if !view.is_ended() {
+            view.lost = self.lost_majority(&live.state.spec);
+            if !view.lost.is_empty() {
+                view.status = Status::Waiting;
             }
         }
         Some(view)

@@ -32,6 +32,11 @@ impl Books {
         name
     }
 
+    /// The same under a name that the caller gives: for a request that is asked several times.
+    pub(crate) fn submit_as(&mut self, name: &str, plan: &Plan) {
+        self.plans.insert(name.to_owned(), plan.clone());
+    }
+
     /// A task of the job of this name starts, as an execution of this number.
     pub(crate) fn start(&mut self, job: JobId, name: &str, execution: usize) {
         self.executed.entry(job).or_default().push(execution);
@@ -66,6 +71,11 @@ impl World {
 
     pub(crate) fn name_of(&self, job: &JobId) -> String {
         self.books.names.get(job).cloned().unwrap_or_default()
+    }
+
+    /// Jobs of this name of which a task started.
+    pub(crate) fn jobs_called(&self, name: &str) -> impl Iterator<Item = JobId> {
+        self.books.names.iter().filter(move |(_, called)| *called == name).map(|(job, _)| *job)
     }
 
     /// All attempts of a job's tasks, in order of their starts.

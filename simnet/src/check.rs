@@ -65,6 +65,20 @@ pub enum Violation {
     OldDisk(String),
     /// One submitter gave two jobs one number.
     SerialTwice(JobId, JobId),
+    /// A job runs whose submit was refused.
+    RefusedRan(JobId),
+    /// A task of a job started long after a cancel of it was acknowledged.
+    CancelledRan(JobId),
+    /// A cancel was acknowledged, and its job did not end by it.
+    CancelUndone(JobId),
+    /// One key made several jobs; this is one of them.
+    KeyTwice(JobId),
+    /// A node that knows three members took a job alone and did not say so.
+    AloneUnsaid(JobId),
+    /// Two nodes showed a job that is over with different ends.
+    TwoSeals(JobId),
+    /// Two nodes showed a job that completed with different results.
+    AcceptReplaced(JobId),
 }
 
 pub(crate) type Results = BTreeMap<(Phase, u32), (NodeId, Fence)>;
@@ -187,6 +201,7 @@ impl World {
             found.push(Violation::Offences(self.counters.offences));
         }
         found.extend(self.orphans());
+        found.extend(self.broken_words());
         found
     }
 
@@ -214,6 +229,7 @@ impl World {
         found.extend(self.acknowledged.keys().flat_map(|job| self.check_acknowledged(job)));
         found.extend(self.audit());
         found.extend(self.serials_given_twice());
+        found.extend(self.broken_words_at_rest());
         found
     }
 
@@ -322,7 +338,7 @@ fn state_on(disk: &Disk, job: &JobId) -> Option<JobState> {
     Some(JobState::fold(spec, &opened))
 }
 
-fn results(state: &JobState) -> Results {
+pub(crate) fn results(state: &JobState) -> Results {
     let mut all = Results::new();
     for (phase, accepted) in state.accepted.iter().enumerate() {
         let phase = Phase::try_from(phase).expect("a job has two phases at most");

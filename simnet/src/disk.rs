@@ -8,13 +8,14 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use sinew_crdt_state::cbor;
-use sinew_crdt_state::certificate::Credential;
+use sinew_crdt_state::certificate::{Credential, Roles};
 use sinew_crdt_state::envelope::Envelope;
 use sinew_crdt_state::fact::{Fact, Statement};
 use sinew_crdt_state::ids::{DiskId, FactId, Hash, JobId, NodeId};
 use sinew_crdt_state::ledger::{OwnerMark, SealedEntry};
 use sinew_crdt_state::planted::{Bug, planted};
 use sinew_crdt_state::spec::BlobRef;
+use sinew_crdt_state::submit_key::key_hash;
 use sinew_scheduler::core::Stored;
 use sinew_scheduler::io::{Record, Ticket};
 use sinew_scheduler::time::Time;
@@ -371,6 +372,26 @@ impl Disk {
 
     pub(crate) fn jobs(&self) -> impl Iterator<Item = &JobId> {
         self.image.facts.keys()
+    }
+
+    /// Members with this role whose certificates are on the platter.
+    pub(crate) fn members_with(&self, role: Roles) -> usize {
+        self.image.members.values().filter(|credential| credential.roles().contains(role)).count()
+    }
+
+    /// The ended job that `submitter` gave this key, as a daemon finds it.
+    pub(crate) fn job_of_key(&self, submitter: NodeId, key: &str) -> Option<(JobId, Hash)> {
+        let wanted = key_hash(submitter, key);
+        let ended = self.image.sealed.keys().chain(self.image.receipts.keys());
+        ended.copied().find_map(|job| {
+            let spec =
+                self.facts(&job).iter().find_map(|e| match cbor::from_slice::<Statement>(&e.payload).ok()?.fact {
+                    Fact::Submit(signed) => signed.decode().ok(),
+                    _ => None,
+                })?;
+            let (hash, request) = spec.keyed()?;
+            (hash == wanted).then_some((job, request))
+        })
     }
 
     /// Puts a blob here that belongs to no job.

@@ -32,7 +32,11 @@ impl World {
         | Violation::DoubleStart(job, ..)
         | Violation::Revived(job, ..)
         | Violation::Rerun(job, ..)
-        | Violation::CopyMissing(_, job)) = violation
+        | Violation::CopyMissing(_, job)
+        | Violation::CancelledRan(job)
+        | Violation::CancelUndone(job)
+        | Violation::TwoSeals(job)
+        | Violation::AcceptReplaced(job)) = violation
         else {
             return false;
         };

@@ -212,7 +212,8 @@ impl World {
             match event {
                 Event::Fetched { id, .. } => self.fetch_ended(life.node, id),
                 Event::TaskEnd { run, .. } => self.task_ended(life.node, run),
-Event::Loaded { job , to , facts , .. } => self . input ( life . node , Input::Loaded { job , to , facts } ) , Event::Answered { input , .. } => self . input ( life . node , * input ) ,
+                Event::Loaded { job, to, facts, .. } => self.input(life.node, Input::Loaded { job, to, facts }),
+                Event::Answered { input, .. } => self.input(life.node, *input),
                 _ => {}
             }
         }

@@ -2,11 +2,11 @@
 //! beside it.
 
 use sinew_crdt_state::envelope::{Envelope, seal_batch};
-use sinew_crdt_state::fact::{ Fact , Outcome , ReportItem , Run , Statement , Usage } ;
-use sinew_crdt_state::ids::{ Hash , JobId } ;
-use sinew_crdt_state::spec::BlobRef ;
-use sinew_crdt_state::spec::{ JobSpec , SignedSpec } ;
-use sinew_scheduler::io::Input ;
+use sinew_crdt_state::fact::{Fact, Outcome, ReportItem, Run, Statement, Usage};
+use sinew_crdt_state::ids::{Hash, JobId};
+use sinew_crdt_state::spec::BlobRef;
+use sinew_crdt_state::spec::{JobSpec, SignedSpec};
+use sinew_scheduler::io::Input;
 use sinew_scheduler::wire::{Class, Lease, Message};
 
 use crate::plan::Plan;

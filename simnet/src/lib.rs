@@ -26,6 +26,7 @@ pub mod files;
 mod flap;
 mod forge;
 mod hearing;
+mod history;
 mod link;
 mod lookup;
 mod machine;

@@ -249,6 +249,7 @@ impl Plan {
             network: sinew_crdt_state::network::Network::default(),
             secrets: Vec::new(),
             volumes: Vec::new(),
+            key: None,
         }
     }
 

@@ -4,8 +4,8 @@ use std::cmp::Reverse;
 
 use dary_heap::QuaternaryHeap;
 use sinew_crdt_state::envelope::Envelope;
-use sinew_crdt_state::ids::{ JobId , NodeId } ;
-use sinew_scheduler::io::{ FetchId , Input , RunId } ;
+use sinew_crdt_state::ids::{JobId, NodeId};
+use sinew_scheduler::io::{FetchId, Input, RunId};
 use sinew_scheduler::time::{Span, Time};
 use sinew_scheduler::wire::{Message, Topic};
 

@@ -12,13 +12,14 @@ use sinew_crdt_state::identity::{Identity, remember_signatures};
 use sinew_crdt_state::ids::{Hash, JobId, MeshId, NodeId};
 use sinew_scheduler::Setup;
 use sinew_scheduler::core::Core;
-use sinew_scheduler::io::{Effect, Input, Note, Request, RequestId, Response, SubmitError};
+use sinew_scheduler::io::{Effect, Input, Note, Request, RequestId, Response, SubmitError, SubmitKey};
 use sinew_scheduler::time::{Span, Time};
 use sinew_scheduler::wire::Message;
 
 use crate::audit::Watch;
 use crate::books::Books;
 use crate::exec::Execution;
+use crate::history::{Asked, History};
 use crate::link::Links;
 use crate::node::{Node, NodeSetup};
 use crate::overlay::Overlay;
@@ -60,6 +61,7 @@ pub struct World {
     pub(crate) outcomes: BTreeMap<JobId, (Time, Outcome)>,
     pub(crate) acknowledged: BTreeMap<JobId, Time>,
     pub(crate) answers: BTreeMap<RequestId, (Time, Response)>,
+    pub(crate) history: History,
     names: BTreeMap<String, Index>,
     pub(crate) trace: Trace,
     pub(crate) verbose: bool,
@@ -106,6 +108,7 @@ impl World {
             outcomes: BTreeMap::new(),
             acknowledged: BTreeMap::new(),
             answers: BTreeMap::new(),
+            history: History::default(),
             names: BTreeMap::new(),
             trace: Trace::default(),
             verbose: false,
@@ -196,20 +199,39 @@ impl World {
 
     /// Asks a node to take a job and does not wait.
     pub fn submit_later(&mut self, name: &str, plan: &Plan) -> RequestId {
-        let node = self.index(name);
         let job_name = self.books.submit(plan);
-        let inputs = plan.inputs(&job_name);
+        self.submit_named(name, plan, &job_name, None)
+    }
+
+    /// Asks a node to take a job under a key, once more if it was asked before, and does not wait. The same key stands for the
+    /// same plan.
+    pub fn submit_keyed(&mut self, name: &str, plan: &Plan, key: &str) -> RequestId {
+        let job_name = format!("{name} {key}");
+        self.books.submit_as(&job_name, plan);
+        self.submit_named(name, plan, &job_name, Some(key))
+    }
+
+    fn submit_named(&mut self, name: &str, plan: &Plan, job_name: &str, key: Option<&str>) -> RequestId {
+        let node = self.index(name);
+        let inputs = plan.inputs(job_name);
         for blob in &inputs {
             self.nodes[node].disk.import(*blob);
         }
-        let new = plan.new_job(&job_name);
+        let mut new = plan.new_job(job_name);
+        let own = self.nodes[node].id();
+        new.key = key.map(|text| {
+            let ended = self.nodes[node].disk.job_of_key(own, text);
+            SubmitKey { text: text.to_owned(), ended }
+        });
         self.input(node, Input::BlobsCame(inputs.iter().map(|b| b.hash).collect()));
-        self.request(node, Request::Submit(Box::new(new)))
+        let asked = Asked::Submit { name: job_name.to_owned(), key: key.map(str::to_owned) };
+        self.request(node, Request::Submit(Box::new(new)), asked)
     }
 
-    pub(crate) fn request(&mut self, node: Index, request: Request) -> RequestId {
+    pub(crate) fn request(&mut self, node: Index, request: Request, asked: Asked) -> RequestId {
         self.request_last += 1;
         let id = RequestId(self.request_last);
+        self.note_call(node, id, asked);
         self.input(node, Input::Request { id, request });
         id
     }
@@ -234,13 +256,18 @@ impl World {
         self.try_submit(name, plan).expect("the job is taken")
     }
 
+    /// Asks a node to cancel a job and does not wait.
+    pub fn cancel_later(&mut self, name: &str, job: JobId) -> RequestId {
+        let node = self.index(name);
+        self.request(node, Request::Cancel { job, reason: "asked to".to_owned() }, Asked::Cancel { job })
+    }
+
     /// Cancels a job at a node and waits for the verdict.
     ///
     /// # Errors
     /// What the node answered.
     pub fn cancel(&mut self, name: &str, job: JobId) -> Result<(), sinew_scheduler::io::CancelError> {
-        let node = self.index(name);
-        let id = self.request(node, Request::Cancel { job, reason: "asked to".to_owned() });
+        let id = self.cancel_later(name, job);
         match self.answer(id) {
             Response::Cancelled(verdict) => verdict,
             Response::Submitted(_) | Response::Holders(_) => unreachable!("a cancel is answered as one"),
@@ -325,6 +352,7 @@ impl World {
             Effect::Fetch { id, job, blobs, providers } => self.start_fetch(node, id, job, blobs, providers),
             Effect::EndJob { job, keep, outcome } => {
                 self.nodes[node].disk.end_job(&job, &keep);
+                self.note_end(node, job);
                 self.watch.sealed.entry(job).or_insert(self.now);
                 self.saw_outcome(job, outcome);
             }
@@ -346,6 +374,7 @@ impl World {
                     self.note_set(node, *job);
                 }
                 self.say(node, format!("answers {id:?}: {response:?}"));
+                self.note_answer(node, id, &response);
                 self.answers.insert(id, (self.now, response));
             }
             Effect::Learned(_) => {}
@@ -385,7 +414,8 @@ impl World {
             }
             Note::Fenced { .. } => self.counters.fenced += 1,
             Note::Stale { .. } => self.counters.stale_results += 1,
-Note::TwoSeals { .. } => self . counters . two_seals + = 1 , Note::Peer { .. } | Note::OldDisk { .. } | Note::SerialTwice { .. } => { }
+            Note::TwoSeals { .. } => self.counters.two_seals += 1,
+            Note::Peer { .. } | Note::OldDisk { .. } | Note::SerialTwice { .. } => {}
         }
         self.notes.push((self.now, node, note));
         self.log_line(node, Said::Note(self.notes.len() - 1));

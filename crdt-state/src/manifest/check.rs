@@ -47,6 +47,7 @@ enum Place {
 pub(super) fn check(draft: &JobDraft) -> Problems {
     let mut out = Vec::new();
     check_name(draft.name.as_deref(), &mut out);
+    check_key(draft.key.as_deref(), &mut out);
     check_amounts(draft, &mut out);
     check_labels(&draft.labels, &mut out);
     check_env(&draft.env, &mut out);
@@ -101,6 +102,12 @@ fn check_name(name: Option<&str>, out: &mut Vec<Problem>) {
     if !(1..=NAME_LEN_MAX).contains(&len) || name.chars().any(char::is_control) {
         let mend = format!("write 1 to {NAME_LEN_MAX} characters without line breaks or control characters");
         out.push(Problem::new("name", quoted(name), "not a name", mend));
+    }
+}
+
+fn check_key(key: Option<&str>, out: &mut Vec<Problem>) {
+    if let Some((key, Err(problem))) = key.map(|key| (key, crate::submit_key::check(key))) {
+        out.push(Problem::new("key", quoted(key), problem, "write a word of your own, such as a date or a UUID"));
     }
 }
 

@@ -32,6 +32,9 @@ pub const TASKS_DEFAULT: u32 = 1;
 pub struct JobDraft {
     /// For people; `None` is named after the program.
     pub name: Option<String>,
+    /// The submitter's own name for the request, so that trying again makes no second job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
     /// What to run.
     pub work: DraftWork,
     /// Environment variables of every task.
@@ -321,6 +324,7 @@ impl JobDraft {
     fn of(work: DraftWork) -> Self {
         Self {
             name: None,
+            key: None,
             work,
             env: BTreeMap::new(),
             resources: Resources::default(),
@@ -440,6 +444,8 @@ impl JobDraft {
             network: self.network,
             secrets: self.secrets,
             volumes: self.volumes,
+            alone: None,
+            submit_key: self.key,
         }
     }
 }

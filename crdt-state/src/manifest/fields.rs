@@ -15,6 +15,7 @@ pub(super) const TABLES: [(&str, &[&str]); 13] = [
         "",
         &[
             "name",
+            "key",
             "type",
             "cpus",
             "memory",

@@ -62,6 +62,7 @@ pub(super) fn read(tree: &Node) -> Result<JobDraft, Problems> {
 fn read_top(top: &Fields<'_>, out: &mut Vec<Problem>) -> JobDraft {
     let mut draft = JobDraft::batch(ProgramOf::Builtin(Builtin::Noop));
     draft.name = top.get("name").and_then(|item| item.text(out)).map(str::to_owned);
+    draft.key = top.get("key").and_then(|item| item.text(out)).map(str::to_owned);
     let defaults = Resources::default();
     draft.resources = Resources {
         cpu_milli: top.get("cpus").and_then(|item| item.cpus(out)).unwrap_or(defaults.cpu_milli),

@@ -6,6 +6,7 @@ use super::check::{COPIES, NAME_LEN_MAX, PARTITIONS, TASKS};
 use super::fields::TABLES;
 use crate::program::HealthCheck;
 use crate::secret::{NAME_LEN_MAX as SECRET_NAME_LEN_MAX, SECRETS_MAX};
+use crate::submit_key::SUBMIT_KEY_LEN_MAX;
 use crate::volume::VOLUMES_MAX;
 
 const PAGE: &str = include_str!("../../../docs/manifest.md");
@@ -22,6 +23,7 @@ pub fn schema() -> Value {
         "required": ["type"],
         "properties": table("", |key| match key {
             "name" => json!({ "type": "string", "minLength": 1, "maxLength": NAME_LEN_MAX }),
+            "key" => json!({ "type": "string", "minLength": 1, "maxLength": SUBMIT_KEY_LEN_MAX }),
             "type" => json!({ "enum": ["batch", "map_reduce"] }),
             "cpus" => json!({ "anyOf": [{ "type": "number", "minimum": 0.001 }, { "type": "string" }] }),
             "memory" => reference("size"),

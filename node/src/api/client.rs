@@ -9,6 +9,7 @@ use serde::Serialize;
 use sinew_crdt_state::error_code::ErrorCode;
 use sinew_crdt_state::ids::JobId;
 use sinew_crdt_state::manifest::JobDraft;
+use sinew_crdt_state::spec::Alone;
 use sinew_crdt_state::state::Event;
 use sinew_scheduler::view::JobView;
 use tokio::io::AsyncWriteExt;
@@ -75,7 +76,7 @@ pub enum ClientError {
 }
 
 impl ClientError {
-    /// For the command line: 1 failed, 2 usage or not found, 13 denied.
+    /// For the command line: 1 failed, 2 usage or not found, 13 denied, 75 not known.
     #[must_use]
     pub const fn exit_code(&self) -> u8 {
         match self {
@@ -112,6 +113,15 @@ impl From<LinesCodecError> for ClientError {
 pub struct Client {
     data_dir: PathBuf,
     socket: PathBuf,
+}
+
+/// A job that was accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Taken {
+    /// Its id.
+    pub job: JobId,
+    /// How few members were in reach, where the job rests on the asked node alone although the mesh is larger.
+    pub alone: Option<Alone>,
 }
 
 /// A request's answers, one after the other. Dropping it before its end hangs up.
@@ -244,17 +254,25 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError`].
-    pub async fn submit(
+    pub async fn submit(&self, draft: JobDraft, on_progress: impl FnMut(&str, u64, u64)) -> Result<JobId, ClientError> {
+        Ok(self.submit_told(draft, on_progress).await?.job)
+    }
+
+    /// The same, with what else the daemon says of the job.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn submit_told(
         &self,
         draft: JobDraft,
         mut on_progress: impl FnMut(&str, u64, u64),
-    ) -> Result<JobId, ClientError> {
+    ) -> Result<Taken, ClientError> {
         let mut replies = self.ask(&Request::Submit { draft: Box::new(draft) }).await?;
         let mut id = None;
         while let Some(reply) = replies.next().await? {
             match reply {
                 Reply::Progress { what, done, total } => on_progress(&what, done, total),
-                Reply::Submitted { job } => id = Some(job),
+                Reply::Submitted { job, alone } => id = Some(Taken { job, alone }),
                 _ => return Err(ClientError::OtherReply),
             }
         }
@@ -356,7 +374,7 @@ mod tests {
 
         let id = JobId([3; 32]);
         let progress = Reply::Progress { what: "a.txt".into(), done: 1, total: 2 };
-        let stream = lines(&[progress.clone(), progress, Reply::Submitted { job: id }, Reply::Done]);
+        let stream = lines(&[progress.clone(), progress, Reply::Submitted { job: id, alone: None }, Reply::Done]);
         let program = sinew_crdt_state::manifest::program_from_text("true").expect("program");
         let mut heard = 0;
         let submit = async |c: Client| c.submit(JobDraft::batch(program), |_, _, total| heard += total).await;

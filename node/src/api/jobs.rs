@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 
 use sinew_blobs::{FetchOptions, Format};
 use sinew_crdt_state::error_code::ErrorCode;
-use sinew_crdt_state::ids::{JobId, NodeId};
+use sinew_crdt_state::ids::{Hash, JobId, NodeId};
 use sinew_crdt_state::manifest::JobDraft;
 use sinew_crdt_state::spec::is_safe_relative;
+use sinew_crdt_state::submit_key::key_hash;
 use sinew_scheduler::io::{CancelError, Request as CoreRequest, Response, SubmitError};
 use sinew_scheduler::view::{JobView, OutputView};
 use tokio::sync::mpsc;
@@ -17,6 +18,7 @@ use super::server::Replies;
 use super::{ApiError, Reply, views};
 use crate::clock::unix_us;
 use crate::daemon::Shared;
+use crate::engine::Gone;
 use crate::submit::{PrepareError, prepare};
 
 /// Views of a watched job are sent this often at most: often enough for a smooth progress bar.
@@ -41,7 +43,8 @@ impl From<SubmitError> for ApiError {
             SubmitError::Role => Self::denied(error.to_string()),
             SubmitError::Spec(_) => Self::invalid(error.to_string()),
             SubmitError::Disk(_) => Self::failed(ErrorCode::Storage, error.to_string()),
-            SubmitError::NoMajority(_) => Self::failed(ErrorCode::Lost, error.to_string()),
+            SubmitError::KeyTaken { job, .. } => Self::invalid(error.to_string()).of_job(*job),
+            SubmitError::Unknown { job, .. } => Self::unknown(*job, error.to_string()),
         }
     }
 }
@@ -61,15 +64,38 @@ pub(super) async fn submit(shared: &Arc<Shared>, draft: JobDraft, replies: &mut 
         replies.send(&Reply::Progress { what, done, total }).await?;
     }
     let prepared = preparing.await.map_err(|_| ApiError::from(PrepareError::Interrupted))??;
-    let request = CoreRequest::Submit(Box::new(prepared.job.clone()));
+    let mut job = prepared.job.clone();
+    if let Some(key) = &mut job.key {
+        key.ended = ended_under(shared, &key.text).await?;
+    }
+    let request = CoreRequest::Submit(Box::new(job));
     let at_us = unix_us();
     let Response::Submitted(answer) = shared.ask(request).await? else {
         return Err(ApiError::failed(ErrorCode::Invalid, "the core answered something else"));
     };
-    let job = answer?;
+    let keep = |job| async move {
+        prepared.keep(&shared.blobs, job).await.map_err(|e| ApiError::failed(ErrorCode::Storage, e.to_string()))
+    };
+    let job = match answer {
+        Ok(job) => job,
+        Err(error) => {
+            // It may run after all.
+            if let SubmitError::Unknown { job, .. } = &error {
+                keep(*job).await?;
+            }
+            return Err(error.into());
+        }
+    };
     shared.sightings.submit(job, at_us);
-    prepared.keep(&shared.blobs, job).await.map_err(|e| ApiError::failed(ErrorCode::Storage, e.to_string()))?;
-    replies.send(&Reply::Submitted { job }).await
+    keep(job).await?;
+    let alone = shared.engine.look(move |core| core.ledger().live(&job).and_then(|live| live.state.spec.alone)).await?;
+    replies.send(&Reply::Submitted { job, alone }).await
+}
+
+/// The ended job of this node that has the key: the core remembers only the others.
+async fn ended_under(shared: &Arc<Shared>, key: &str) -> Result<Option<(JobId, Hash)>, ApiError> {
+    let (ledger, hash) = (shared.ledger.clone(), key_hash(shared.identity.id(), key));
+    Ok(tokio::task::spawn_blocking(move || ledger.key(&hash)).await.map_err(|_| Gone)??)
 }
 
 pub(super) async fn watch(shared: &Arc<Shared>, text: &str, replies: &mut Replies) -> Result<(), ApiError> {
@@ -116,6 +142,7 @@ pub(super) async fn cancel(shared: &Arc<Shared>, text: &str, reason: String) -> 
         CancelError::Denied => ApiError::denied(error.to_string()),
         CancelError::Unknown(_) => ApiError::invalid(error.to_string()),
         CancelError::Ended => ApiError::failed(ErrorCode::Invalid, error.to_string()),
+        CancelError::Undecided { job, .. } => ApiError::failed(ErrorCode::Lost, error.to_string()).of_job(job),
     })
 }
 

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use sinew_crdt_state::error_code::ErrorCode;
 use sinew_crdt_state::ids::{Hash, JobId, MeshId, NodeId};
 use sinew_crdt_state::manifest::JobDraft;
+use sinew_crdt_state::spec::Alone;
 use sinew_crdt_state::state::Event;
 use sinew_scheduler::view::JobView;
 
@@ -187,6 +188,9 @@ pub enum Reply {
     Submitted {
         /// Its id.
         job: JobId,
+        /// How few members were in reach, where the job rests on this node alone although the mesh is larger.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        alone: Option<Alone>,
     },
     /// Bytes that a task printed.
     Output {
@@ -247,27 +251,42 @@ pub struct ApiError {
     pub code: ErrorCode,
     /// What happened and what would help.
     pub message: String,
-    /// The exit code for a command line: 1 failed, 2 usage or not found, 13 denied.
+    /// The exit code for a command line: 1 failed, 2 usage or not found, 13 denied, 75 nobody knows (try again).
     pub exit: u8,
+    /// The job that it is about, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<JobId>,
 }
 
 impl ApiError {
     /// Exit code 1.
     #[must_use]
     pub fn failed(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), exit: 1 }
+        Self { code, message: message.into(), exit: 1, job: None }
     }
 
     /// Exit code 2.
     #[must_use]
     pub fn invalid(message: impl Into<String>) -> Self {
-        Self { code: ErrorCode::Invalid, message: message.into(), exit: 2 }
+        Self { code: ErrorCode::Invalid, message: message.into(), exit: 2, job: None }
     }
 
     /// Exit code 13.
     #[must_use]
     pub fn denied(message: impl Into<String>) -> Self {
-        Self { code: ErrorCode::Deny, message: message.into(), exit: 13 }
+        Self { code: ErrorCode::Deny, message: message.into(), exit: 13, job: None }
+    }
+
+    /// Exit code 75, `EX_TEMPFAIL` of `sysexits.h`: whether it happened is not known, and another try may tell.
+    #[must_use]
+    pub fn unknown(job: JobId, message: impl Into<String>) -> Self {
+        Self { code: ErrorCode::Unknown, message: message.into(), exit: 75, job: Some(job) }
+    }
+
+    /// About this job.
+    #[must_use]
+    pub fn of_job(self, job: JobId) -> Self {
+        Self { job: Some(job), ..self }
     }
 }
 
@@ -401,7 +420,7 @@ pub struct JobLine {
     pub name: String,
     /// `batch` or `map_reduce`.
     pub kind: String,
-    /// Its state; for sealed jobs how they ended.
+    /// Its state; for sealed jobs how they ended; `waiting for a majority: ...` where nobody can decide.
     pub status: String,
     /// Finished tasks and all tasks.
     pub tasks: (u64, u64),

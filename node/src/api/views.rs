@@ -8,7 +8,7 @@ use sinew_crdt_state::fact::{Fact, Outcome, Statement};
 use sinew_crdt_state::ids::JobId;
 use sinew_crdt_state::state::{Event, JobState, Status, timeline};
 use sinew_mesh::{LaneStatus, MeshStatus, Transport};
-use sinew_scheduler::view::{Ending, JobRow, JobView, from_state};
+use sinew_scheduler::view::{Ending, JobRow, JobView, from_state, waiting_text};
 
 use super::{ApiError, FramesView, JobLine, PeerView, StatusView, TrafficView};
 use crate::daemon::Shared;
@@ -217,7 +217,7 @@ async fn stored_job(shared: &Shared, id: JobId) -> Result<Option<(JobView, Vec<E
 pub(super) async fn jobs(shared: &Arc<Shared>, limit: usize) -> Result<Vec<JobLine>, ApiError> {
     let mut lines: Vec<JobLine> = shared
         .engine
-        .look(|core| core.ledger().iter_live().map(|(id, live)| line(&from_state(*id, &live.state))).collect())
+        .look(|core| core.ledger().iter_live().filter_map(|(id, _)| core.view(id)).map(|view| line(&view)).collect())
         .await?;
     let known: std::collections::BTreeSet<JobId> = lines.iter().map(|l| l.id).collect();
     // Jobs that are over between the two looks are in both.
@@ -230,7 +230,7 @@ pub(super) async fn jobs(shared: &Arc<Shared>, limit: usize) -> Result<Vec<JobLi
 }
 
 fn ended_line(id: JobId, row: JobRow) -> JobLine {
-    let JobRow { name, kind, ending, tasks, submitter, submitted_ms } = row;
+    let JobRow { name, kind, ending, tasks, submitter, submitted_ms, key: _ } = row;
     let status = ending.map_or("sealed", ended_status).to_owned();
     JobLine { id, name, kind, status, tasks, submitter, submitted_ms }
 }
@@ -248,6 +248,7 @@ fn line(view: &JobView) -> JobLine {
         (Some(Outcome::Completed), Status::Sealed) => ended_status(Ending::Completed).to_owned(),
         (Some(Outcome::Failed { .. }), Status::Sealed) => ended_status(Ending::Failed).to_owned(),
         (Some(Outcome::Cancelled), Status::Sealed) => ended_status(Ending::Cancelled).to_owned(),
+        (_, Status::Waiting) => waiting_text(&view.lost),
         (_, status) => {
             serde_json::to_value(status).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
         }

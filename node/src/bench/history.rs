@@ -94,6 +94,7 @@ fn fill(path: &Path, jobs: u64) -> anyhow::Result<()> {
                 tasks: (1, 1),
                 submitter: identity.id(),
                 submitted_ms: serial,
+                key: None,
             };
             archive.add(facts[0].1.entry, serial, facts.to_vec(), row)?;
         }

@@ -46,6 +46,8 @@ fn spec(identity: &Identity, serial: u64) -> SignedSpec {
         network: sinew_crdt_state::network::Network::default(),
         secrets: Vec::new(),
         volumes: Vec::new(),
+        alone: None,
+        submit_key: None,
     };
     SignedSpec::sign(identity, &spec)
 }

@@ -122,6 +122,9 @@ pub(crate) enum Command {
     Submit {
         /// TOML, YAML or JSON; `-` is standard input. Paths in it start at its directory
         manifest: PathBuf,
+        /// Your own name for this request: with the same key it never makes a second job
+        #[arg(long, value_name = "KEY")]
+        key: Option<String>,
     },
     /// Run a map-reduce round and fetch its result
     MapReduce(Box<MapReduceArgs>),
@@ -210,6 +213,9 @@ pub(crate) struct RunArgs {
     /// The job's name [default: the program's]
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<String>,
+    /// Your own name for this request: with the same key it never makes a second job
+    #[arg(long, value_name = "KEY")]
+    pub(crate) key: Option<String>,
     /// Overwrite outputs that are here already
     #[arg(short, long)]
     pub(crate) yes: bool,
@@ -263,6 +269,9 @@ pub(crate) struct MapReduceArgs {
     /// Only on nodes with this label
     #[arg(long, value_name = "K=V", value_parser = parse_label)]
     pub(crate) label: Vec<(String, String)>,
+    /// Your own name for this request: with the same key it never makes a second job
+    #[arg(long, value_name = "KEY")]
+    pub(crate) key: Option<String>,
     /// The job's name [default: the map program's]
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<String>,

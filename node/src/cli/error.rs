@@ -21,6 +21,9 @@ use crate::datadir::DataDirError;
 pub(crate) const EXIT_FAILED: u8 = 1;
 /// Usage, or not found.
 pub(crate) const EXIT_USAGE: u8 = 2;
+/// Whether it was done is not known: try again. `EX_TEMPFAIL` of `sysexits.h`.
+#[cfg(test)]
+pub(crate) const EXIT_UNKNOWN: u8 = 75;
 /// Denied.
 pub(crate) const EXIT_DENIED: u8 = 13;
 /// Interrupted from the terminal: 128 + SIGINT, as shells have it.
@@ -257,6 +260,7 @@ impl CliError {
         let mut error = json!({ "exit": self.exit_code(), "message": self.to_string(), "code": self.code() });
         let more = match self {
             Self::Job(end) => end.json(),
+            Self::Client(ClientError::Api(error)) if error.job.is_some() => json!({ "job": error.job }),
             Self::Manifest(problems) => serde_json::to_value(problems).unwrap_or_default(),
             _ => Value::Null,
         };
@@ -301,6 +305,7 @@ mod tests {
             (api(ApiError::failed(ErrorCode::Lost, "x")), 1),
             (api(ApiError::invalid("x")), 2),
             (api(ApiError::denied("x")), 13),
+            (api(ApiError::unknown(JobId([1; 32]), "x")), EXIT_UNKNOWN),
             (CliError::Client(ClientError::Gone), 1),
             (CliError::Client(ClientError::NoDaemon { data_dir: "x".into() }), 1),
             (CliError::Client(ClientError::Denied { socket: "x".into() }), 13),

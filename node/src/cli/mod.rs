@@ -109,7 +109,7 @@ async fn talk(mut app: App, command: Command) -> Result<u8, CliError> {
     match command {
         Command::Run(args) => run::run(&mut app, *args).await,
         Command::MapReduce(args) => map_reduce::map_reduce(&mut app, *args).await,
-        Command::Submit { manifest } => jobs::submit(&mut app, &manifest).await,
+        Command::Submit { manifest, key } => jobs::submit(&mut app, &manifest, key).await,
         command => {
             let mut interrupts = app.interrupts.clone();
             interrupts.or(ask(&app, command)).await

@@ -13,8 +13,8 @@ use sinew_crdt_state::ledger::SealedEntry;
 
 use super::packed::{Entry, Packer, deflate, inflate, size_alone, unpack};
 use super::rows::{
-    APPLIED, DISK, ENDED, HEADS, INCARNATION, INDEX, MEMBERS, META, NEXT_ROW, OWNERS, PIECES, SEEN, SEGMENTS,
-    encode_head, encode_row, ended_key, fold_row, piece_key, pieces_of,
+    APPLIED, DISK, ENDED, HEADS, INCARNATION, INDEX, KEYS, MEMBERS, META, NEXT_ROW, OWNERS, PIECES, SEEN, SEGMENTS,
+    encode_head, encode_row, ended_key, fold_row, key_value, piece_key, pieces_of,
 };
 use super::table::{Change, Picture, Table};
 
@@ -67,6 +67,10 @@ pub(super) fn fill(txn: &WriteTransaction, table: &Table, group: u64) -> Result<
         let before = meta.get(INCARNATION)?.map_or(0, |v| v.value());
         meta.insert(INCARNATION, before.max(incarnation))?;
         meta.insert(DISK, disk.0)?;
+    }
+    let rows = table.jobs.iter().filter_map(|(job, change)| Some((job, change.row.as_ref()?.key?)));
+    for (job, (key, request)) in rows {
+        txn.open_table(KEYS)?.insert(&key.0, &key_value(*job, request))?;
     }
     Jobs::open(txn, group)?.add(table)
 }

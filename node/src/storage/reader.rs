@@ -7,7 +7,7 @@ use redb::{ReadTransaction, ReadableDatabase, ReadableTable};
 use sinew_crdt_state::cbor;
 use sinew_crdt_state::envelope::Envelope;
 use sinew_crdt_state::fact::{Fact, Statement};
-use sinew_crdt_state::ids::{DiskId, JobId, NodeId};
+use sinew_crdt_state::ids::{DiskId, Hash, JobId, NodeId};
 use sinew_crdt_state::ledger::{OwnerMark, SealedEntry, says};
 use sinew_scheduler::core::Stored;
 use sinew_scheduler::io::Record;
@@ -16,8 +16,8 @@ use sinew_scheduler::view::JobRow;
 use super::checkpoint::{begin, decoded, opened};
 use super::packed::unpack;
 use super::rows::{
-    APPLIED, DISK, ENDED, HEADS, INCARNATION, INDEX, MEMBERS, META, OWNERS, PIECES, SEALS_SAY, SEEN, SEGMENTS,
-    begins_with, decode_head, decode_row, encode_head, ended_job, fold_row, ids_from, pieces_of,
+    APPLIED, DISK, ENDED, HEADS, INCARNATION, INDEX, KEYS, MEMBERS, META, OWNERS, PIECES, SEALS_SAY, SEEN, SEGMENTS,
+    begins_with, decode_head, decode_row, encode_head, ended_job, fold_row, ids_from, job_of_key, pieces_of,
 };
 use super::state::{Inner, State};
 use super::table::{Change, Picture};
@@ -245,6 +245,34 @@ impl StorageReader {
             Ok(fold_row(picture.facts.values()))
         };
         row().map_err(|e: redb::Error| self.failed(e))
+    }
+
+    /// The ended job of this node that was submitted under the key with this hash, and its request's digest.
+    ///
+    /// # Errors
+    /// [`StorageError`].
+    pub fn key(&self, hash: &Hash) -> Result<Option<(JobId, Hash)>, StorageError> {
+        let (txn, recent) = self.look(|state| {
+            let of_key =
+                |job: &JobId, row: &JobRow| row.key.filter(|(key, _)| key == hash).map(|(_, request)| (*job, request));
+            let tabled = state.tables().flat_map(|table| &table.jobs);
+            let tabled = tabled.filter_map(|(job, change)| of_key(job, change.row.as_deref()?));
+            let untabled = state.untabled().filter_map(|record| match record {
+                Record::Sealed { job, row: Some(row), .. } => of_key(job, row),
+                _ => None,
+            });
+            tabled.chain(untabled).next()
+        })?;
+        if recent.is_some() {
+            return Ok(recent);
+        }
+        let table = match txn.open_table(KEYS) {
+            Ok(table) => table,
+            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
+            Err(error) => return Err(self.failed(error)),
+        };
+        let found = table.get(&hash.0).map_err(|e| self.failed(e))?;
+        Ok(found.map(|value| job_of_key(value.value())))
     }
 
     /// Sealed or forgotten jobs whose printed id begins with `text`: `limit` at most, in order of their ids.

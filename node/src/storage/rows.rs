@@ -10,7 +10,7 @@ use redb::TableDefinition;
 use sinew_crdt_state::cbor::{self, DecodeError};
 use sinew_crdt_state::envelope::Envelope;
 use sinew_crdt_state::fact::{Fact, Statement};
-use sinew_crdt_state::ids::{FactId, JobId, NodeId, encode_base32};
+use sinew_crdt_state::ids::{FactId, Hash, JobId, NodeId, encode_base32};
 use sinew_crdt_state::ledger::SealedEntry;
 use sinew_crdt_state::state::JobState;
 use sinew_scheduler::view::{Ending, JobRow, row_of};
@@ -31,6 +31,8 @@ pub(super) const OWNERS: TableDefinition<&[u8; 32], &[u8]> = TableDefinition::ne
 pub(super) const MEMBERS: TableDefinition<&[u8; 32], &[u8]> = TableDefinition::new("members");
 /// The last starts of other nodes that this one heard of, by node.
 pub(super) const SEEN: TableDefinition<&[u8; 32], &[u8]> = TableDefinition::new("seen");
+/// Ended jobs of this node by the hashes of their submit keys: the job, and its request's digest. Made with the first of them.
+pub(super) const KEYS: TableDefinition<&[u8; 32], &[u8; 64]> = TableDefinition::new("keys");
 /// Single values.
 pub(super) const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 
@@ -98,7 +100,24 @@ pub(super) fn decode_row(bytes: &[u8]) -> Result<JobRow, DecodeError> {
         3 => Some(Ending::Cancelled),
         _ => None,
     };
-    Ok(JobRow { name, kind, ending, tasks: (done, tasks), submitter, submitted_ms })
+    // Its key is in a table of its own.
+    Ok(JobRow { name, kind, ending, tasks: (done, tasks), submitter, submitted_ms, key: None })
+}
+
+/// A value of [`KEYS`].
+pub(super) fn key_value(job: JobId, request: Hash) -> [u8; 64] {
+    let mut value = [0; 64];
+    value[..32].copy_from_slice(&job.0);
+    value[32..].copy_from_slice(&request.0);
+    value
+}
+
+/// The other way round.
+pub(super) fn job_of_key(value: &[u8; 64]) -> (JobId, Hash) {
+    let (mut job, mut request) = ([0; 32], [0; 32]);
+    job.copy_from_slice(&value[..32]);
+    request.copy_from_slice(&value[32..]);
+    (JobId(job), Hash(request))
 }
 
 /// The row of a job of which nobody made one, from its facts. `None` when its spec is not among them.

@@ -2,6 +2,7 @@
 //! finished is not run again, results stay byte-identical to a shell pipeline, and nothing is left behind.
 
 mod blobs;
+mod clients;
 mod clones;
 mod copies;
 mod faults;

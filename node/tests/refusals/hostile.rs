@@ -148,6 +148,8 @@ fn own_job(who: &Identity, mesh: MeshId, serial: u64) -> SignedSpec {
         network: sinew_crdt_state::network::Network::default(),
         secrets: Vec::new(),
         volumes: Vec::new(),
+        alone: None,
+        submit_key: None,
     };
     SignedSpec::sign(who, &spec)
 }

@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 
 use sinew_crdt_state::envelope::Envelope;
 use sinew_crdt_state::fact::{Fact, Outcome};
-use sinew_crdt_state::ids::{FactId, NodeId};
+use sinew_crdt_state::ids::{FactId, JobId, NodeId};
 use sinew_crdt_state::planted::{Bug, planted};
 
 use super::{Brain, Stage};
 use crate::config::RECEIPTS_WAIT;
 use crate::ctx::Ctx;
-use crate::io::{Effect, Record, RequestId, Response, SubmitError};
+use crate::io::{Effect, Record, Response, SubmitError};
 use crate::time::Time;
 use crate::wire::{Lease, Message};
 
@@ -37,9 +37,14 @@ impl Brain {
         let Stage::Ending { finish, .. } = self.stage else { return };
         let until = ctx.now.at + RECEIPTS_WAIT;
         self.stage = Stage::Sealing { until };
+        if let Some(refusal) = self.refusal.take() {
+            // It was never started, and never will be.
+            self.answer_submit(ctx, Err(*refusal));
+        }
         let mut concerned: BTreeSet<NodeId> = self.participants(ctx);
         concerned.extend(self.seats.values().map(|s| s.node));
         concerned.insert(self.spec.submitter);
+        concerned.extend(self.canceller(ctx));
         concerned.extend(self.spec.brain_set.iter().copied());
         concerned.remove(&ctx.own);
         self.seats.clear();
@@ -92,6 +97,7 @@ impl Brain {
         let mut to = self.participants(ctx);
         to.extend(self.spec.brain_set.iter().copied());
         to.insert(self.spec.submitter);
+        to.extend(self.canceller(ctx));
         to.remove(&ctx.own);
         for node in to {
             ctx.send(node, Message::Facts(facts.clone()));
@@ -119,19 +125,39 @@ impl Brain {
         Some(facts)
     }
 
-    /// Takes back a job that was never acknowledged.
-    pub(super) fn withdraw(&mut self, ctx: &mut Ctx, request: RequestId, problem: SubmitError) {
-        self.answer = None;
-        let reason = format!("withdrawn: {problem}");
-        ctx.effect(Effect::Answer { id: request, response: Response::Submitted(Err(problem)) });
-        // Stewards that stored it must not run it: they get the cancel. Here nothing of it stays.
-        let (_, cancel) = ctx.state(self.job, Fact::Cancel { reason });
-        if let Some(submit) = ctx.submit_of(&self.job) {
-            let own = ctx.own;
-            for node in self.spec.brain_set.iter().copied().filter(|n| *n != own) {
-                ctx.send(node, Message::Facts(vec![submit.clone(), cancel.clone()]));
-            }
+    /// Who asked to cancel: it waits for the end.
+    fn canceller(&self, ctx: &Ctx) -> Option<NodeId> {
+        ctx.ledger.live(&self.job)?.state.cancel.as_ref().map(|(node, _)| *node)
+    }
+
+    /// Begins to take back a job that is not acknowledged. Others may have stored it, and may run it as soon as this node is
+    /// silent: so the cancel is a fact like any other, kept here, on its way to a majority, and the job ends by it.
+    pub(super) fn withdraw(&mut self, ctx: &mut Ctx, problem: SubmitError) {
+        let reason = sinew_crdt_state::rules::clip(format!("withdrawn: {problem}"));
+        if !planted(Bug::WithdrawInMemory) {
+            let (cancel, _) = ctx.state(self.job, Fact::Cancel { reason });
+            self.quorum.add(ctx, &[cancel]);
         }
+        self.refusal = Some(Box::new(problem));
+        ctx.effect(Effect::Changed(self.job));
+    }
+
+    /// Answers the submit, if nobody has.
+    pub(super) fn answer_submit(&mut self, ctx: &mut Ctx, answer: Result<JobId, SubmitError>) {
+        if let Some((id, _)) = self.answer.take() {
+            ctx.effect(Effect::Answer { id, response: Response::Submitted(answer) });
+        }
+    }
+
+    /// Says that nobody knows what becomes of the job.
+    pub(super) fn answer_unknown(&mut self, ctx: &mut Ctx, why: &str) {
+        let withdrawing = self.refusal.is_some();
+        self.answer_submit(ctx, Err(SubmitError::Unknown { job: self.job, why: why.to_owned(), withdrawing }));
+    }
+
+    /// The mistake of [`Bug::RefuseUnknown`].
+    pub(super) fn drop_unknown(&mut self, ctx: &mut Ctx) {
+        self.answer_submit(ctx, Err(SubmitError::Disk("no majority".to_owned())));
         ctx.ledger.retract(&self.job);
         ctx.record(Record::Retract { job: self.job });
         self.stage = Stage::Over;

@@ -32,7 +32,7 @@ use self::results::Ready;
 use self::seats::Seat;
 use crate::config::{BEAT_EVERY, CHECK_EVERY, IN_CHARGE_FOR, PROGRESS_EVERY, SUBMIT_TIMEOUT};
 use crate::ctx::Ctx;
-use crate::io::{Effect, RequestId, Response, SubmitError};
+use crate::io::{Effect, RequestId, SubmitError};
 use crate::time::{Span, Time};
 use crate::wire::Message;
 
@@ -68,6 +68,8 @@ pub(crate) struct Brain {
     // Boxed, like the others: thousands of brains that wait have none.
     adoption: Option<Box<Adoption>>,
     answer: Option<(RequestId, Time)>,
+    /// The submit is being withdrawn, because of this: what is answered if that succeeds in time.
+    refusal: Option<Box<SubmitError>>,
     quorum: Quorum,
     phase: Phase,
     total: u32,
@@ -133,6 +135,7 @@ impl Brain {
             stage,
             adoption: None,
             answer: None,
+            refusal: None,
             quorum: Quorum::new(job, term, Arc::clone(&spec)),
             phase: 0,
             total: 0,
@@ -289,10 +292,11 @@ impl Brain {
             return;
         }
         self.stage = Stage::Over;
-        if let Some((request, _)) = self.answer.take() {
-            // A higher term needed a majority that knew the spec: the job is safe, and goes on elsewhere.
-            ctx.effect(Effect::Answer { id: request, response: Response::Submitted(Ok(self.job)) });
+        if self.refusal.is_some() {
+            return self.answer_unknown(ctx, "another node decides for it");
         }
+        // A higher term needed a majority that knew the spec: the job is safe, and goes on elsewhere.
+        self.answer_submit(ctx, Ok(self.job));
     }
 
     /// These facts are on `node`'s disk.
@@ -325,8 +329,9 @@ impl Brain {
         match &mut self.stage {
             Stage::Storing => {
                 self.stage = Stage::Running;
-                if let Some((request, _)) = self.answer.take() {
-                    ctx.effect(Effect::Answer { id: request, response: Response::Submitted(Ok(self.job)) });
+                // One that is being withdrawn is answered once it has ended.
+                if self.refusal.is_none() {
+                    self.answer_submit(ctx, Ok(self.job));
                 }
                 ctx.effect(Effect::Changed(self.job));
             }
@@ -351,17 +356,36 @@ impl Brain {
             Stage::Sealing { until } => self.step_sealing(ctx, until),
             Stage::Ending { .. } | Stage::Over => {}
         }
+        if self.stage != Stage::Storing && self.answer.is_some_and(|(_, deadline)| ctx.now.at >= deadline) {
+            self.answer_unknown(ctx, "its withdrawal was not decided in time");
+        }
         self.quorum.flush(ctx);
     }
 
     fn step_storing(&mut self, ctx: &mut Ctx) {
-        let Some((request, deadline)) = self.answer else { return };
-        let problem = match &ctx.storage_failing {
-            Some(reason) => SubmitError::Disk(reason.clone()),
-            None if ctx.now.at >= deadline => SubmitError::NoMajority(SUBMIT_TIMEOUT.as_ms()),
-            None => return,
-        };
-        self.withdraw(ctx, request, problem);
+        let Some((_, deadline)) = self.answer else { return };
+        // The disk may yet write it, and others may have it. Under a key the next try is told of this job, so that it can stay.
+        if let Some(reason) = ctx.storage_failing.clone()
+            && self.refusal.is_none()
+            && self.spec.submit_key.is_none()
+        {
+            self.withdraw(ctx, SubmitError::Disk(reason));
+        }
+        // Where only this disk counts, waiting for it would change nothing.
+        let hopeless = ctx.storage_failing.is_some() && self.spec.brain_set.len() == 1;
+        if ctx.now.at >= deadline || hopeless {
+            let why = match &ctx.storage_failing {
+                Some(reason) => format!("the disk failed ({reason})"),
+                None => format!("no majority of its brain set had stored it within {} ms", SUBMIT_TIMEOUT.as_ms()),
+            };
+            if planted(Bug::RefuseUnknown) {
+                return self.drop_unknown(ctx);
+            }
+            if self.refusal.is_none() && self.spec.submit_key.is_none() {
+                self.withdraw(ctx, SubmitError::Disk(why.clone()));
+            }
+            self.answer_unknown(ctx, &why);
+        }
     }
 
     fn step_running(&mut self, ctx: &mut Ctx) {
@@ -421,6 +445,7 @@ impl Brain {
     pub(crate) fn timeout(&self, ctx: &Ctx) -> Option<Time> {
         let stage = match &self.stage {
             Stage::Storing => self.answer.map(|(_, deadline)| deadline),
+            Stage::Ending { .. } if self.answer.is_some() => self.answer.map(|(_, deadline)| deadline),
             Stage::Adopting => self.adoption.as_ref().map(|adoption| adoption.timeout(ctx)),
             // Past its time only a verdict is missing, which another brain overruled: whoever has the right will tell.
             Stage::Sealing { until } if *until <= ctx.now.at => Some(ctx.now.at + BEAT_EVERY),

@@ -14,6 +14,7 @@ use crate::members;
 use crate::steward::Stewards;
 use crate::sync;
 use crate::wire::{Advert, Card, Lease, Message, Topic};
+use crate::witness::WHOLE_JOB;
 
 impl Core {
     pub(super) fn on_message(&mut self, from: NodeId, message: Message) {
@@ -61,6 +62,9 @@ impl Core {
                 if let Some(brain) = self.brains.touch(&lease.job) {
                     brain.on_want_sources(ctx, from, lease.fence);
                 }
+            }
+            Message::Copied { job, phase: WHOLE_JOB, task, ok } => {
+                self.witnesses.on_copied(ctx, from, job, task, ok);
             }
             Message::Copied { job, phase, task, ok } => {
                 if let Some(brain) = self.brains.touch(&job) {
@@ -153,6 +157,7 @@ impl Core {
         if self.ctx.peers.set_card(from, card) {
             self.brains.on_disk_lost(&mut self.ctx, from);
             self.custody.on_disk_lost(&self.ctx, from);
+            self.witnesses.on_disk_lost(from);
         }
     }
 
@@ -207,7 +212,14 @@ impl Core {
 
     fn on_copy(&mut self, copy: CopyFor, source: NodeId, blobs: Vec<BlobRef>) {
         let CopyFor { brain, job, .. } = copy;
-        let known = self.ctx.ledger.live(&job).is_some_and(|l| l.state.spec.brain_set.contains(&brain));
+        let open = self.ctx.ledger.live(&job).is_some_and(|l| l.state.spec.brain_set.contains(&brain));
+        // Who decides alone has submitted the job; the outputs of one that is over are held as well.
+        let whole = copy.phase == WHOLE_JOB;
+        let ended = whole && self.ctx.ledger.sealed(&job).is_some_and(|entry| entry.submitter == brain);
+        let known = open || ended;
+        if whole && known {
+            self.ctx.witnessed.insert(job);
+        }
         if !known {
             return self.ctx.send(brain, copy.answer(false));
         }

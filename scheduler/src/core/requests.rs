@@ -1,4 +1,4 @@
-//! What users ask of their node: to take a job, to cancel one.
+//! How a job begins: what its user asked for, completed, signed, and on its way to a brain set.
 
 use sinew_crdt_state::certificate::Roles;
 use sinew_crdt_state::fact::Fact;
@@ -6,22 +6,23 @@ use sinew_crdt_state::ids::{FactId, JobId, NodeId};
 use sinew_crdt_state::spec::{JobSpec, SignedSpec};
 
 use super::Core;
+use super::clients::{BRAIN_SET, Reach};
 use crate::brain::Brain;
 use crate::ctx::After;
-use crate::io::{CancelError, Effect, NewJob, RequestId, Response, SubmitError};
-use crate::membership::NodeState;
-use crate::wire::Message;
+use crate::io::{Effect, NewJob, RequestId, Response, SubmitError};
 
-/// Nodes in the brain set of a job: one that decides and two that could. More would cost latency for little.
-const BRAIN_SET: usize = 3;
 /// Nodes asked for an input that is named by its hash and is not here.
 const INPUT_PROVIDERS: usize = 16;
 
 impl Core {
-    pub(super) fn submit(&mut self, id: RequestId, new: NewJob) {
-        match self.signed(new) {
-            Ok(signed) => {
+    /// Begins a job.
+    pub(super) fn begin(&mut self, id: RequestId, new: NewJob, reach: Reach) {
+        match self.signed(new, reach) {
+            Ok((signed, spec)) => {
                 let job = signed.id();
+                if let Some((key, request)) = spec.keyed() {
+                    self.clients.keys.insert(key, (job, request));
+                }
                 let (submit, _) = self.ctx.state(job, Fact::Submit(signed));
                 self.stewards.has_blobs(job);
                 let inputs = self.ctx.ledger.live(&job).map(|l| l.state.spec.input_blobs()).unwrap_or_default();
@@ -53,16 +54,24 @@ impl Core {
         }
     }
 
-    fn signed(&mut self, new: NewJob) -> Result<SignedSpec, SubmitError> {
+    /// Whether this node takes jobs at all.
+    pub(super) fn may_submit(&self) -> Result<(), SubmitError> {
         if !self.ctx.roles.contains(Roles::SUBMIT) {
             return Err(SubmitError::Role);
         }
-        if let Some(reason) = &self.ctx.storage_failing {
-            return Err(SubmitError::Disk(reason.clone()));
+        match &self.ctx.storage_failing {
+            Some(reason) => Err(SubmitError::Disk(reason.clone())),
+            None => Ok(()),
         }
+    }
+
+    fn signed(&mut self, new: NewJob, reach: Reach) -> Result<(SignedSpec, JobSpec), SubmitError> {
+        self.may_submit()?;
         let serial = self.serial_last + 1;
-        let brain_set = self.choose_brain_set(serial);
-        let alone = brain_set.len() == 1 && self.ctx.peers.connected().next().is_none();
+        let alone = reach.alone();
+        let brain_set = self.choose_brain_set(serial, reach.others);
+        // In a mesh of one there will be nobody to hold a second copy. Where others are only out of reach they may come back.
+        let only = brain_set.len() == 1 && alone.is_none() && self.ctx.peers.connected().next().is_none();
         let (own, disk) = (self.ctx.own, self.ctx.disk);
         let spec = JobSpec {
             mesh: self.ctx.mesh,
@@ -78,33 +87,25 @@ impl Core {
             retry: new.retry,
             labels: new.labels,
             strategy: new.strategy,
-            copies: if alone { 1 } else { new.copies },
+            copies: if only { 1 } else { new.copies },
             network: new.network,
             secrets: new.secrets,
             volumes: new.volumes,
+            alone,
+            submit_key: new.key.map(|key| key.text),
         };
         let signed = SignedSpec::sign(self.ctx.identity(), &spec);
         signed.decode()?;
         self.serial_last = serial;
-        Ok(signed)
+        Ok((signed, spec))
     }
 
-    /// This node and two stewards, chosen by rendezvous hashing over healthy nodes whose card has come; this node alone where
-    /// there are fewer than two.
-    fn choose_brain_set(&self, serial: u64) -> Vec<NodeId> {
+    /// This node and two stewards, chosen by rendezvous hashing over `others`, healthy nodes whose card has come; this node
+    /// alone where there are fewer than two.
+    fn choose_brain_set(&self, serial: u64, others: Vec<NodeId>) -> Vec<NodeId> {
         let own = self.ctx.own;
-        let healthy = |n: &NodeId| {
-            let runs = self.ctx.peers.roles(*n).is_some_and(|r| r.contains(Roles::RUN));
-            runs && !matches!(self.membership.state(*n), Some(NodeState::Lost | NodeState::Suspect | NodeState::Left))
-        };
-        // One whose card has not come would be named with a disk that it does not have: it would have to be recalled into the
-        // set, by both others, and two such could never be.
-        let known = |n: &NodeId| self.ctx.peers.get(*n).is_some_and(|peer| peer.card.is_some());
-        let mut others: Vec<([u8; 32], NodeId)> = self
-            .ctx
-            .peers
-            .connected()
-            .filter(|n| healthy(n) && known(n))
+        let mut others: Vec<([u8; 32], NodeId)> = others
+            .into_iter()
             .map(|n| {
                 let mut hasher = blake3::Hasher::new_derive_key("sinew rendezvous 1");
                 hasher.update(&own.0).update(&serial.to_le_bytes()).update(&n.0);
@@ -117,33 +118,5 @@ impl Core {
             set.extend(others.into_iter().take(BRAIN_SET - 1).map(|(_, n)| n));
         }
         set
-    }
-
-    pub(super) fn cancel(&mut self, id: RequestId, job: JobId, reason: String) {
-        let verdict = self.try_cancel(job, reason);
-        self.ctx.effect(Effect::Answer { id, response: Response::Cancelled(verdict) });
-    }
-
-    fn try_cancel(&mut self, job: JobId, reason: String) -> Result<(), CancelError> {
-        if self.ctx.ledger.sealed(&job).is_some() {
-            return Err(CancelError::Ended);
-        }
-        let live = self.ctx.ledger.live(&job).ok_or(CancelError::Unknown(job))?;
-        if live.state.outcome().is_some() {
-            return Err(CancelError::Ended);
-        }
-        let spec = live.state.spec.clone();
-        if spec.submitter != self.ctx.own && !self.ctx.roles.contains(Roles::ADMIN) {
-            return Err(CancelError::Denied);
-        }
-        let reason = sinew_crdt_state::rules::clip(reason);
-        let (_, cancel) = self.ctx.state(job, Fact::Cancel { reason });
-        let submit = self.ctx.submit_of(&job);
-        let own = self.ctx.own;
-        for member in spec.brain_set.iter().copied().filter(|n| *n != own) {
-            let facts = submit.iter().cloned().chain([cancel.clone()]).collect();
-            self.ctx.send(member, Message::Facts(facts));
-        }
-        Ok(())
     }
 }

@@ -68,6 +68,8 @@ pub enum Class {
     Rollback,
     /// A copy of a node runs in its place for a while, from its disk of some seconds ago; then it is there again itself.
     Clone,
+    /// A node is heard by everybody and hears nobody.
+    Deaf,
 }
 
 /// A name that is no class of faults.
@@ -80,7 +82,7 @@ pub struct UnknownClass {
 
 impl Class {
     /// Every class.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 31] = [
         Self::Crash,
         Self::Restart,
         Self::Partition,
@@ -111,6 +113,7 @@ impl Class {
         Self::BitRot,
         Self::Rollback,
         Self::Clone,
+        Self::Deaf,
     ];
 
     /// Its name on the command line and in reports.
@@ -147,6 +150,7 @@ impl Class {
             Self::BitRot => "bit-rot",
             Self::Rollback => "rollback",
             Self::Clone => "clone",
+            Self::Deaf => "deaf",
         }
     }
 
@@ -168,6 +172,7 @@ impl Class {
             self,
             Self::Partition
                 | Self::OneWay
+                | Self::Deaf
                 | Self::Flap
                 | Self::Drop
                 | Self::Duplicate
@@ -182,6 +187,8 @@ impl Class {
         match self {
             // Around a lease's three seconds and a connection's ten.
             Self::Crash | Self::Partition | Self::OneWay => (300, 12_000),
+            // Until after a submit has been given up.
+            Self::Deaf => (1_000, 20_000),
             // Faster than anybody notices, up to just before a brain is missed.
             Self::Restart => (10, 300),
             Self::Flap => (2_000, 8_000),

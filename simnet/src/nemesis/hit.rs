@@ -59,7 +59,7 @@ pub(super) fn gauge(world: &World, class: Class, held: Option<&Held>) -> Option<
     let counters = &world.counters;
     match class {
         Class::Drop => Some(counters.lost_frames),
-        Class::Partition | Class::OneWay | Class::Flap => Some(counters.stalled_frames),
+        Class::Partition | Class::OneWay | Class::Deaf | Class::Flap => Some(counters.stalled_frames),
         Class::Duplicate => Some(counters.doubled_gossip),
         Class::Reorder => Some(counters.reordered),
         Class::Bandwidth => Some(counters.queued_frames),
@@ -88,6 +88,12 @@ impl Nemesis {
                     world.cut(a, b);
                     Held::Cuts(vec![(a, b)])
                 })
+            }
+            Class::Deaf => {
+                let victim = one(strike.dice[0])?;
+                let cuts: Vec<_> = (0..world.nodes.len()).filter(|n| *n != victim).map(|n| (n, victim)).collect();
+                cuts.iter().for_each(|(from, to)| world.cut(*from, *to));
+                Some(Held::Cuts(cuts))
             }
             Class::Flap => {
                 let (a, b) = (one(strike.dice[0])?, one(strike.dice[1])?);

@@ -1,6 +1,7 @@
 //! One simulated run: a mesh, a workload and a nemesis from one seed; first any faults with safety checked all the while,
 //! then everything is healed and every acknowledged job must end.
 
+mod clients;
 mod collect;
 mod growth;
 mod options;
@@ -60,6 +61,7 @@ struct Running<'a> {
     /// Those whose jobs were not dropped.
     submitted: BTreeMap<RequestId, Time>,
     jobs: collect::Jobs,
+    clients: Option<clients::Clients>,
     refused: u64,
 }
 
@@ -110,7 +112,8 @@ impl<'a> Running<'a> {
         let (begin, before) = (world.now, world.counters);
         let (doubles, submitted) = (Doubles::default(), BTreeMap::new());
         let jobs = collect::Jobs::default();
-        Self { options, world, doubles, nemesis, begin, before, submitted, jobs, refused: 0 }
+        let clients = (options.workload == Workload::Clients).then(|| clients::Clients::new(options.seed));
+        Self { options, world, doubles, nemesis, begin, before, submitted, jobs, clients, refused: 0 }
     }
 
     fn through(&mut self) -> Result<Report, Box<Failure>> {
@@ -134,9 +137,13 @@ impl<'a> Running<'a> {
         let (end, mut check) = (self.begin + self.options.duration, self.begin + CHECK_EVERY);
         loop {
             let job = jobs.peek().map(|j| self.begin + j.at);
-            let next = job.into_iter().chain(self.nemesis.next_at()).fold(end.min(check), Time::min);
+            let client = self.clients.as_ref().and_then(clients::Clients::next_at);
+            let next = job.into_iter().chain(client).chain(self.nemesis.next_at()).fold(end.min(check), Time::min);
             self.world.run_for(next - self.world.now);
             self.nemesis.act(&mut self.world);
+            if let Some(clients) = &mut self.clients {
+                clients.act(&mut self.world);
+            }
             while let Some(job) = jobs.next_if(|j| self.begin + j.at <= next) {
                 self.submit(&job);
             }
@@ -158,8 +165,13 @@ impl<'a> Running<'a> {
             self.refused += 1;
             return;
         };
-        let name = self.world.nodes[node].name.clone();
-        let id = self.world.submit_later(&name, &job.plan);
+        let id = match &mut self.clients {
+            Some(clients) => clients.submit(&mut self.world, node, &job.plan),
+            None => {
+                let name = self.world.nodes[node].name.clone();
+                self.world.submit_later(&name, &job.plan)
+            }
+        };
         self.submitted.insert(id, self.world.now);
     }
 

@@ -25,6 +25,8 @@ pub enum Workload {
     Rounds,
     /// Batches of 1 to 12 tasks, and every fourth job a round.
     Mixed,
+    /// The same from clients who try again under keys and cancel: see [`super::clients`].
+    Clients,
 }
 
 /// Everything that a run follows from.

@@ -42,11 +42,13 @@ fn plan(workload: Workload, number: u64, rng: &mut ChaCha8Rng) -> Plan {
     match workload {
         Workload::Jobs => job().lasting(Span::ms(100)),
         Workload::Rounds => round(tasks * 2, 3).lasting(Span::ms(ms)),
-        Workload::Mixed if number.is_multiple_of(ROUND_EVERY) => round(tasks * 2, 3).lasting(Span::ms(ms)).spread(),
+        Workload::Mixed | Workload::Clients if number.is_multiple_of(ROUND_EVERY) => {
+            round(tasks * 2, 3).lasting(Span::ms(ms)).spread()
+        }
         // Jobs of many users often leave the same: an empty file, a line that says "ok".
-        Workload::Mixed if number % EQUAL_EVERY == 3 => {
+        Workload::Mixed | Workload::Clients if number % EQUAL_EVERY == 3 => {
             job().tasks(tasks).lasting(Span::ms(ms)).spread().with_equal_outputs("ok")
         }
-        Workload::Mixed => job().tasks(tasks).lasting(Span::ms(ms)).spread(),
+        Workload::Mixed | Workload::Clients => job().tasks(tasks).lasting(Span::ms(ms)).spread(),
     }
 }

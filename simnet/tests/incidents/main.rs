@@ -5,6 +5,7 @@
 
 mod attacks;
 mod blobs;
+mod clients;
 mod clocks;
 mod copies;
 mod custody;

@@ -83,7 +83,7 @@ fn submits_on_both_sides_of_a_split() {
         // Before it has noticed, the small side still counts on nodes that it cannot reach.
         let early = world.try_submit("e", &job());
         let seen = world.counters().stalled_frames;
-        assert!(matches!(early, Err(SubmitError::NoMajority(_))) && seen > 0, "{early:?}");
+        assert!(matches!(early, Err(SubmitError::Unknown { .. })) && seen > 0, "{early:?}");
         // Afterwards it is a mesh of one.
         let right = world.submit("e", &job().tasks(6).with_outputs());
         world.run_until(completed(left));
@@ -106,8 +106,8 @@ fn a_cancel_asked_for_on_the_small_side_comes_through_later() {
         let near: Vec<&str> = NAMES.into_iter().filter(|n| *n != far).collect();
         world.partition([far.as_str()], near.iter().copied());
         world.run_for(seconds(2));
-        assert_eq!(world.cancel(&far, job), Ok(()), "an admin may, wherever he is");
-        world.run_for(seconds(4));
+        let undecided = world.cancel(&far, job);
+        assert!(matches!(undecided, Err(CancelError::Undecided { .. })), "an admin may, wherever he is: {undecided:?}");
         assert!(!world.holds(&ended(job)), "nobody who decides knows of it");
         assert!(!world.running_on("a", &job).is_empty(), "the job goes on");
         world.heal();
@@ -126,7 +126,7 @@ fn a_cancel_at_a_brain_that_is_cut_off_comes_too_late() {
         world.run_until(done(job, 0, 10));
         world.partition(["a"], ["b", "c", "d"]);
         world.run_for(millis(300));
-        assert_eq!(world.cancel("a", job), Ok(()));
+        world.cancel_later("a", job);
         world.run_for(millis(500));
         world.expect(finished_at("a", job, Outcome::Cancelled));
         assert!(!world.is_told_of_end("a", &job), "the verdict is not final");

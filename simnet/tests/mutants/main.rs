@@ -13,9 +13,10 @@ use std::panic::{catch_unwind, set_hook, take_hook};
 use std::sync::Once;
 
 use scenarios::{
-    bad_link, calm, cancelled, cut_off_worker, disk_lost, equal_inputs, equal_jobs, failed_sync, failing, forgotten,
-    gone_for_good, hung_disk, just_completed, late_answers, late_replication, late_result, liar, one_number_for_two,
-    power_cut, rolled_back, rotten_member, slow_submitter, split, takeover_with_room, wiped_member,
+    alone, bad_link, calm, cancelled, cut_off_worker, deaf_submitter, disk_lost, equal_inputs, equal_jobs, failed_sync,
+    failing, far_cancel, forgotten, gone_for_good, hung_disk, just_completed, late_answers, late_replication,
+    late_result, liar, one_number_for_two, power_cut, rolled_back, rotten_member, slow_submitter, split,
+    takeover_with_room, tried_again, wiped_member, withdrawn,
 };
 use sinew_crdt_state::planted::{Bug, plant};
 use support::mixed;
@@ -141,6 +142,12 @@ mutants! {
     an_old_copy_that_counts: RollbackUnseen, rolled_back, 3, ["know too little", "not recovered"];
     a_number_for_two_jobs: SerialAgain, slow_submitter, 3, ["SerialTwice"];
     a_job_forgotten_with_another: TwiceForgotten, one_number_for_two, 3, ["is forgotten"];
+    an_unknown_outcome_called_refused: RefuseUnknown, deaf_submitter, 3, ["RefusedRan"];
+    a_withdrawal_that_a_restart_forgets: WithdrawInMemory, withdrawn, 3, ["a withdrawn job ran"];
+    a_cancel_acknowledged_at_once: CancelAtOnce, far_cancel, 3, ["CancelUndone", "CancelledRan"];
+    a_key_that_a_restart_forgets: ForgetKeys, tried_again, 3, ["KeyTwice"];
+    a_node_alone_that_does_not_say_so: AloneUnsaid, alone, 3, ["AloneUnsaid"];
+    a_lonely_job_that_nobody_else_holds: NoWitness, alone, 3, ["OutputGone"];
 }
 
 macro_rules! sound {
@@ -185,6 +192,11 @@ sound! {
     without_a_bug_old_copies_pass: rolled_back;
     without_a_bug_slow_submitters_pass: slow_submitter;
     without_a_bug_shared_numbers_pass: one_number_for_two;
+    without_a_bug_deaf_submitters_pass: deaf_submitter;
+    without_a_bug_withdrawals_pass: withdrawn;
+    without_a_bug_far_cancels_pass: far_cancel;
+    without_a_bug_other_tries_pass: tried_again;
+    without_a_bug_nodes_alone_pass: alone;
 }
 
 /// Counts for the table, for longer than `nextest` lets a test run:

@@ -3,6 +3,7 @@
 use sinew_crdt_state::error_code::ErrorCode;
 use sinew_crdt_state::fact::Outcome;
 use sinew_crdt_state::ids::JobId;
+use sinew_scheduler::io::SubmitError;
 use sinew_simnet::{
     DiskSetup, Distribution, NodeSetup, Plan, World, completed, done, ended, failed, finished, job, millis, round,
     running, seconds, started, taken_over,
@@ -131,9 +132,87 @@ pub(crate) fn cancelled(seed: u64) {
     world.run_until(started(job));
     let wait = world.pick(2_000) as u64;
     world.run_for(millis(wait));
-    assert_eq!(world.cancel("b", job), Ok(()));
+    world.cancel_later("b", job);
     world.run_until_within(finished(job, Outcome::Cancelled), seconds(3));
     world.check_safety();
+    world.run_until_idle();
+    world.check_invariants();
+}
+
+/// A node that everybody hears and that hears nobody is asked to take a job.
+pub(crate) fn deaf_submitter(seed: u64) {
+    let mut world = World::seed(seed).nodes(["a", "b", "c", "d", "e"]);
+    let wait = world.pick(500) as u64;
+    world.run_for(millis(wait));
+    for from in ["a", "b", "c", "d"] {
+        world.cut_one_way(from, "e");
+    }
+    world.submit_later("e", &job().tasks(4).lasting(seconds(2)));
+    world.run_for(seconds(20));
+    world.heal();
+    world.run_until_idle();
+    world.check_invariants();
+}
+
+/// A submit is given up by a node that is cut off, and the node is restarted.
+pub(crate) fn withdrawn(seed: u64) {
+    let mut world = World::seed(seed).nodes(["a", "b", "c", "d", "e"]);
+    world.partition(["a"], ["b", "c", "d", "e"]);
+    let answer = world.try_submit("a", &job());
+    assert!(matches!(answer, Err(SubmitError::Unknown { withdrawing: true, .. })), "{answer:?}");
+    let wait = world.pick(2_000) as u64;
+    world.run_for(millis(500 + wait));
+    world.kill("a");
+    world.restart("a");
+    world.heal();
+    world.run_until_idle();
+    world.check_invariants();
+    assert_eq!(world.executions_of_all(), 0, "a withdrawn job ran");
+}
+
+/// A cancel is asked for where the brain cannot hear it, and the job ends meanwhile.
+pub(crate) fn far_cancel(seed: u64) {
+    let mut world = World::seed(seed).nodes(["a", "b", "c", "d", "e"]);
+    let job = world.submit("a", &job().tasks(20).lasting(millis(400)));
+    world.run_until(started(job));
+    let far = world.bystanders(&job)[0].clone();
+    let near: Vec<&str> = ["a", "b", "c", "d", "e"].into_iter().filter(|n| *n != far).collect();
+    world.partition([far.as_str()], near.iter().copied());
+    world.cancel_later(&far, job);
+    world.run_until(completed(job));
+    world.heal();
+    world.run_until_idle();
+    world.check_invariants();
+}
+
+/// A request is asked again after its node was restarted.
+pub(crate) fn tried_again(seed: u64) {
+    let mut world = World::seed(seed).nodes(SET);
+    let plan = job().tasks(2).lasting(seconds(3));
+    world.submit_keyed("a", &plan, "k");
+    let wait = world.pick(1_000) as u64;
+    world.run_for(millis(300 + wait));
+    world.kill("a");
+    world.restart("a");
+    world.submit_keyed("a", &plan, "k");
+    world.run_for(seconds(1));
+    world.run_until_idle();
+    world.check_invariants();
+}
+
+/// A node that is cut off takes a job; later its disk is lost.
+pub(crate) fn alone(seed: u64) {
+    let mut world = World::seed(seed).nodes(["a", "b", "c", "d", "e"]);
+    world.partition(["e"], ["a", "b", "c", "d"]);
+    let wait = world.pick(3_000) as u64;
+    world.run_for(millis(11_000 + wait));
+    let job = world.submit("e", &round(6, 3).lasting(millis(200)));
+    world.run_until(completed(job));
+    world.heal();
+    world.run_for(seconds(30));
+    world.kill("e");
+    world.wipe("e");
+    world.restart("e");
     world.run_until_idle();
     world.check_invariants();
 }

@@ -17,7 +17,7 @@ use super::super::ui::Ui;
 use super::super::watch::{Say, watch};
 use super::super::{App, render};
 use super::{absolute, check_target, fetch, file_error};
-use crate::api::client::ClientError;
+use crate::api::client::{ClientError, Taken};
 use crate::api::{Reply, Request};
 use crate::clock::unix_ms;
 
@@ -102,14 +102,19 @@ pub(super) fn files_json(files: &[(PathBuf, u64)]) -> Value {
     json!({ "files": files })
 }
 
-pub(crate) async fn submit(app: &mut App, manifest: &Path) -> Result<u8, CliError> {
+pub(crate) async fn submit(app: &mut App, manifest: &Path, key: Option<String>) -> Result<u8, CliError> {
     let bytes = read_manifest(manifest)?;
     let mut draft = parse(&bytes, Format::of_path(manifest))?;
     let base = if is_stdin(manifest) { Path::new("") } else { manifest.parent().unwrap_or(Path::new("")) };
     let here = Path::new(".").join(base);
     draft.anchor_paths(&absolute(&here)?);
-    let job = super::submit(app, draft).await?;
-    app.ui.show(&json!({ "job": job }), || format!("{job}\n"))?;
+    draft.key = key.or(draft.key);
+    let Taken { job, alone } = super::submit(app, draft).await?;
+    let mut object = json!({ "job": job });
+    if let Some(alone) = alone {
+        object["alone"] = json!(alone);
+    }
+    app.ui.show(&object, || format!("{job}\n"))?;
     Ok(0)
 }
 

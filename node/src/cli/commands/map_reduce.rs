@@ -12,15 +12,16 @@ use super::super::human::span;
 use super::super::watch::{Say, watch};
 use super::super::{App, render};
 use super::jobs::files_json;
-use super::{absolute, cancel_quietly, check_target, draft_files, fetch, file_error, submit};
+use super::{absolute, cancel_quietly, check_target, draft_files, fetch, file_error, submit, submitted};
 use crate::clock::unix_ms;
 
 pub(crate) async fn map_reduce(app: &mut App, args: MapReduceArgs) -> Result<u8, CliError> {
     check_target(&args.out, args.yes)?;
     let started_ms = unix_ms();
-    let job = submit(app, draft(&args)?).await?;
+    let taken = submit(app, draft(&args)?).await?;
+    let job = taken.job;
     if app.ui.json {
-        app.ui.object(&json!({ "event": "submitted", "job": job }))?;
+        app.ui.object(&submitted(taken))?;
     } else {
         app.ui.note(&format!("job {job}"));
     }
@@ -51,6 +52,7 @@ pub(crate) fn draft(args: &MapReduceArgs) -> Result<JobDraft, CliError> {
         round.files = draft_files(&args.file)?;
     }
     draft.name.clone_from(&args.name);
+    draft.key.clone_from(&args.key);
     (draft.resources.cpu_milli, draft.resources.memory_bytes) = (args.cpus, args.memory);
     draft.limits.timeout_ms = args.timeout;
     draft.limits.output_bytes_max = args.output_max.unwrap_or(draft.limits.output_bytes_max);

@@ -13,13 +13,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde_json::{Value, json};
 use sinew_crdt_state::ids::JobId;
 use sinew_crdt_state::manifest::{DraftFile, JobDraft, ManifestError};
 
 use super::App;
 use super::error::CliError;
 use super::watch::Intake;
-use crate::api::client::ClientError;
+use crate::api::client::{ClientError, Taken};
 use crate::api::{Reply, Request};
 
 /// How long an interrupted command waits for the daemon before it ends all the same: a person waits too.
@@ -59,22 +60,38 @@ fn check_target(out: &Path, yes: bool) -> Result<(), CliError> {
 }
 
 /// Submits a draft with absolute paths and returns once the job is accepted. A signal that comes before that cancels it.
-async fn submit(app: &mut App, draft: JobDraft) -> Result<JobId, CliError> {
+async fn submit(app: &mut App, draft: JobDraft) -> Result<Taken, CliError> {
     draft.check().map_err(|problems| ManifestError::Invalid { problems })?;
     let mut intake = Intake::new(app.ui);
     let client = app.client.clone();
-    let submitting = client.submit(draft, |what, done, total| intake.see(what, done, total));
+    let submitting = client.submit_told(draft, |what, done, total| intake.see(what, done, total));
     tokio::pin!(submitting);
     tokio::select! {
-        job = &mut submitting => Ok(job?),
+        taken = &mut submitting => {
+            let taken = taken?;
+            if let Some(alone) = taken.alone {
+                let text = "the job rests on this node alone until others are back";
+                app.ui.note(&format!("warning: {alone}: {text}"));
+            }
+            Ok(taken)
+        }
         code = app.interrupts.first() => {
             // It may be accepted at this very moment: then it must not run on without anyone who knows its id.
-            if let Ok(Ok(job)) = tokio::time::timeout(TIDY_UP_MAX, &mut submitting).await {
-                cancel_quietly(app, job).await;
+            if let Ok(Ok(taken)) = tokio::time::timeout(TIDY_UP_MAX, &mut submitting).await {
+                cancel_quietly(app, taken.job).await;
             }
             Err(CliError::Interrupted(code))
         }
     }
+}
+
+/// The object that says that a job is taken.
+fn submitted(taken: Taken) -> Value {
+    let mut object = json!({ "event": "submitted", "job": taken.job });
+    if let Some(alone) = taken.alone {
+        object["alone"] = json!(alone);
+    }
+    object
 }
 
 /// Cancels a job whose waiting command was interrupted, and says so.
@@ -84,7 +101,7 @@ async fn cancel_quietly(app: &App, job: JobId) {
     let said = match tokio::time::timeout(TIDY_UP_MAX, app.client.act(&request)).await {
         Ok(Ok(())) => format!("cancelled job {}", job.short()),
         Ok(Err(error)) => format!("job {} was not cancelled: {error}", job.short()),
-        Err(_) => format!("job {} may go on: the daemon does not answer; `sinew cancel {}`", job.short(), job.short()),
+        Err(_) => format!("job {} may go on: its cancel is not decided yet; `sinew job {}`", job.short(), job.short()),
     };
     app.ui.note(&said);
 }

@@ -12,8 +12,8 @@ use super::super::args::RunArgs;
 use super::super::error::{CliError, JobEnd, run_exit};
 use super::super::watch::{Say, watch};
 use super::super::{App, render};
-use super::{cancel_quietly, draft_files, fetch, file_error, jobs, submit};
-use crate::api::client::ClientError;
+use super::{cancel_quietly, draft_files, fetch, file_error, jobs, submit, submitted};
+use crate::api::client::{ClientError, Taken};
 
 /// 128 + SIGPIPE: what a shell reports of a program that nobody reads any more.
 const EXIT_UNREAD: u8 = 141;
@@ -23,8 +23,9 @@ pub(crate) async fn run(app: &mut App, args: RunArgs) -> Result<u8, CliError> {
     if let Some(there) = args.output.iter().map(|path| here.join(path)).find(|path| path.exists() && !args.yes) {
         return Err(CliError::Exists(there));
     }
-    let job = submit(app, draft(&args)?).await?;
-    say_submitted(app, job)?;
+    let taken = submit(app, draft(&args)?).await?;
+    let job = taken.job;
+    say_submitted(app, taken)?;
     let mut interrupts = app.interrupts.clone();
     let view = match interrupts.or(follow(app, job)).await {
         Ok(view) => view,
@@ -42,6 +43,7 @@ pub(crate) fn draft(args: &RunArgs) -> Result<JobDraft, CliError> {
     let program = program_from_argv(args.command.clone());
     let mut draft = JobDraft::batch(program.map_err(|source| CliError::Program { flag: "CMD", source })?);
     draft.name.clone_from(&args.name);
+    draft.key.clone_from(&args.key);
     (draft.resources.cpu_milli, draft.resources.memory_bytes) = (args.cpus, args.memory);
     draft.limits.timeout_ms = args.timeout;
     draft.limits.output_bytes_max = args.output_max.unwrap_or(draft.limits.output_bytes_max);
@@ -55,11 +57,11 @@ pub(crate) fn draft(args: &RunArgs) -> Result<JobDraft, CliError> {
     Ok(draft)
 }
 
-fn say_submitted(app: &App, job: JobId) -> Result<(), CliError> {
+fn say_submitted(app: &App, taken: Taken) -> Result<(), CliError> {
     if app.ui.json {
-        app.ui.object(&json!({ "event": "submitted", "job": job }))?;
+        app.ui.object(&submitted(taken))?;
     } else if app.ui.verbose > 0 {
-        app.ui.note(&format!("job {job}"));
+        app.ui.note(&format!("job {}", taken.job));
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 use sinew_crdt_state::fact::{Failure, Outcome};
 use sinew_crdt_state::ids::NodeId;
 use sinew_crdt_state::state::{Event, Status};
-use sinew_scheduler::view::JobView;
+use sinew_scheduler::view::{JobView, waiting_text};
 
 use super::super::error::FailedTask;
 use super::super::human::{clean, clean_lines, clock, cut, percent, rate, size, span, utc};
@@ -48,6 +48,7 @@ pub(crate) const fn outcome_word(view: &JobView) -> &'static str {
             Status::Sealed => "sealed",
             Status::Failed => "failed",
             Status::Cancelled => "cancelled",
+            Status::Waiting => "waiting",
         },
     }
 }
@@ -62,13 +63,22 @@ fn header(view: &JobView, timeline: &[Event], now_ms: u64) -> String {
     [
         field("job", &view.id.to_string()),
         field("name", &format!("{} ({})", view.name, view.kind.replace('_', "-"))),
-        field("state", &format!("{}{sealed}{took}", outcome_word(view))),
+        field("state", &format!("{}{sealed}{took}", state(view))),
         field("submitted", &format!("{} UTC, {age} ago, by {}", utc(view.submitted_ms), view.submitter.short())),
         field("brain", &format!("{brain}, term {}, of {}", view.term, others.join(" "))),
         field("safety", &view.durability),
         field("key", &view.key.to_string()),
     ]
     .concat()
+}
+
+/// Where it is; of a job that nobody can decide for, whom it waits for.
+fn state(view: &JobView) -> String {
+    let word = match view.status {
+        Status::Waiting => waiting_text(&view.lost),
+        _ => outcome_word(view).to_owned(),
+    };
+    if view.cancelling { format!("{word} (a cancel is under way)") } else { word }
 }
 
 fn phases(view: &JobView, timeline: &[Event], now_ms: u64) -> String {

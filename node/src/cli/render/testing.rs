@@ -81,6 +81,8 @@ pub(crate) fn view() -> JobView {
         placements: Vec::new(),
         outputs: vec![output(0, 4)],
         outcome: None,
+        lost: Vec::new(),
+        cancelling: false,
         failures: Vec::new(),
     }
 }

@@ -44,6 +44,8 @@ fn job(secrets: Vec<SecretUse>) -> SignedSpec {
         copies: 1,
         network: sinew_crdt_state::network::Network::default(),
         volumes: Vec::new(),
+        alone: None,
+        submit_key: None,
         secrets,
     };
     SignedSpec::sign(&who(1), &spec)
