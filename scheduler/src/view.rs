@@ -198,14 +198,14 @@ pub fn from_state(id: JobId, state: &JobState) -> JobView {
     }
 }
 
-const fn kind(spec: &JobSpec) -> &'static str {
-    match &spec.work {
+fn kind(spec: &JobSpec) -> &'static str {
+    match &*spec.work {
         Work::Batch(_) => "batch",
         Work::MapReduce(_) => "map_reduce",
     }
 }
 
-const fn durability(spec: &JobSpec) -> &'static str {
+fn durability(spec: &JobSpec) -> &'static str {
     if spec.brain_set.len() > 1 {
         "survives the loss of any one node"
     } else {
@@ -214,7 +214,7 @@ const fn durability(spec: &JobSpec) -> &'static str {
 }
 
 fn phases(spec: &JobSpec, done: &[u64]) -> Vec<PhaseView> {
-    let names: &[&str] = match &spec.work {
+    let names: &[&str] = match &*spec.work {
         Work::Batch(_) => &["tasks"],
         Work::MapReduce(_) => &["map", "reduce"],
     };

@@ -9,7 +9,7 @@ use sinew_crdt_state::fact::{Fact, Fence, Outcome, ReportItem, Run, Statement, U
 use sinew_crdt_state::identity::{Domain, Identity, verify};
 use sinew_crdt_state::ids::{DiskId, JobId, MeshId};
 use sinew_crdt_state::ledger::{Ledger, SealedEntry};
-use sinew_crdt_state::spec::{Batch, Builtin, JobSpec, Limits, Program, Resources, Retry, SignedSpec, Strategy, Work};
+use sinew_crdt_state::spec::{Batch, Builtin, JobSpec, Limits, Program, Resources, Retry, SignedSpec, SpecFields, Strategy, Work};
 
 use super::meter::rss_bytes;
 
@@ -28,7 +28,7 @@ fn spec(identity: &Identity, serial: u64) -> SignedSpec {
         gather: None,
         outputs: Vec::new(),
     });
-    let spec = JobSpec {
+    let spec = JobSpec::from(SpecFields {
         mesh: MESH,
         submitter: identity.id(),
         serial,
@@ -46,7 +46,7 @@ fn spec(identity: &Identity, serial: u64) -> SignedSpec {
         network: sinew_crdt_state::network::Network::default(),
         secrets: Vec::new(),
         volumes: Vec::new(),
-    };
+    });
     SignedSpec::sign(identity, &spec)
 }
 

@@ -11,7 +11,7 @@ use sinew_crdt_state::fact::{Accepted, Fact, Fence, Outcome, ReportItem, Run, St
 use sinew_crdt_state::identity::Identity;
 use sinew_crdt_state::ids::{DiskId, FactId, JobId, MeshId, NodeId};
 use sinew_crdt_state::ledger::Ledger;
-use sinew_crdt_state::spec::{Batch, Builtin, JobSpec, Limits, Program, Resources, Retry, SignedSpec, Strategy, Work};
+use sinew_crdt_state::spec::{Batch, Builtin, JobSpec, Limits, Program, Resources, Retry, SignedSpec, SpecFields, Strategy, Work};
 use sinew_mesh::{FrameClass, Mesh, MeshConfig, MeshEvent, MeshEvents, Multiaddr, Topic};
 use sinew_node::clock::unix_ms;
 use sinew_node::daemon::gossip_frame;
@@ -130,7 +130,7 @@ fn own_job(who: &Identity, mesh: MeshId, serial: u64) -> SignedSpec {
         gather: None,
         outputs: Vec::new(),
     };
-    let spec = JobSpec {
+    let spec = JobSpec::from(SpecFields {
         mesh,
         submitter: who.id(),
         serial,
@@ -148,7 +148,7 @@ fn own_job(who: &Identity, mesh: MeshId, serial: u64) -> SignedSpec {
         network: sinew_crdt_state::network::Network::default(),
         secrets: Vec::new(),
         volumes: Vec::new(),
-    };
+    });
     SignedSpec::sign(who, &spec)
 }
 

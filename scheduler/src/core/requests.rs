@@ -3,7 +3,7 @@
 use sinew_crdt_state::certificate::Roles;
 use sinew_crdt_state::fact::Fact;
 use sinew_crdt_state::ids::{JobId, NodeId};
-use sinew_crdt_state::spec::{JobSpec, SignedSpec};
+use sinew_crdt_state::spec::{JobSpec, SignedSpec, SpecFields};
 
 use super::Core;
 use crate::brain::Brain;
@@ -40,7 +40,7 @@ impl Core {
         let brain_set = self.choose_brain_set(serial);
         let alone = brain_set.len() == 1 && self.ctx.peers.connected().next().is_none();
         let (own, disk) = (self.ctx.own, self.ctx.disk);
-        let spec = JobSpec {
+        let spec = JobSpec::from(SpecFields {
             mesh: self.ctx.mesh,
             submitter: self.ctx.own,
             serial,
@@ -58,7 +58,7 @@ impl Core {
             network: new.network,
             secrets: new.secrets,
             volumes: new.volumes,
-        };
+        });
         let signed = SignedSpec::sign(self.ctx.identity(), &spec);
         signed.decode()?;
         self.serial_last = serial;

@@ -6,7 +6,7 @@ use sinew_crdt_state::envelope::{Envelope, seal_batch};
 use sinew_crdt_state::fact::{Outcome, Statement};
 use sinew_crdt_state::ids::DiskId;
 use sinew_crdt_state::secret::{SecretPlace, SecretUse};
-use sinew_crdt_state::spec::{Batch, Builtin, JobSpec, Limits, Program, Resources, Retry, SignedSpec, Strategy, Work};
+use sinew_crdt_state::spec::{Batch, Builtin, JobSpec, Limits, Program, Resources, Retry, SignedSpec, SpecFields, Strategy, Work};
 
 use super::*;
 
@@ -27,7 +27,7 @@ fn job(secrets: Vec<SecretUse>) -> SignedSpec {
         gather: None,
         outputs: Vec::new(),
     };
-    let spec = JobSpec {
+    let spec = JobSpec::from(SpecFields {
         mesh: MESH,
         submitter: who(1).id(),
         serial: 1,
@@ -45,7 +45,7 @@ fn job(secrets: Vec<SecretUse>) -> SignedSpec {
         network: sinew_crdt_state::network::Network::default(),
         volumes: Vec::new(),
         secrets,
-    };
+    });
     SignedSpec::sign(&who(1), &spec)
 }
 
