@@ -13,7 +13,9 @@ use sinew_crdt_state::ledger::{Admitted, Ledger};
 use sinew_crdt_state::manifest::{self, Format};
 use sinew_crdt_state::reconcile::{Claim, Index, Listing};
 use sinew_crdt_state::rules::brain_of;
-use sinew_crdt_state::spec::{Batch, Builtin, JobSpec, Limits, Program, Resources, Retry, SignedSpec, SpecFields, Strategy, Work};
+use sinew_crdt_state::spec::{
+    Batch, Builtin, JobSpec, Limits, Program, Resources, Retry, SignedSpec, SpecFields, Strategy, Work,
+};
 use sinew_mesh::wire;
 use sinew_node::api::{Reply, Request};
 use sinew_node::exec::mapfile::MapIndex;

@@ -9,7 +9,9 @@ use sinew_crdt_state::fact::{Fact, Fence, Outcome, ReportItem, Run, Statement, U
 use sinew_crdt_state::identity::{Domain, Identity, verify};
 use sinew_crdt_state::ids::{DiskId, JobId, MeshId};
 use sinew_crdt_state::ledger::{Ledger, SealedEntry};
-use sinew_crdt_state::spec::{Batch, Builtin, JobSpec, Limits, Program, Resources, Retry, SignedSpec, SpecFields, Strategy, Work};
+use sinew_crdt_state::spec::{
+    Batch, Builtin, JobSpec, Limits, Program, Resources, Retry, SignedSpec, SpecFields, Strategy, Work,
+};
 
 use super::meter::rss_bytes;
 

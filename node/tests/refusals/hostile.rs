@@ -11,7 +11,9 @@ use sinew_crdt_state::fact::{Accepted, Fact, Fence, Outcome, ReportItem, Run, St
 use sinew_crdt_state::identity::Identity;
 use sinew_crdt_state::ids::{DiskId, FactId, JobId, MeshId, NodeId};
 use sinew_crdt_state::ledger::Ledger;
-use sinew_crdt_state::spec::{Batch, Builtin, JobSpec, Limits, Program, Resources, Retry, SignedSpec, SpecFields, Strategy, Work};
+use sinew_crdt_state::spec::{
+    Batch, Builtin, JobSpec, Limits, Program, Resources, Retry, SignedSpec, SpecFields, Strategy, Work,
+};
 use sinew_mesh::{FrameClass, Mesh, MeshConfig, MeshEvent, MeshEvents, Multiaddr, Topic};
 use sinew_node::clock::unix_ms;
 use sinew_node::daemon::gossip_frame;

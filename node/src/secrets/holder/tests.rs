@@ -6,7 +6,9 @@ use sinew_crdt_state::envelope::{Envelope, seal_batch};
 use sinew_crdt_state::fact::{Outcome, Statement};
 use sinew_crdt_state::ids::DiskId;
 use sinew_crdt_state::secret::{SecretPlace, SecretUse};
-use sinew_crdt_state::spec::{Batch, Builtin, JobSpec, Limits, Program, Resources, Retry, SignedSpec, SpecFields, Strategy, Work};
+use sinew_crdt_state::spec::{
+    Batch, Builtin, JobSpec, Limits, Program, Resources, Retry, SignedSpec, SpecFields, Strategy, Work,
+};
 
 use super::*;
 
