@@ -108,6 +108,7 @@ impl World {
             return self.crash(node, 0);
         }
         if !done.is_empty() {
+            self.counters.syncs += 1;
             self.inputs(node, done.into_iter().map(Input::Persisted));
         }
         self.schedule_disk(node);

@@ -124,11 +124,11 @@ impl Brain {
         self.answer = None;
         let reason = format!("withdrawn: {problem}");
         ctx.effect(Effect::Answer { id: request, response: Response::Submitted(Err(problem)) });
-        // Stewards that stored it must not run it: they get the cancel. Here nothing of it stays.
+        // Stewards that stored it must not run it, nor nodes that would have bid: they get the cancel. Here nothing of it stays.
         let (_, cancel) = ctx.state(self.job, Fact::Cancel { reason });
         if let Some(submit) = ctx.submit_of(&self.job) {
-            let own = ctx.own;
-            for node in self.spec.brain_set.iter().copied().filter(|n| *n != own) {
+            let told: BTreeSet<NodeId> = self.members().chain(self.asked()).filter(|n| *n != ctx.own).collect();
+            for node in told {
                 ctx.send(node, Message::Facts(vec![submit.clone(), cancel.clone()]));
             }
         }

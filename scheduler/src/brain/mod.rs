@@ -358,6 +358,7 @@ impl Brain {
         match &mut self.stage {
             Stage::Storing => {
                 self.stage = Stage::Running;
+                self.drop_old_offers(ctx);
                 if let Some((request, _)) = self.answer.take() {
                     ctx.effect(Effect::Answer { id: request, response: Response::Submitted(Ok(self.job)) });
                 }

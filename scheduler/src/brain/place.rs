@@ -54,13 +54,31 @@ pub(crate) enum Sought {
 impl Brain {
     /// Whether tasks wait that no seat will take, and nobody has been asked.
     pub(crate) fn seeks_room(&self, ctx: &Ctx) -> bool {
-        self.stage == Stage::Running
+        (self.stage == Stage::Running || self.asks_early())
             && self.placement.is_none()
             && self.verdict.is_none()
             && !self.canceled
             && ctx.now.at >= self.place_at
             && self.work.seats.len() < SEATS_MAX
             && self.wanted_slots() > 0
+    }
+
+    /// Whether nodes may be asked for bids while the spec is still on its way to a majority: an offer binds nobody, and is answered
+    /// meanwhile. Awards wait. A spec that no other node has to store is told to none before it is on this node's disk.
+    fn asks_early(&self) -> bool {
+        self.stage == Stage::Storing && self.spec.brain_set.len() > 1
+    }
+
+    /// The spec is safe, so bids may be taken; those that have waited for it too long were made in other times.
+    pub(super) fn drop_old_offers(&mut self, ctx: &mut Ctx) {
+        if self.placement.as_ref().is_some_and(|placement| ctx.now.at >= placement.until) {
+            self.drop_offers(ctx);
+        }
+    }
+
+    /// The nodes that were asked and have not had their answer.
+    pub(super) fn asked(&self) -> impl Iterator<Item = NodeId> {
+        self.placement.iter().flat_map(|placement| placement.asked.keys().copied())
     }
 
     pub(crate) fn has_seats(&self) -> bool {

@@ -44,6 +44,8 @@ pub(super) struct Books {
     /// This many syncs from now one fails, and loses its pages.
     pub(super) bad_sync_in: Option<u64>,
     pub(super) written: u64,
+    /// Of these, bytes written to journals.
+    pub(super) journaled: u64,
     pub(super) syncs: u64,
     pub(super) failures: u64,
     pub(super) changes: u64,
@@ -71,6 +73,7 @@ pub(super) struct SimDisk(Arc<Mutex<Books>>);
 struct Handle {
     disk: SimDisk,
     file: Arc<Mutex<File>>,
+    is_journal: bool,
     locks: Mutex<bool>,
 }
 
@@ -154,7 +157,8 @@ impl Disk for SimDisk {
             return Err(broken("it is off"));
         }
         let file = Arc::clone(self.books().files.entry(path.to_owned()).or_default());
-        Ok(Box::new(Handle { disk: self.clone(), file, locks: Mutex::new(false) }))
+        let is_journal = path.to_string_lossy().contains(".journal.");
+        Ok(Box::new(Handle { disk: self.clone(), file, is_journal, locks: Mutex::new(false) }))
     }
 
     fn list(&self, _: &Path) -> io::Result<Vec<PathBuf>> {
@@ -205,7 +209,9 @@ impl DiskFile for Handle {
         if mood == Mood::Failing {
             return Err(self.disk.failed("a write"));
         }
-        self.disk.books().written += bytes.len() as u64;
+        let mut books = self.disk.books();
+        books.written += bytes.len() as u64;
+        books.journaled += if self.is_journal { bytes.len() as u64 } else { 0 };
         Ok(())
     }
 

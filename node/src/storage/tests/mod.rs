@@ -7,6 +7,7 @@ mod journal;
 mod migrate;
 mod reading;
 mod size;
+mod syncs;
 
 use std::path::Path;
 use std::sync::mpsc::{Receiver, channel};
