@@ -94,9 +94,28 @@ impl Facts {
         listed.chain(tree.into_iter().flatten())
     }
 
+    /// The envelopes, in the order of their ids.
+    pub fn values(&self) -> impl Iterator<Item = &Envelope> {
+        self.iter().map(|(_, envelope)| envelope)
+    }
+
     /// Their ids, in order.
     pub fn keys(&self) -> impl Iterator<Item = &FactId> {
         self.iter().map(|(id, _)| id)
+    }
+}
+
+impl Extend<(FactId, Envelope)> for Facts {
+    fn extend<I: IntoIterator<Item = (FactId, Envelope)>>(&mut self, facts: I) {
+        facts.into_iter().for_each(|(id, envelope)| self.insert(id, envelope));
+    }
+}
+
+impl FromIterator<(FactId, Envelope)> for Facts {
+    fn from_iter<I: IntoIterator<Item = (FactId, Envelope)>>(facts: I) -> Self {
+        let mut all = Self::default();
+        all.extend(facts);
+        all
     }
 }
 

@@ -12,6 +12,14 @@ pub struct IntervalMap<V> {
 
 impl<V> Default for IntervalMap<V> {
     fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<V> IntervalMap<V> {
+    /// A map without runs.
+    #[must_use]
+    pub const fn new() -> Self {
         Self { runs: BTreeMap::new() }
     }
 }

@@ -91,7 +91,7 @@ impl JobSpec {
         // Where they are and what they are called; what is in them nobody knows.
         let mut volumes: Vec<&Volume> = self.volumes.iter().collect();
         volumes.sort_unstable();
-        let keyed = match &self.work {
+        let keyed = match &*self.work {
             Work::Batch(batch) => {
                 let mut outputs: Vec<&str> = batch.outputs.iter().map(String::as_str).collect();
                 outputs.sort_unstable();
@@ -204,7 +204,7 @@ mod tests {
     fn a_file_is_the_same_however_it_comes() {
         let with = |source: Source| {
             let mut spec = spec(TEXT, 1);
-            let Work::Batch(batch) = &mut spec.work else { panic!("a batch") };
+            let Work::Batch(batch) = std::sync::Arc::make_mut(&mut spec.work) else { panic!("a batch") };
             batch.inputs[0].source = source;
             spec.key()
         };

@@ -19,6 +19,7 @@ use crate::rules::{self, RuleError};
 use crate::spec::SpecError;
 use crate::state::JobState;
 use crate::tally;
+use crate::terms::Shares;
 
 /// Most facts in one entry. A round of a day with 200 ms progress from dozens of nodes stays far below; a flood does not.
 pub const FACTS_MAX: usize = 200_000;
@@ -160,6 +161,7 @@ pub struct Ledger {
     /// Jobs that have the number of a forgotten one and are others all the same.
     twice: BTreeSet<JobId>,
     roots: VerifiedRoots,
+    shares: Shares,
     grace_ms: u64,
 }
 
@@ -175,6 +177,7 @@ impl Ledger {
             owners: BTreeMap::new(),
             twice: BTreeSet::new(),
             roots: VerifiedRoots::default(),
+            shares: Shares::default(),
             grace_ms: u64::MAX,
         }
     }
@@ -327,7 +330,7 @@ impl Ledger {
     }
 
     fn open_submit(
-        &self,
+        &mut self,
         envelope: &Envelope,
         statement: &Statement,
         roles: impl Fn(NodeId) -> Option<Roles>,
@@ -339,7 +342,7 @@ impl Ledger {
         }
         // The submitter's signature on the envelope covers the job's id, and so every byte of this: a second check of the same
         // author's word would tell nothing. That the author is the submitter is one of the rules.
-        let spec = signed.decode()?;
+        let mut spec = signed.decode()?;
         if spec.mesh != self.mesh {
             return Err(Refusal::Misplaced);
         }
@@ -349,6 +352,7 @@ impl Ledger {
         if covered && !own && !self.twice.contains(&envelope.entry) && !planted(Bug::ResurrectForgotten) {
             return Err(Refusal::Compacted);
         }
+        self.shares.share(&mut spec);
         Ok(JobState::new(spec))
     }
 

@@ -14,6 +14,7 @@ use crate::object::ObjectFile;
 pub use crate::program::{Program, Runners};
 use crate::remote::{GitTree, HttpFile};
 use crate::secret::{self, SecretUse};
+pub use crate::terms::{JobSpec, Terms};
 use crate::volume::{Volume, check_volumes};
 
 /// Longest encoded spec: it is replicated to every node, so bulk belongs in blobs.
@@ -23,9 +24,10 @@ pub const TASKS_MAX: u32 = 100_000_000;
 /// Most reduce partitions: a map output carries an index entry for each.
 pub const PARTITIONS_MAX: u32 = 4_096;
 
-/// A complete job.
+/// A complete job, as it is written down and signed: every field by itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct JobSpec {
+#[serde(rename = "JobSpec")]
+pub struct SpecFields {
     /// The mesh it is for.
     pub mesh: MeshId,
     /// Who asks; the only one besides admins who may cancel.
@@ -302,7 +304,7 @@ impl JobSpec {
     /// Task counts, phase by phase; a phase starts only when the one before it is finished.
     #[must_use]
     pub fn phases(&self) -> Vec<u32> {
-        match &self.work {
+        match &*self.work {
             Work::Batch(batch) => vec![batch.tasks],
             Work::MapReduce(round) => vec![round.chunks, round.partitions],
         }
@@ -311,7 +313,7 @@ impl JobSpec {
     /// The program of `phase`.
     #[must_use]
     pub fn program(&self, phase: Phase) -> &Program {
-        match &self.work {
+        match &*self.work {
             Work::Batch(batch) => &batch.program,
             Work::MapReduce(round) if phase == PHASE_MAP => &round.map,
             Work::MapReduce(round) => &round.reduce,
@@ -331,7 +333,7 @@ impl JobSpec {
                 .collect()
         };
         let of_programs = self.programs().filter_map(|program| program.content().copied());
-        match &self.work {
+        match &*self.work {
             Work::Batch(batch) => of_files(&batch.inputs).into_iter().chain(of_programs).collect(),
             Work::MapReduce(round) => {
                 let mut all = of_files(&round.files);
@@ -345,7 +347,7 @@ impl JobSpec {
 
     /// Every program of the job.
     pub fn programs(&self) -> impl Iterator<Item = &Program> {
-        let all = match &self.work {
+        let all = match &*self.work {
             Work::Batch(batch) => [Some(&batch.program), None, None],
             Work::MapReduce(round) => [Some(&round.map), round.combine.as_ref(), Some(&round.reduce)],
         };
@@ -355,7 +357,7 @@ impl JobSpec {
     /// The runners that a node needs for it, and whether it must let programs reach hosts.
     #[must_use]
     pub fn runners(&self) -> Runners {
-        let gathers = matches!(&self.work, Work::Batch(Batch { gather: Some(_), .. }));
+        let gathers = matches!(&*self.work, Work::Batch(Batch { gather: Some(_), .. }));
         let first = if gathers { Runners::PROCESS } else { Runners::NONE };
         let first = if self.network.is_none() { first } else { first.union(Runners::NETWORK) };
         self.programs().fold(first, |all, program| all.union(program.runner()))
@@ -363,8 +365,8 @@ impl JobSpec {
 
     /// The job's variables.
     #[must_use]
-    pub const fn env(&self) -> &BTreeMap<String, String> {
-        match &self.work {
+    pub fn env(&self) -> &BTreeMap<String, String> {
+        match &*self.work {
             Work::Batch(batch) => &batch.env,
             Work::MapReduce(round) => &round.env,
         }
@@ -373,7 +375,7 @@ impl JobSpec {
     /// The files that tasks find.
     #[must_use]
     pub fn files(&self) -> &[InputFile] {
-        match &self.work {
+        match &*self.work {
             Work::Batch(batch) => &batch.inputs,
             Work::MapReduce(round) => &round.files,
         }
@@ -503,7 +505,7 @@ fn check(spec: &JobSpec) -> Result<(), SpecError> {
     if !(1..=2).contains(&spec.copies) {
         return bad("copies", "must be 1 or 2");
     }
-    if let Work::MapReduce(round) = &spec.work
+    if let Work::MapReduce(round) = &*spec.work
         && !(1..=PARTITIONS_MAX).contains(&round.partitions)
     {
         return bad("partitions", "must be 1 to 4096");
@@ -526,7 +528,7 @@ fn check(spec: &JobSpec) -> Result<(), SpecError> {
         }
         .or_else(|(problem, _)| bad("inputs", problem))?;
     }
-    if let Work::Batch(Batch { gather: Some(argv), .. }) = &spec.work
+    if let Work::Batch(Batch { gather: Some(argv), .. }) = &*spec.work
         && argv.first().is_none_or(String::is_empty)
     {
         return bad("gather", "the argument vector is empty");

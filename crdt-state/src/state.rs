@@ -2,6 +2,7 @@
 //! arrived. Nothing here decides; brains do, by adding facts.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Deref;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,7 @@ use crate::fact::{
 };
 use crate::ids::{DiskId, FactId, NodeId};
 use crate::intervals::IntervalMap;
+use crate::rare::{Empty, Rare};
 use crate::spec::{JobSpec, Phase};
 
 /// Failed attempts remembered per task: more than any sane retry policy allows.
@@ -100,13 +102,22 @@ type FailuresOfTask = BTreeMap<(Fence, NodeId, FactId), Failure>;
 /// A seal: its term, its fact, the outcome, and the executors' receipts.
 pub type Sealed = (u32, FactId, Outcome, Vec<(NodeId, FactId)>);
 
-/// Everything the facts of one job say.
+/// Everything the facts of one job say. What a job has that runs, or did, is in [`Course`], of which this shows the fields.
 #[derive(Debug, Clone)]
 pub struct JobState {
     /// The spec. Shared with whoever works by it.
     pub spec: Arc<JobSpec>,
     /// The highest term in which a brain stated anything.
     pub term: u32,
+    /// Accepted results, phase by phase.
+    pub accepted: Vec<IntervalMap<AcceptedResult>>,
+    // Of thousands of jobs that wait for room hardly any has one.
+    course: Rare<Course>,
+}
+
+/// What became of a job since it was submitted.
+#[derive(Debug, Clone, Default)]
+pub struct Course {
     /// Brains that took office, each with the accept facts of earlier terms that it found. The highest one's word counts.
     leads: BTreeMap<u32, BTreeSet<ShortId>>,
     /// Bids by bidder; of several by one, the one with the highest fact id.
@@ -115,8 +126,7 @@ pub struct JobState {
     pub awards: BTreeMap<Fence, AwardState>,
     revoked: BTreeMap<Fence, bool>,
     claims: BTreeSet<(Fence, NodeId)>,
-    /// Accepted results, phase by phase.
-    pub accepted: Vec<IntervalMap<AcceptedResult>>,
+    /// Phase by phase, as far as there were any.
     reported: Vec<IntervalMap<()>>,
     failures: BTreeMap<(Phase, u32), FailuresOfTask>,
     /// Votes seen.
@@ -135,30 +145,39 @@ pub struct JobState {
     pub equivocations: BTreeSet<Fence>,
 }
 
+impl Empty for Course {
+    const EMPTY: &'static Self = &Self {
+        leads: BTreeMap::new(),
+        bids: BTreeMap::new(),
+        awards: BTreeMap::new(),
+        revoked: BTreeMap::new(),
+        claims: BTreeSet::new(),
+        reported: Vec::new(),
+        failures: BTreeMap::new(),
+        votes: BTreeMap::new(),
+        rejoined: BTreeMap::new(),
+        cancel: None,
+        finish: None,
+        receipts: BTreeMap::new(),
+        seal: None,
+        equivocations: BTreeSet::new(),
+    };
+}
+
+impl Deref for JobState {
+    type Target = Course;
+
+    fn deref(&self) -> &Course {
+        &self.course
+    }
+}
+
 impl JobState {
     /// A job of which only the spec is known.
     #[must_use]
     pub fn new(spec: JobSpec) -> Self {
-        let phases = spec.phases().len();
-        Self {
-            spec: Arc::new(spec),
-            term: 1,
-            leads: BTreeMap::new(),
-            bids: BTreeMap::new(),
-            awards: BTreeMap::new(),
-            revoked: BTreeMap::new(),
-            claims: BTreeSet::new(),
-            accepted: vec![IntervalMap::default(); phases],
-            reported: vec![IntervalMap::default(); phases],
-            failures: BTreeMap::new(),
-            votes: BTreeMap::new(),
-            rejoined: BTreeMap::new(),
-            cancel: None,
-            finish: None,
-            receipts: BTreeMap::new(),
-            seal: None,
-            equivocations: BTreeSet::new(),
-        }
+        let accepted = vec![IntervalMap::default(); spec.phases().len()];
+        Self { spec: Arc::new(spec), term: 1, accepted, course: Rare::new() }
     }
 
     /// The state that these facts add up to, whatever their order.
@@ -183,22 +202,22 @@ impl JobState {
             Fact::Submit(_) => {}
             Fact::Bid { slots, score, held_bytes, .. } => {
                 let bid = BidState { slots: *slots, score: *score, held_bytes: *held_bytes };
-                let newest = self.bids.entry(author).or_insert((id, bid));
+                let newest = self.course.bids.entry(author).or_insert((id, bid));
                 if id > newest.0 {
                     *newest = (id, bid);
                 }
             }
             Fact::Award { fence, node, slots, .. } => self.apply_award(id, *fence, *node, *slots),
             Fact::Claim { fence, .. } => {
-                self.claims.insert((*fence, author));
+                self.course.claims.insert((*fence, author));
             }
             Fact::Report { fence, phase, items } => self.apply_report(id, *fence, author, *phase, items),
             Fact::Revoke { fence, lost } => {
                 self.saw_term(fence.term);
-                let revoked = self.revoked.entry(*fence).or_default();
+                let revoked = self.course.revoked.entry(*fence).or_default();
                 *revoked |= lost;
                 let lost = *revoked;
-                if let Some(award) = self.awards.get_mut(fence) {
+                if let Some(award) = self.course.awards.get_mut(fence) {
                     award.revoked = Some(lost);
                 }
             }
@@ -209,40 +228,40 @@ impl JobState {
                 }
             }
             Fact::Vote { term } => {
-                self.votes.entry(*term).or_default().insert(author);
+                self.course.votes.entry(*term).or_default().insert(author);
             }
             Fact::Rejoin { disk, term } => {
-                let promised = self.rejoined.entry((author, *disk)).or_default();
+                let promised = self.course.rejoined.entry((author, *disk)).or_default();
                 *promised = (*promised).max(*term);
             }
             Fact::Lead { term, base, .. } => {
                 self.saw_term(*term);
                 let newest = *term >= self.lead_term();
-                self.leads.entry(*term).or_default().extend(base.iter().copied());
+                self.course.leads.entry(*term).or_default().extend(base.iter().copied());
                 return newest;
             }
             Fact::Cancel { reason } => {
                 let said = (author, reason.clone());
-                if self.cancel.as_ref().is_none_or(|old| said < *old) {
-                    self.cancel = Some(said);
+                if self.course.cancel.as_ref().is_none_or(|old| said < *old) {
+                    self.course.cancel = Some(said);
                 }
             }
             Fact::Finish { term, outcome } => {
                 self.saw_term(*term);
-                if self.finish.as_ref().is_none_or(|old| (*term, id) > (old.0, old.1)) {
-                    self.finish = Some(Box::new((*term, id, outcome.clone())));
+                if self.course.finish.as_ref().is_none_or(|old| (*term, id) > (old.0, old.1)) {
+                    self.course.finish = Some(Box::new((*term, id, outcome.clone())));
                 }
             }
             Fact::Receipt(executed) => {
-                let newest = self.receipts.entry(author).or_insert((id, executed.clone()));
+                let newest = self.course.receipts.entry(author).or_insert((id, executed.clone()));
                 if id > newest.0 {
                     *newest = (id, executed.clone());
                 }
             }
             Fact::Seal { term, outcome, receipts } => {
                 self.saw_term(*term);
-                if self.seal.as_ref().is_none_or(|old| (*term, id) > (old.0, old.1)) {
-                    self.seal = Some(Box::new((*term, id, outcome.clone(), receipts.clone())));
+                if self.course.seal.as_ref().is_none_or(|old| (*term, id) > (old.0, old.1)) {
+                    self.course.seal = Some(Box::new((*term, id, outcome.clone(), receipts.clone())));
                 }
             }
         }
@@ -264,13 +283,13 @@ impl JobState {
     /// The highest term whose brain is known to have taken office; the first needs no ceremony.
     #[must_use]
     pub fn lead_term(&self) -> u32 {
-        self.leads.last_key_value().map_or(1, |(term, _)| *term)
+        self.course.leads.last_key_value().map_or(1, |(term, _)| *term)
     }
 
     /// Whether an accept fact of `term` counts: a brain that took office later must have known it.
     #[must_use]
     pub fn counts(&self, id: FactId, term: u32) -> bool {
-        self.leads.last_key_value().is_none_or(|(lead, base)| term >= *lead || base.contains(&short_id(&id)))
+        self.course.leads.last_key_value().is_none_or(|(lead, base)| term >= *lead || base.contains(&short_id(&id)))
     }
 
     fn saw_term(&mut self, term: u32) {
@@ -279,11 +298,11 @@ impl JobState {
 
     fn apply_award(&mut self, id: FactId, fence: Fence, node: NodeId, slots: u32) {
         self.saw_term(fence.term);
-        let revoked = self.revoked.get(&fence).copied();
-        let fresh = AwardState { id, node, slots, revoked };
-        let award = self.awards.entry(fence).or_insert_with(|| fresh.clone());
+        let Course { awards, revoked, equivocations, .. } = &mut *self.course;
+        let fresh = AwardState { id, node, slots, revoked: revoked.get(&fence).copied() };
+        let award = awards.entry(fence).or_insert_with(|| fresh.clone());
         if award.node != node {
-            self.equivocations.insert(fence);
+            equivocations.insert(fence);
         }
         if id < award.id {
             *award = fresh;
@@ -291,13 +310,19 @@ impl JobState {
     }
 
     fn apply_report(&mut self, id: FactId, fence: Fence, author: NodeId, phase: Phase, items: &[ReportItem]) {
-        let Some(reported) = self.reported.get_mut(usize::from(phase)) else { return };
+        let phases = self.accepted.len();
+        if usize::from(phase) >= phases {
+            return;
+        }
+        let Course { reported, failures, .. } = &mut *self.course;
+        reported.resize_with(phases, IntervalMap::default);
+        let reported = &mut reported[usize::from(phase)];
         for item in items {
             match item {
                 ReportItem::Plain { run, .. } => reported.insert(*run, &(), |()| false),
                 ReportItem::Outputs { task, .. } => reported.insert(Run { start: *task, len: 1 }, &(), |()| false),
                 ReportItem::Failed { task, failure, .. } => {
-                    let of_task = self.failures.entry((phase, *task)).or_default();
+                    let of_task = failures.entry((phase, *task)).or_default();
                     of_task.insert((fence, author, id), failure.clone());
                     if of_task.len() > FAILURES_PER_TASK_MAX {
                         of_task.pop_first();

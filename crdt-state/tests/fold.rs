@@ -14,7 +14,8 @@ use sinew_crdt_state::ids::{DiskId, FactId, Hash, JobId, MeshId, NodeId};
 use sinew_crdt_state::ledger::{Admitted, Ledger};
 use sinew_crdt_state::rules::{self, brain_of};
 use sinew_crdt_state::spec::{
-    Batch, BlobRef, Builtin, JobSpec, Limits, Program, Resources, Retry, SignedSpec, Strategy as Ranking, Work,
+    Batch, BlobRef, Builtin, JobSpec, Limits, Program, Resources, Retry, SignedSpec, SpecFields, Strategy as Ranking,
+    Work,
 };
 use sinew_crdt_state::state::JobState;
 
@@ -26,7 +27,7 @@ fn who(n: u8) -> Identity {
 }
 
 fn spec() -> JobSpec {
-    JobSpec {
+    JobSpec::from(SpecFields {
         mesh: MESH,
         submitter: who(0).id(),
         serial: 1,
@@ -53,7 +54,7 @@ fn spec() -> JobSpec {
         volumes: Vec::new(),
         alone: None,
         submit_key: None,
-    }
+    })
 }
 
 fn failure() -> Failure {

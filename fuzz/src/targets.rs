@@ -13,7 +13,9 @@ use sinew_crdt_state::ledger::{Admitted, Ledger};
 use sinew_crdt_state::manifest::{self, Format};
 use sinew_crdt_state::reconcile::{Claim, Index, Listing};
 use sinew_crdt_state::rules::brain_of;
-use sinew_crdt_state::spec::{Batch, Builtin, JobSpec, Limits, Program, Resources, Retry, SignedSpec, Strategy, Work};
+use sinew_crdt_state::spec::{
+    Batch, Builtin, JobSpec, Limits, Program, Resources, Retry, SignedSpec, SpecFields, Strategy, Work,
+};
 use sinew_mesh::wire;
 use sinew_node::api::{Reply, Request};
 use sinew_node::exec::mapfile::MapIndex;
@@ -241,7 +243,7 @@ pub fn ledger_job() -> SignedSpec {
     let program = Program::Builtin(Builtin::Noop);
     let batch =
         Batch { program, tasks: 8, env: BTreeMap::new(), inputs: Vec::new(), gather: None, outputs: Vec::new() };
-    let spec = JobSpec {
+    let spec = JobSpec::from(SpecFields {
         mesh: MESH,
         submitter: who(1).id(),
         serial: 1,
@@ -259,7 +261,7 @@ pub fn ledger_job() -> SignedSpec {
         network: sinew_crdt_state::network::Network::default(),
         secrets: Vec::new(),
         volumes: Vec::new(),
-    };
+    });
     SignedSpec::sign(&who(1), &spec)
 }
 

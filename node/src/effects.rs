@@ -177,7 +177,7 @@ async fn fetch_all(
 
 /// A task that does nothing is done at once, on the core's thread.
 fn is_noop(task: &StartTask) -> bool {
-    match &task.spec.work {
+    match &*task.spec.work {
         Work::Batch(batch) => batch.program == Program::Builtin(Builtin::Noop) && batch.inputs.is_empty(),
         Work::MapReduce(_) => false,
     }

@@ -242,8 +242,8 @@ pub fn from_state(id: JobId, state: &JobState) -> JobView {
     }
 }
 
-const fn kind(spec: &JobSpec) -> &'static str {
-    match &spec.work {
+fn kind(spec: &JobSpec) -> &'static str {
+    match &*spec.work {
         Work::Batch(_) => "batch",
         Work::MapReduce(_) => "map_reduce",
     }
@@ -259,7 +259,7 @@ fn durability(spec: &JobSpec) -> String {
 }
 
 fn phases(spec: &JobSpec, done: &[u64]) -> Vec<PhaseView> {
-    let names: &[&str] = match &spec.work {
+    let names: &[&str] = match &*spec.work {
         Work::Batch(_) => &["tasks"],
         Work::MapReduce(_) => &["map", "reduce"],
     };

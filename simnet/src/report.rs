@@ -74,6 +74,8 @@ pub struct Counters {
     pub dials: u64,
     /// Connections closed because nobody used them.
     pub idle_closed: u64,
+    /// Syncs of disks: batches that wait at the same time share one.
+    pub syncs: u64,
     /// Batches of records that cores asked to have written.
     pub writes: u64,
     /// Batches lost in crashes before they were acknowledged.

@@ -37,7 +37,7 @@ impl World {
     #[must_use]
     pub fn bidders(&self, job: &JobId) -> BTreeSet<String> {
         let states = self.nodes.iter().filter_map(|n| self.state(&n.name, job));
-        states.flat_map(|s| s.bids.into_keys()).map(|id| self.name_of_node(id)).collect()
+        states.flat_map(|s| s.bids.keys().copied().collect::<Vec<_>>()).map(|id| self.name_of_node(id)).collect()
     }
 
     /// Nodes that lead the job, as they see it themselves, with their terms.

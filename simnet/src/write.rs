@@ -122,6 +122,7 @@ impl World {
         if !done.is_empty() {
             let recovered = std::mem::take(&mut self.nodes[node].disk.sync_failed).then_some(Input::StorageRecovered);
             let mark = Input::Mark(self.nodes[node].disk.mark());
+            self.counters.syncs += 1;
             self.inputs(node, recovered.into_iter().chain([mark]).chain(done.into_iter().map(Input::Persisted)));
         }
         self.schedule_disk(node);

@@ -14,7 +14,7 @@ use crate::program::{ContainerOf, ImageOf, ProgramOf, WasmOf};
 use crate::remote::{GitTree, HttpFile};
 use crate::secret::SecretUse;
 use crate::spec::{
-    Batch, BlobRef, Builtin, InputFile, JobSpec, Limits, MapReduce, Program, Resources, Retry, Strategy,
+    Batch, BlobRef, Builtin, InputFile, JobSpec, Limits, MapReduce, Program, Resources, Retry, SpecFields, Strategy,
     UnknownBuiltin, Work,
 };
 use crate::volume::Volume;
@@ -426,7 +426,7 @@ impl JobDraft {
     #[must_use]
     pub fn into_spec(self, context: DraftContext, work: Work) -> JobSpec {
         let name = self.display_name();
-        JobSpec {
+        JobSpec::from(SpecFields {
             mesh: context.mesh,
             submitter: context.submitter,
             serial: context.serial,
@@ -446,6 +446,6 @@ impl JobDraft {
             volumes: self.volumes,
             alone: None,
             submit_key: self.key,
-        }
+        })
     }
 }

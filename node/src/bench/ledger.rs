@@ -9,7 +9,9 @@ use sinew_crdt_state::fact::{Fact, Fence, Outcome, ReportItem, Run, Statement, U
 use sinew_crdt_state::identity::{Domain, Identity, verify};
 use sinew_crdt_state::ids::{DiskId, JobId, MeshId};
 use sinew_crdt_state::ledger::{Ledger, SealedEntry};
-use sinew_crdt_state::spec::{Batch, Builtin, JobSpec, Limits, Program, Resources, Retry, SignedSpec, Strategy, Work};
+use sinew_crdt_state::spec::{
+    Batch, Builtin, JobSpec, Limits, Program, Resources, Retry, SignedSpec, SpecFields, Strategy, Work,
+};
 
 use super::meter::rss_bytes;
 
@@ -28,7 +30,7 @@ fn spec(identity: &Identity, serial: u64) -> SignedSpec {
         gather: None,
         outputs: Vec::new(),
     });
-    let spec = JobSpec {
+    let spec = JobSpec::from(SpecFields {
         mesh: MESH,
         submitter: identity.id(),
         serial,
@@ -48,7 +50,7 @@ fn spec(identity: &Identity, serial: u64) -> SignedSpec {
         volumes: Vec::new(),
         alone: None,
         submit_key: None,
-    };
+    });
     SignedSpec::sign(identity, &spec)
 }
 

@@ -23,6 +23,8 @@ const PACKED_MAX: usize = 64 << 10;
 /// A segment that takes less is put together with a neighbour, if both then take no more than twice this: redb gives a value
 /// the next power of two of pages, so that many small segments would waste the most.
 const SEGMENT_SMALL: usize = 14 << 10;
+/// Entries that are packed together, by what each would take alone: a few segments' worth, whatever a checkpoint has to write.
+const PORTION: usize = 8 * PACKED_MAX;
 
 /// Writes a table's changes; `group` is the last journal group among them.
 pub(super) fn apply(db: &Database, table: &Table, group: u64) -> Result<(), redb::Error> {
@@ -109,7 +111,7 @@ impl<'txn> Jobs<'txn> {
                     changed.insert(row, change);
                 }
             } else if change.is_ended() {
-                ending.push((*job, change, self.take_pieces(job, change)?));
+                ending.push((*job, change));
             } else {
                 self.add_piece(*job, change)?;
             }
@@ -211,33 +213,51 @@ impl<'txn> Jobs<'txn> {
         Ok(())
     }
 
-    /// Adds jobs that end with these changes, in order of sealing.
-    fn add_entries(&mut self, mut ending: Vec<(JobId, &Change, Picture)>) -> Result<(), redb::Error> {
+    /// Adds jobs that end with these changes, in order of sealing: as many at a time as fill a segment, whose facts are in memory
+    /// once more meanwhile.
+    fn add_entries(&mut self, mut ending: Vec<(JobId, &Change)>) -> Result<(), redb::Error> {
         if ending.is_empty() {
             return Ok(());
         }
-        ending.sort_by_key(|(job, change, _)| (change.sealed.map_or(0, |sealed| sealed.sealed_ms), *job));
+        ending.sort_by_key(|(job, change)| (change.sealed.map_or(0, |sealed| sealed.sealed_ms), *job));
         let mut row = self.meta.get(NEXT_ROW)?.map_or(0, |row| row.value());
-        let mut entries = Vec::with_capacity(ending.len());
-        let (mut first, mut open) = (row, Vec::new());
-        if let Some((start, last)) = self.open_segment(row)? {
-            (first, open) = (start, last);
+        let (mut first, mut open) = self.open_segment(row)?.unwrap_or_default();
+        if open.is_empty() {
+            first = row;
         }
-        for (job, change, picture) in ending {
-            self.index.insert(&job.0, row)?;
-            if let Some(sealed) = picture.sealed {
-                self.heads.insert(row, &encode_head(job, &sealed)[..])?;
-            }
-            let folded = if change.row.is_none() { fold_row(picture.facts.values()) } else { None };
-            if let Some(listed) = change.row.as_deref().or(folded.as_ref()) {
-                self.ended.insert(&ended_key(listed.submitted_ms, &job), &encode_row(listed)[..])?;
-            }
-            entries.push(Entry { job, forgotten: picture.forgotten, facts: picture.facts.into_values().collect() });
+        let mut size: usize = open.iter().map(size_alone).sum();
+        for (job, change) in ending {
+            let entry = self.add_entry(row, job, change)?;
             row += 1;
+            size += size_alone(&entry);
+            open.push(entry);
+            // Packed together they take less than each alone, so this is more than one segment.
+            if size > PORTION {
+                let left = self.put_segments(first, open)?;
+                (first, open) = (row - left.len() as u64, left);
+                size = open.iter().map(size_alone).sum();
+            }
         }
         self.meta.insert(NEXT_ROW, row)?;
-        open.extend(entries);
-        self.put_segments(first, &open)
+        let left = self.put_segments(first, open)?;
+        if !left.is_empty() {
+            self.segments.insert(row - left.len() as u64, &segment(&left)[..])?;
+        }
+        Ok(())
+    }
+
+    /// Adds what is found by itself of a job that ends, and returns what goes into a segment.
+    fn add_entry(&mut self, row: u64, job: JobId, change: &Change) -> Result<Entry, redb::Error> {
+        let picture = self.take_pieces(&job, change)?;
+        self.index.insert(&job.0, row)?;
+        if let Some(sealed) = picture.sealed {
+            self.heads.insert(row, &encode_head(job, &sealed)[..])?;
+        }
+        let folded = if change.row.is_none() { fold_row(picture.facts.values()) } else { None };
+        if let Some(listed) = change.row.as_deref().or(folded.as_ref()) {
+            self.ended.insert(&ended_key(listed.submitted_ms, &job), &encode_row(listed)[..])?;
+        }
+        Ok(Entry { job, forgotten: picture.forgotten, facts: picture.facts.into_values().collect() })
     }
 
     /// The last segment, if there is room in it for more.
@@ -252,20 +272,27 @@ impl<'txn> Jobs<'txn> {
         Ok(whole.then(|| (first.value(), entries)))
     }
 
-    /// Writes entries from row `first` on, as many to a segment as fit.
-    fn put_segments(&mut self, mut first: u64, entries: &[Entry]) -> Result<(), redb::Error> {
-        let mut packer = Packer::default();
-        for entry in entries {
-            if packer.len() > 0 && packer.size_max() + size_alone(entry) > PACKED_MAX {
-                self.segments.insert(first, &deflate(&packer.finish())[..])?;
-                first += packer.len() as u64;
-                packer = Packer::default();
-            }
-            packer.push(entry);
+    /// Writes entries from row `first` on, as many to a segment as fit. Returns the last ones, which leave room for more.
+    fn put_segments(&mut self, mut first: u64, mut entries: Vec<Entry>) -> Result<Vec<Entry>, redb::Error> {
+        while let Some((taken, bytes)) = full_segment(&entries) {
+            self.segments.insert(first, &deflate(&bytes)[..])?;
+            first += taken as u64;
+            entries.drain(..taken);
         }
-        self.segments.insert(first, &deflate(&packer.finish())[..])?;
-        Ok(())
+        Ok(entries)
     }
+}
+
+/// How many entries fill a segment, and its bytes; `None` where they all fit and leave room.
+fn full_segment(entries: &[Entry]) -> Option<(usize, Vec<u8>)> {
+    let mut packer = Packer::default();
+    for (taken, entry) in entries.iter().enumerate() {
+        if taken > 0 && packer.size_max() + size_alone(entry) > PACKED_MAX {
+            return Some((taken, packer.finish()));
+        }
+        packer.push(entry);
+    }
+    None
 }
 
 fn change_entry(entry: &mut Entry, change: &Change) {

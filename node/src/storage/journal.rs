@@ -19,7 +19,7 @@ pub(super) const PAGE: usize = 4096;
 pub(super) const LEN_MIN: u64 = 256 << 10;
 /// Files grow so far under load. Longer ones mean fewer checkpoints, but what they hold is in memory too, twice while a checkpoint
 /// is under way; from some thousand records on a checkpoint costs the same for each.
-pub(super) const LEN_MAX: u64 = 4 << 20;
+pub(super) const LEN_MAX: u64 = 2 << 20;
 /// Zeros are written in pieces of this size.
 const FILL: usize = 256 << 10;
 

@@ -20,7 +20,7 @@ use super::writer::{RETRY, ROOM_FACTOR, ROOM_MIN};
 use super::{StorageError, cannot_open};
 
 /// Page cache. The working set is the tail of what was just written; the default of a GiB would be the daemon's memory.
-pub(super) const CACHE_BYTES: usize = 8 << 20;
+pub(super) const CACHE_BYTES: usize = 4 << 20;
 /// Journals kept ready. One more is written to, and those are left that a checkpoint is to take.
 const FREE_MAX: usize = 1;
 /// Readers let go of the old file within milliseconds, if the disk answers them.

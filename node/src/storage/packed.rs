@@ -165,11 +165,6 @@ impl<'a> Packer<'a> {
         self.entries.push((job, entry.forgotten, facts));
     }
 
-    /// How many entries there are.
-    pub(super) const fn len(&self) -> usize {
-        self.entries.len()
-    }
-
     /// Bytes that [`Self::finish`] gives, at most.
     pub(super) fn size_max(&self) -> usize {
         ENTRY_OVERHEAD + self.body + self.shared.digests.len() * 32 + self.shared.signatures.len() * 64

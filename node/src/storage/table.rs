@@ -6,6 +6,7 @@ use sinew_crdt_state::cbor;
 use sinew_crdt_state::certificate::Credential;
 use sinew_crdt_state::envelope::Envelope;
 use sinew_crdt_state::fact::{Fact, Statement};
+use sinew_crdt_state::facts::Facts;
 use sinew_crdt_state::ids::{DiskId, FactId, JobId, NodeId};
 use sinew_crdt_state::ledger::{OwnerMark, SealedEntry};
 use sinew_scheduler::io::Record;
@@ -18,7 +19,7 @@ pub(super) struct Change {
     /// It was withdrawn: what lies below counts no more.
     pub(super) retracted: bool,
     /// Facts added since.
-    pub(super) facts: BTreeMap<FactId, Envelope>,
+    pub(super) facts: Facts,
     /// It was sealed, or what is known of its seal changed.
     pub(super) sealed: Option<SealedEntry>,
     /// Its row in the list of ended jobs.
@@ -44,7 +45,7 @@ impl Change {
             }
             // Only what was never acknowledged is withdrawn, and no job is sealed that was not.
             Record::Retract { .. } if !self.is_ended() => {
-                self.facts.clear();
+                self.facts = Facts::default();
                 self.retracted = true;
             }
             Record::Sealed { .. }

@@ -27,7 +27,7 @@ pub(super) fn files(
     slot: &mut Slot,
     ctx: &TaskContext<'_>,
 ) -> Result<JobFiles, Failure> {
-    let (wanted, command) = match &task.spec.work {
+    let (wanted, command) = match &*task.spec.work {
         Work::Batch(Batch { inputs, gather, .. }) => (inputs, gather.as_ref()),
         Work::MapReduce(round) => (&round.files, None),
     };

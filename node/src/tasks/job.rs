@@ -103,7 +103,7 @@ impl JobCache {
         task: &StartTask,
         stop: &StopHandle,
     ) -> Result<(BlobRef, Chunk), Failure> {
-        let Work::MapReduce(round) = &task.spec.work else {
+        let Work::MapReduce(round) = &*task.spec.work else {
             return Err(Failure::new(ErrorCode::Invalid, "only map-reduce rounds have chunks"));
         };
         let table = self.table(host, task, round.chunk_table, stop)?;

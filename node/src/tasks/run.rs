@@ -106,7 +106,7 @@ fn attempt_with(
     };
     let files = cache.files(host, task, slot, &ctx).map_err(none)?;
     let ctx = TaskContext { files: &files, ..ctx };
-    match &spec.work {
+    match &*spec.work {
         Work::Batch(batch) => {
             let gather_ms = ms_since(began);
             let done = run_batch(&ctx, slot, spec.program(key.phase), &batch.outputs);

@@ -11,7 +11,9 @@ use sinew_crdt_state::fact::{Accepted, Fact, Fence, Outcome, ReportItem, Run, St
 use sinew_crdt_state::identity::Identity;
 use sinew_crdt_state::ids::{DiskId, FactId, JobId, MeshId, NodeId};
 use sinew_crdt_state::ledger::Ledger;
-use sinew_crdt_state::spec::{Batch, Builtin, JobSpec, Limits, Program, Resources, Retry, SignedSpec, Strategy, Work};
+use sinew_crdt_state::spec::{
+    Batch, Builtin, JobSpec, Limits, Program, Resources, Retry, SignedSpec, SpecFields, Strategy, Work,
+};
 use sinew_mesh::{FrameClass, Mesh, MeshConfig, MeshEvent, MeshEvents, Multiaddr, Topic};
 use sinew_node::clock::unix_ms;
 use sinew_node::daemon::gossip_frame;
@@ -130,7 +132,7 @@ fn own_job(who: &Identity, mesh: MeshId, serial: u64) -> SignedSpec {
         gather: None,
         outputs: Vec::new(),
     };
-    let spec = JobSpec {
+    let spec = JobSpec::from(SpecFields {
         mesh,
         submitter: who.id(),
         serial,
@@ -150,7 +152,7 @@ fn own_job(who: &Identity, mesh: MeshId, serial: u64) -> SignedSpec {
         volumes: Vec::new(),
         alone: None,
         submit_key: None,
-    };
+    });
     SignedSpec::sign(who, &spec)
 }
 

@@ -118,7 +118,7 @@ impl Brain {
             grounds.push(id);
             lead.push(id);
         }
-        self.accepts.extend(grounds.iter().map(|id| (*id, Vec::new())));
+        self.work.accepts.extend(grounds.iter().map(|id| (*id, Vec::new())));
         self.quorum.add(ctx, &grounds);
         lead
     }
@@ -132,17 +132,17 @@ impl Brain {
         self.enter_phase(Phase::try_from(phase).unwrap_or(0));
         if let Some(accepted) = state.accepted.get(phase).filter(|_| !planted(Bug::TakeoverForgets)) {
             for (run, _) in accepted.iter() {
-                self.done.insert(run, &(), |()| false);
+                self.work.done.insert(run, &(), |()| false);
             }
             self.done_count = u32::try_from(accepted.count()).unwrap_or(u32::MAX);
         }
         for (p, task) in state.failed_tasks().filter(|(p, _)| *p == self.phase) {
             let attempts = u32::try_from(state.failures(p, task).count()).unwrap_or(u32::MAX);
-            self.attempts.insert(task, attempts);
+            self.work.attempts.insert(task, attempts);
         }
         for (id, author, statement) in live.statements() {
             if matches!(statement.fact, Fact::Report { .. }) {
-                self.reports_by.entry(author).or_default().insert(id);
+                self.work.reports_by.entry(author).or_default().insert(id);
             }
         }
         self.pending.clear();
@@ -183,7 +183,7 @@ impl Brain {
         let fence = Fence { term: self.term, epoch: self.epoch_last };
         let lease_ms = u32::try_from(LEASE.as_ms()).unwrap_or(u32::MAX);
         let (award, _) = ctx.state(self.job, Fact::Award { fence, node, slots, lease_ms });
-        self.seats.insert(fence, Seat { answered: false, ..Seat::new(node, slots, ctx.now.at) });
+        self.work.seats.insert(fence, Seat { answered: false, ..Seat::new(node, slots, ctx.now.at) });
         (fence, award)
     }
 
@@ -243,7 +243,7 @@ impl Brain {
 
     /// The answer came too late, or twice: what it says has been given to others. Its seat, if it has one, stays.
     fn refuse_holding(&mut self, ctx: &mut Ctx, from: NodeId, reports: &[Envelope]) {
-        if self.seats.values().any(|s| s.node == from) || reports.is_empty() {
+        if self.work.seats.values().any(|s| s.node == from) || reports.is_empty() {
             return;
         }
         let reports = reports.iter().map(Envelope::fact_id).collect();
@@ -252,7 +252,7 @@ impl Brain {
 
     fn fill_seat(&mut self, ctx: &mut Ctx, node: NodeId, fence: Fence, slots: u32, tasks: &[(Phase, Run)]) {
         let (phase, total) = (self.phase, self.total);
-        let Some(seat) = self.seats.get_mut(&fence) else { return };
+        let Some(seat) = self.work.seats.get_mut(&fence) else { return };
         seat.heard = ctx.now.at;
         seat.slots = slots;
         seat.answered = true;
@@ -261,7 +261,7 @@ impl Brain {
             seat.open.insert(run, &ctx.now.at, |_| false);
         }
         if seat.open.is_empty() || slots == 0 {
-            self.seats.remove(&fence);
+            self.work.seats.remove(&fence);
             ctx.state(self.job, Fact::Revoke { fence, lost: false });
             ctx.send(node, Message::Release { lease: Lease { job: self.job, fence } });
         }
@@ -304,16 +304,16 @@ impl Brain {
         let Some(adoption) = self.adoption.take() else { return };
         self.stage = Stage::Running;
         for (fence, _) in adoption.nodes.into_values().filter_map(|asked| asked.award) {
-            self.seats.remove(&fence);
+            self.work.seats.remove(&fence);
             ctx.state(self.job, Fact::Revoke { fence, lost: true });
         }
-        let mut taken = self.done.clone();
-        for seat in self.seats.values() {
+        let mut taken = self.work.done.clone();
+        for seat in self.work.seats.values() {
             for (run, _) in seat.open.iter() {
                 taken.insert(run, &(), |()| false);
             }
         }
-        for task in self.copying.keys() {
+        for task in self.work.copying.keys() {
             taken.insert(Run { start: *task, len: 1 }, &(), |()| false);
         }
         self.pending = VecDeque::from(taken.gaps(self.total));

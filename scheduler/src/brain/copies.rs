@@ -39,7 +39,7 @@ impl Brain {
         let now = ctx.now.at;
         let copying = Copying { accepted, report, target, since: now, asked: now };
         self.ask_copy(ctx, &copying);
-        self.copying.insert(copying.accepted.run.start, copying);
+        self.work.copying.insert(copying.accepted.run.start, copying);
     }
 
     fn ask_copy(&self, ctx: &mut Ctx, copying: &Copying) {
@@ -56,7 +56,7 @@ impl Brain {
             .brain_set
             .iter()
             .copied()
-            .chain(self.seats.values().map(|s| s.node))
+            .chain(self.work.seats.values().map(|s| s.node))
             .filter(|n| *n != from && ctx.peers.is_heard(*n, ctx.now.at))
             .collect();
         self.rotate = self.rotate.wrapping_add(1);
@@ -65,16 +65,16 @@ impl Brain {
     }
 
     pub(crate) fn on_copied(&mut self, from: NodeId, phase: Phase, task: u32, ok: bool) {
-        if phase != self.phase || self.copying.get(&task).is_none_or(|c| c.target != Some(from)) {
+        if phase != self.phase || self.work.copying.get(&task).is_none_or(|c| c.target != Some(from)) {
             return;
         }
-        let Some(copying) = self.copying.remove(&task) else { return };
+        let Some(copying) = self.work.copying.remove(&task) else { return };
         if ok {
             self.accept(Accepted { copy: Some(from), ..copying.accepted }, copying.report);
         } else {
             // Somebody else is asked at the next beat: at once, it would go round as fast as refusals come while nobody
             // reaches the maker.
-            self.copying.insert(task, Copying { target: None, ..copying });
+            self.work.copying.insert(task, Copying { target: None, ..copying });
         }
     }
 
@@ -88,7 +88,7 @@ impl Brain {
         let heard = |target: Option<NodeId>| target.is_some_and(|n| ctx.peers.is_heard(n, now));
         let stuck = |c: &Copying| now - c.since >= COPY_TIMEOUT || !heard(c.target);
         let (mut move_on, mut again) = (Vec::new(), Vec::new());
-        for (task, copying) in &self.copying {
+        for (task, copying) in &self.work.copying {
             if stuck(copying) {
                 move_on.push(*task);
             } else if now - copying.asked >= COPY_AGAIN {
@@ -96,15 +96,15 @@ impl Brain {
             }
         }
         for task in move_on {
-            if let Some(copying) = self.copying.remove(&task) {
+            if let Some(copying) = self.work.copying.remove(&task) {
                 self.secure(ctx, copying.accepted, copying.report);
             }
         }
         for task in again {
-            if let Some(mut copying) = self.copying.remove(&task) {
+            if let Some(mut copying) = self.work.copying.remove(&task) {
                 copying.asked = now;
                 self.ask_copy(ctx, &copying);
-                self.copying.insert(task, copying);
+                self.work.copying.insert(task, copying);
             }
         }
     }
@@ -112,8 +112,8 @@ impl Brain {
     /// Nodes that nothing is heard of and whose outputs are being copied. While one has a seat, its lease decides; but seats
     /// are given back when their tasks are done, copied or not.
     fn makers_gone(&self, ctx: &Ctx) -> BTreeSet<NodeId> {
-        let seated = |node: NodeId| self.seats.values().any(|s| s.node == node);
-        let makers = self.copying.values().map(|c| c.accepted.node);
+        let seated = |node: NodeId| self.work.seats.values().any(|s| s.node == node);
+        let makers = self.work.copying.values().map(|c| c.accepted.node);
         makers.filter(|n| !seated(*n) && !ctx.peers.is_heard(*n, ctx.now.at)).collect()
     }
 
@@ -126,9 +126,9 @@ impl Brain {
     /// Outputs that only a lost node has are as good as gone.
     pub(super) fn drop_copies_from(&mut self, ctx: &mut Ctx, node: NodeId) {
         let gone: Vec<u32> =
-            self.copying.iter().filter(|(_, c)| c.accepted.node == node).map(|(task, _)| *task).collect();
+            self.work.copying.iter().filter(|(_, c)| c.accepted.node == node).map(|(task, _)| *task).collect();
         for task in gone {
-            let report = self.copying.remove(&task).and_then(|c| c.report);
+            let report = self.work.copying.remove(&task).and_then(|c| c.report);
             if let Some((node, report)) = report.and_then(|report| self.close_part(report)) {
                 self.settled(ctx, node, report);
             }

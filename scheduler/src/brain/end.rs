@@ -19,7 +19,7 @@ impl Brain {
     pub(super) fn finish(&mut self, ctx: &mut Ctx, outcome: Outcome) {
         self.drop_offers(ctx);
         if outcome != Outcome::Completed {
-            for (fence, seat) in &self.seats {
+            for (fence, seat) in &self.work.seats {
                 let lease = Lease { job: self.job, fence: *fence };
                 ctx.send(seat.node, Message::Stop { lease, phase: self.phase, tasks: Vec::new() });
             }
@@ -42,22 +42,22 @@ impl Brain {
             self.answer_submit(ctx, Err(*refusal));
         }
         let mut concerned: BTreeSet<NodeId> = self.participants(ctx);
-        concerned.extend(self.seats.values().map(|s| s.node));
+        concerned.extend(self.work.seats.values().map(|s| s.node));
         concerned.insert(self.spec.submitter);
         concerned.extend(self.canceller(ctx));
         concerned.extend(self.spec.brain_set.iter().copied());
         concerned.remove(&ctx.own);
-        self.seats.clear();
+        self.work.seats.clear();
         ctx.effect(Effect::Changed(self.job));
         let mut verdict: Vec<Envelope> = ctx.submit_of(&self.job).into_iter().collect();
         if let Some(live) = ctx.ledger.live(&self.job) {
-            let ids = self.accept_ids.iter().chain([&finish]);
+            let ids = self.work.accept_ids.iter().chain([&finish]);
             verdict.extend(ids.filter_map(|id| live.facts.get(id).cloned()));
         }
         // A small job has all receipts by now: one message tells the verdict and the seal.
         let seal = self.seal(ctx, until);
         for node in concerned {
-            let (known, all) = (self.witnesses.get(&node), verdict.iter().chain(seal.iter().flatten()));
+            let (known, all) = (self.work.witnesses.get(&node), verdict.iter().chain(seal.iter().flatten()));
             let facts: Vec<Envelope> = match known {
                 // What a member stored with the verdict, and what came before that, it has.
                 Some(known) if seal.is_some() => {
@@ -72,7 +72,7 @@ impl Brain {
 
     /// Nodes that reported anything for the job.
     fn participants(&self, ctx: &Ctx) -> BTreeSet<NodeId> {
-        let mut nodes: BTreeSet<NodeId> = self.reports_by.keys().copied().collect();
+        let mut nodes: BTreeSet<NodeId> = self.work.reports_by.keys().copied().collect();
         if let Some(live) = ctx.ledger.live(&self.job) {
             nodes.extend(live.state.accepted.iter().flat_map(|m| m.iter().map(|(_, r)| r.node)));
         }
@@ -86,7 +86,7 @@ impl Brain {
             .into_iter()
             .filter_map(|node| {
                 let summary = summaries.and_then(|s| s.get(&node)).map(|(id, _)| *id);
-                let only = self.reports_by.get(&node).filter(|r| r.len() == 1).and_then(|r| r.first().copied());
+                let only = self.work.reports_by.get(&node).filter(|r| r.len() == 1).and_then(|r| r.first().copied());
                 Some((node, summary.or(only)?))
             })
             .collect()

@@ -19,6 +19,7 @@ use sinew_crdt_state::fact::{Fact, Fence, Outcome, Run, Statement};
 use sinew_crdt_state::ids::{FactId, JobId, NodeId};
 use sinew_crdt_state::intervals::IntervalMap;
 use sinew_crdt_state::planted::{Bug, planted};
+use sinew_crdt_state::rare::{Empty, Rare};
 use sinew_crdt_state::spec::{JobSpec, PHASE_MAP, Phase};
 
 use self::adopt::Adoption;
@@ -74,25 +75,10 @@ pub(crate) struct Brain {
     phase: Phase,
     total: u32,
     pending: VecDeque<Run>,
-    later: BTreeMap<Time, Vec<u32>>,
-    attempts: BTreeMap<u32, u32>,
-    seats: BTreeMap<Fence, Seat>,
     epoch_last: u32,
-    /// Tasks of this phase whose results count, written down or not.
-    done: IntervalMap<()>,
+    // Of thousands of jobs that wait for room hardly any has some.
+    work: Rare<UnderWay>,
     done_count: u32,
-    copying: BTreeMap<u32, Copying>,
-    ready: Vec<Ready>,
-    /// Reports that are not final yet: from whom, and how many of their results are still to become so.
-    reports: BTreeMap<FactId, (NodeId, u32)>,
-    /// Facts on their way to a majority that others wait for, each with the reports whose results it accepts.
-    accepts: BTreeMap<FactId, Vec<FactId>>,
-    /// The first accept facts of this term: all of them for a small job, which then go along with the verdict.
-    accept_ids: Vec<FactId>,
-    /// Members that have the verdict on disk, with the other facts that they stored along with it.
-    witnesses: BTreeMap<NodeId, Vec<FactId>>,
-    /// Reports that became final a moment ago, and whose they are: yet to be told.
-    final_reports: Vec<(NodeId, FactId)>,
     accepted_at: Time,
     placement: Option<Box<Placement>>,
     /// Rounds of offers in a row that nobody took.
@@ -106,6 +92,29 @@ pub(crate) struct Brain {
     verdict: Option<Box<Outcome>>,
     /// Whether somebody who may asked to cancel, as far as this brain has looked.
     canceled: bool,
+    rotate: usize,
+}
+
+/// What a job has of which anything is under way, or was in this phase.
+#[derive(Debug, Default)]
+struct UnderWay {
+    later: BTreeMap<Time, Vec<u32>>,
+    attempts: BTreeMap<u32, u32>,
+    seats: BTreeMap<Fence, Seat>,
+    /// Tasks of this phase whose results count, written down or not.
+    done: IntervalMap<()>,
+    copying: BTreeMap<u32, Copying>,
+    ready: Vec<Ready>,
+    /// Reports that are not final yet: from whom, and how many of their results are still to become so.
+    reports: BTreeMap<FactId, (NodeId, u32)>,
+    /// Facts on their way to a majority that others wait for, each with the reports whose results it accepts.
+    accepts: BTreeMap<FactId, Vec<FactId>>,
+    /// The first accept facts of this term: all of them for a small job, which then go along with the verdict.
+    accept_ids: Vec<FactId>,
+    /// Members that have the verdict on disk, with the other facts that they stored along with it.
+    witnesses: BTreeMap<NodeId, Vec<FactId>>,
+    /// Reports that became final a moment ago, and whose they are: yet to be told.
+    final_reports: Vec<(NodeId, FactId)>,
     /// Report facts per executor: with one only, it is the receipt.
     reports_by: BTreeMap<NodeId, BTreeSet<FactId>>,
     /// For the mean task time of the phase: tasks and microseconds.
@@ -113,7 +122,43 @@ pub(crate) struct Brain {
     speculated: BTreeSet<u32>,
     /// Nodes that lately could not fetch what a task needed, each until when it gets no more.
     shunned: BTreeMap<NodeId, Time>,
-    rotate: usize,
+}
+
+impl Empty for UnderWay {
+    const EMPTY: &'static Self = &Self {
+        later: BTreeMap::new(),
+        attempts: BTreeMap::new(),
+        seats: BTreeMap::new(),
+        done: IntervalMap::new(),
+        copying: BTreeMap::new(),
+        ready: Vec::new(),
+        reports: BTreeMap::new(),
+        accepts: BTreeMap::new(),
+        accept_ids: Vec::new(),
+        witnesses: BTreeMap::new(),
+        final_reports: Vec::new(),
+        reports_by: BTreeMap::new(),
+        mean: (0, 0),
+        speculated: BTreeSet::new(),
+        shunned: BTreeMap::new(),
+    };
+}
+
+impl UnderWay {
+    fn is_empty(&self) -> bool {
+        let trees = self.later.is_empty()
+            && self.attempts.is_empty()
+            && self.seats.is_empty()
+            && self.copying.is_empty()
+            && self.reports.is_empty()
+            && self.accepts.is_empty()
+            && self.witnesses.is_empty()
+            && self.reports_by.is_empty()
+            && self.speculated.is_empty()
+            && self.shunned.is_empty();
+        let lists = self.ready.is_empty() && self.accept_ids.is_empty() && self.final_reports.is_empty();
+        trees && lists && self.mean == (0, 0) && self.done.is_empty()
+    }
 }
 
 impl Brain {
@@ -140,19 +185,9 @@ impl Brain {
             phase: 0,
             total: 0,
             pending: VecDeque::new(),
-            later: BTreeMap::new(),
-            attempts: BTreeMap::new(),
-            seats: BTreeMap::new(),
             epoch_last: 0,
-            done: IntervalMap::default(),
+            work: Rare::new(),
             done_count: 0,
-            copying: BTreeMap::new(),
-            ready: Vec::new(),
-            reports: BTreeMap::new(),
-            accepts: BTreeMap::new(),
-            accept_ids: Vec::new(),
-            witnesses: BTreeMap::new(),
-            final_reports: Vec::new(),
             accepted_at: now,
             placement: None,
             fruitless: 0,
@@ -161,10 +196,6 @@ impl Brain {
             watch_at: now,
             verdict: None,
             canceled: false,
-            shunned: BTreeMap::new(),
-            reports_by: BTreeMap::new(),
-            mean: (0, 0),
-            speculated: BTreeSet::new(),
             rotate: 0,
             spec,
         };
@@ -177,20 +208,22 @@ impl Brain {
         self.total = self.spec.phases().get(usize::from(phase)).copied().unwrap_or(0);
         self.pending =
             if self.total > 0 { VecDeque::from([Run { start: 0, len: self.total }]) } else { VecDeque::new() };
-        self.done = IntervalMap::default();
         self.done_count = 0;
-        self.attempts.clear();
-        self.later.clear();
-        self.mean = (0, 0);
-        self.speculated.clear();
+        if let Some(work) = self.work.there() {
+            work.done = IntervalMap::default();
+            work.attempts.clear();
+            work.later.clear();
+            work.mean = (0, 0);
+            work.speculated.clear();
+        }
     }
 
     /// Whether the job has to do with `node`. One that only waits for room has not: there is news when a node has some.
     pub(crate) fn concerns(&self, node: NodeId) -> bool {
         !self.only_waits()
             && (self.spec.brain_set.contains(&node)
-                || self.seats.values().any(|s| s.node == node)
-                || self.copying.values().any(|c| c.target == Some(node))
+                || self.work.seats.values().any(|s| s.node == node)
+                || self.work.copying.values().any(|c| c.target == Some(node))
                 || self.placement.is_some())
     }
 
@@ -199,23 +232,23 @@ impl Brain {
         self.stage == Stage::Running
             && !self.pending.is_empty()
             && self.placement.is_none()
-            && self.seats.is_empty()
-            && self.copying.is_empty()
-            && self.ready.is_empty()
-            && self.accepts.is_empty()
-            && self.later.is_empty()
+            && self.work.seats.is_empty()
+            && self.work.copying.is_empty()
+            && self.work.ready.is_empty()
+            && self.work.accepts.is_empty()
+            && self.work.later.is_empty()
             && self.verdict.is_none()
             && !self.canceled
     }
 
     /// Whether something of the job may be on the disk of `node` alone beside this one's.
     pub(crate) fn knows(&self, node: NodeId) -> bool {
-        self.spec.brain_set.contains(&node) || self.copying.values().any(|c| c.accepted.node == node)
+        self.spec.brain_set.contains(&node) || self.work.copying.values().any(|c| c.accepted.node == node)
     }
 
     /// The phase, its finished tasks, and its assigned ones.
     pub(crate) fn progress(&self) -> (Phase, u64, u64) {
-        let running = self.seats.values().map(|s| s.open.count()).sum::<u64>() + self.copying.len() as u64;
+        let running = self.work.seats.values().map(|s| s.open.count()).sum::<u64>() + self.work.copying.len() as u64;
         (self.phase, u64::from(self.done_count), running)
     }
 
@@ -304,12 +337,12 @@ impl Brain {
         if let Stage::Ending { finish, .. } = self.stage
             && ids.contains(&finish)
         {
-            self.witnesses.entry(node).or_insert_with(|| ids.to_vec());
+            self.work.witnesses.entry(node).or_insert_with(|| ids.to_vec());
         }
         for id in self.quorum.stored(node, ids) {
             self.on_final(ctx, id);
         }
-        let final_reports = std::mem::take(&mut self.final_reports);
+        let final_reports = self.work.there().map(|work| std::mem::take(&mut work.final_reports)).unwrap_or_default();
         // The seal, sent a moment ago, tells executors as much and more.
         if !self.is_over() {
             for (node, report) in final_reports {
@@ -320,15 +353,16 @@ impl Brain {
 
     /// A fact of this term became final.
     fn on_final(&mut self, ctx: &mut Ctx, id: FactId) {
-        if let Some(reports) = self.accepts.remove(&id) {
+        if let Some(reports) = self.work.there().and_then(|work| work.accepts.remove(&id)) {
             for report in reports {
                 let closed = self.close_part(report);
-                self.final_reports.extend(closed);
+                self.work.final_reports.extend(closed);
             }
         }
         match &mut self.stage {
             Stage::Storing => {
                 self.stage = Stage::Running;
+                self.drop_old_offers(ctx);
                 // One that is being withdrawn is answered once it has ended.
                 if self.refusal.is_none() {
                     self.answer_submit(ctx, Ok(self.job));
@@ -338,7 +372,7 @@ impl Brain {
             Stage::Ending { finish, is_final } => {
                 *is_final |= *finish == id;
                 // A verdict without the results that it stands for could not be restated by the next brain.
-                if *is_final && self.accepts.is_empty() {
+                if *is_final && self.work.accepts.is_empty() {
                     self.finished(ctx);
                 }
             }
@@ -402,12 +436,15 @@ impl Brain {
         if self.canceled && !planted(Bug::IgnoreCancel) && self.verdict.is_none() {
             self.verdict = Some(Box::new(Outcome::Cancelled));
         }
-        while let Some(entry) = self.later.first_entry().filter(|e| *e.key() <= ctx.now.at) {
-            for task in entry.remove() {
-                self.pending.push_front(Run { start: task, len: 1 });
+        if let Some(work) = self.work.there() {
+            while let Some(entry) = work.later.first_entry().filter(|e| *e.key() <= ctx.now.at) {
+                for task in entry.remove() {
+                    self.pending.push_front(Run { start: task, len: 1 });
+                }
             }
+            work.shunned.retain(|_, until| *until > ctx.now.at);
+            self.work.drop_if(UnderWay::is_empty);
         }
-        self.shunned.retain(|_, until| *until > ctx.now.at);
         self.write_accepts(ctx);
         if self.step_phase(ctx) {
             return;
@@ -426,13 +463,13 @@ impl Brain {
             return true;
         }
         let missing = u32::from(planted(Bug::FinishEarly));
-        while self.done_count + missing == self.total && self.copying.is_empty() && self.ready.is_empty() {
+        while self.done_count + missing == self.total && self.work.copying.is_empty() && self.work.ready.is_empty() {
             let last = usize::from(self.phase) + 1 == self.spec.phases().len();
             if last {
                 self.finish(ctx, Outcome::Completed);
                 return true;
             }
-            if !self.accepts.is_empty() {
+            if !self.work.accepts.is_empty() {
                 return false;
             }
             self.enter_phase(self.phase + 1);
@@ -467,8 +504,8 @@ impl Brain {
         if !self.in_charge(ctx) {
             return Some(at);
         }
-        at = at.min(self.later.keys().next().copied().unwrap_or(at));
-        if !self.ready.is_empty() {
+        at = at.min(self.work.later.keys().next().copied().unwrap_or(at));
+        if !self.work.ready.is_empty() {
             at = at.min(self.accepted_at + PROGRESS_EVERY);
         }
         Some(at.min(self.placement_timeout(ctx).unwrap_or(at)).max(ctx.now.at + STEP_MIN))

@@ -54,17 +54,35 @@ pub(crate) enum Sought {
 impl Brain {
     /// Whether tasks wait that no seat will take, and nobody has been asked.
     pub(crate) fn seeks_room(&self, ctx: &Ctx) -> bool {
-        self.stage == Stage::Running
+        (self.stage == Stage::Running || self.asks_early())
             && self.placement.is_none()
             && self.verdict.is_none()
             && !self.canceled
             && ctx.now.at >= self.place_at
-            && self.seats.len() < SEATS_MAX
+            && self.work.seats.len() < SEATS_MAX
             && self.wanted_slots() > 0
     }
 
+    /// Whether nodes may be asked for bids while the spec is still on its way to a majority: an offer binds nobody, and is answered
+    /// meanwhile. Awards wait. A spec that no other node has to store is told to none before it is on this node's disk.
+    fn asks_early(&self) -> bool {
+        self.stage == Stage::Storing && self.spec.brain_set.len() > 1
+    }
+
+    /// The spec is safe, so bids may be taken; those that have waited for it too long were made in other times.
+    pub(super) fn drop_old_offers(&mut self, ctx: &mut Ctx) {
+        if self.placement.as_ref().is_some_and(|placement| ctx.now.at >= placement.until) {
+            self.drop_offers(ctx);
+        }
+    }
+
+    /// The nodes that were asked and have not had their answer.
+    pub(super) fn asked(&self) -> impl Iterator<Item = NodeId> {
+        self.placement.iter().flat_map(|placement| placement.asked.keys().copied())
+    }
+
     pub(crate) fn has_seats(&self) -> bool {
-        !self.seats.is_empty()
+        !self.work.seats.is_empty()
     }
 
     /// Whether it began to rest since this was asked last.
@@ -97,12 +115,14 @@ impl Brain {
         if candidates.is_empty() {
             return Sought::NoRoom;
         }
-        self.shunned.retain(|_, until| *until > ctx.now.at);
-        if candidates.iter().all(|(node, _)| self.shunned.contains_key(node)) && self.slots_held() == 0 {
-            // Nobody else can take the tasks now.
-            self.shunned.clear();
+        if let Some(work) = self.work.there() {
+            work.shunned.retain(|_, until| *until > ctx.now.at);
         }
-        candidates.retain(|(node, _)| !self.shunned.contains_key(node));
+        if candidates.iter().all(|(node, _)| self.work.shunned.contains_key(node)) && self.slots_held() == 0 {
+            // Nobody else can take the tasks now.
+            self.work.shunned.clear();
+        }
+        candidates.retain(|(node, _)| !self.work.shunned.contains_key(node));
         let Some(submit) = self.submit_envelope(ctx).filter(|_| !candidates.is_empty() && wanted > 0) else {
             self.place_at = ctx.now.at + PLACE_AGAIN;
             return Sought::NotForThis;
@@ -128,8 +148,8 @@ impl Brain {
     /// Slots beyond those held that waiting tasks could use.
     fn wanted_slots(&self) -> u32 {
         let held = self.slots_held();
-        let takes = |seat: &&Seat| !self.shunned.contains_key(&seat.node);
-        let open: u64 = self.seats.values().filter(takes).map(|s| s.open.count()).sum();
+        let takes = |seat: &&Seat| !self.work.shunned.contains_key(&seat.node);
+        let open: u64 = self.work.seats.values().filter(takes).map(|s| s.open.count()).sum();
         let wanted = (self.pending_count() + open).saturating_sub(held);
         if self.pending.is_empty() { 0 } else { u32::try_from(wanted).unwrap_or(u32::MAX) }
     }
@@ -212,7 +232,7 @@ impl Brain {
         let lease_ms = u32::try_from(LEASE.as_ms()).unwrap_or(u32::MAX);
         let (_, award) = ctx.state(self.job, Fact::Award { fence, node, slots, lease_ms });
         ctx.peers.promise(node, &self.spec, slots);
-        self.seats.insert(fence, Seat::new(node, slots, ctx.now.at));
+        self.work.seats.insert(fence, Seat::new(node, slots, ctx.now.at));
         let window = self.window(fence, self.slots_held()).max(1);
         let runs = self.take_pending(window);
         let Some(assign) = self.assign(fence, runs, ctx.now.at, false) else { return };
@@ -228,7 +248,7 @@ impl Brain {
         if self.phase == 0 || self.stage != Stage::Running {
             return;
         }
-        let Some(seat) = self.seats.get_mut(&fence).filter(|s| !s.sources_sent) else { return };
+        let Some(seat) = self.work.seats.get_mut(&fence).filter(|s| !s.sources_sent) else { return };
         seat.sources_sent = true;
         let items = super::results::located(ctx, self.job);
         let lease = Lease { job: self.job, fence };

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use sinew_crdt_state::envelope::Envelope;
 use sinew_crdt_state::ids::{FactId, JobId, NodeId};
 use sinew_crdt_state::planted::{Bug, planted};
+use sinew_crdt_state::rare::{Empty, Rare};
 use sinew_crdt_state::spec::JobSpec;
 
 use crate::config::{FACTS_BYTES_MAX, IN_CHARGE_FOR, RESEND_EVERY};
@@ -18,28 +19,37 @@ pub(super) struct Quorum {
     job: JobId,
     term: u32,
     spec: Arc<JobSpec>,
+    sent: Time,
+    // Of thousands of jobs that wait for room hardly any has some.
+    news: Rare<News>,
+}
+
+/// What not all members know.
+#[derive(Debug, Default)]
+struct News {
     /// Facts that must become final, with the members that have them on disk.
     pending: BTreeMap<FactId, BTreeSet<NodeId>>,
     /// Facts to send with the next replication, for the stewards' knowledge only.
     riding: Vec<FactId>,
     fresh: Vec<FactId>,
-    sent: Time,
     /// Members that knew nothing of the job when they answered the set beat sent then.
     unsure: BTreeMap<NodeId, Time>,
 }
 
+impl Empty for News {
+    const EMPTY: &'static Self =
+        &Self { pending: BTreeMap::new(), riding: Vec::new(), fresh: Vec::new(), unsure: BTreeMap::new() };
+}
+
+impl News {
+    fn is_empty(&self) -> bool {
+        self.pending.is_empty() && self.riding.is_empty() && self.fresh.is_empty() && self.unsure.is_empty()
+    }
+}
+
 impl Quorum {
     pub(super) fn new(job: JobId, term: u32, spec: Arc<JobSpec>) -> Self {
-        Self {
-            job,
-            term,
-            spec,
-            pending: BTreeMap::new(),
-            riding: Vec::new(),
-            fresh: Vec::new(),
-            sent: Time::default(),
-            unsure: BTreeMap::new(),
-        }
+        Self { job, term, spec, sent: Time::default(), news: Rare::new() }
     }
 
     fn majority(&self) -> usize {
@@ -59,14 +69,14 @@ impl Quorum {
     /// As [`Self::add`], for facts of which somebody else will say that they are on this node's disk.
     pub(super) fn add_unsaved(&mut self, ids: &[FactId]) {
         for id in ids {
-            self.pending.entry(*id).or_default();
-            self.fresh.push(*id);
+            self.news.pending.entry(*id).or_default();
+            self.news.fresh.push(*id);
         }
     }
 
     /// Sends this fact along with the next replication.
     pub(super) fn ride(&mut self, id: FactId) {
-        self.riding.push(id);
+        self.news.riding.push(id);
     }
 
     /// Notes what a member has on disk and returns what became final by it.
@@ -75,38 +85,40 @@ impl Quorum {
             return Vec::new();
         }
         let majority = if planted(Bug::QuorumOfOne) { 1 } else { self.majority() };
+        let Some(news) = self.news.there() else { return Vec::new() };
         let mut finals = Vec::new();
         for id in ids {
-            let Some(holders) = self.pending.get_mut(id) else { continue };
+            let Some(holders) = news.pending.get_mut(id) else { continue };
             holders.insert(node);
             if holders.len() >= majority {
-                self.pending.remove(id);
+                news.pending.remove(id);
                 finals.push(*id);
             }
         }
-        if self.pending.is_empty() {
-            // An emptied tree keeps a node, of which thousands of waiting jobs would each have one.
-            self.pending = BTreeMap::new();
+        if news.pending.is_empty() {
+            // An emptied tree keeps a node.
+            news.pending = BTreeMap::new();
         }
+        self.news.drop_if(News::is_empty);
         finals
     }
 
     /// The disk of `node` was lost: what only it had stored beside this node is to be stored anew.
     pub(super) fn forget_holder(&mut self, node: NodeId) {
-        for holders in self.pending.values_mut() {
+        for holders in self.news.there().into_iter().flat_map(|news| news.pending.values_mut()) {
             holders.remove(&node);
         }
     }
 
     /// The answer to the set beat sent at `sent`, and to those before, does not count for this job.
     pub(super) fn not_vouched(&mut self, node: NodeId, sent: Time) {
-        let last = self.unsure.entry(node).or_insert(sent);
+        let last = self.news.unsure.entry(node).or_insert(sent);
         *last = sent.max(*last);
     }
 
     /// Whether the answer of `node` to the set beat sent then counts for this job.
     pub(super) fn vouches(&self, node: NodeId, sent: Time) -> bool {
-        self.unsure.get(&node).is_none_or(|unsure| sent > *unsure)
+        self.news.unsure.get(&node).is_none_or(|unsure| sent > *unsure)
     }
 
     /// Whether a majority, this node included, answered a set beat that was sent lately, and after `since`.
@@ -120,12 +132,13 @@ impl Quorum {
 
     /// Sends what is new, with whatever rides along.
     pub(super) fn flush(&mut self, ctx: &mut Ctx) {
-        if self.fresh.is_empty() {
+        if self.news.fresh.is_empty() {
             return;
         }
-        self.fresh = Vec::new();
-        let mut ids = std::mem::take(&mut self.riding);
-        ids.extend(self.pending.keys().copied());
+        let news = &mut *self.news;
+        news.fresh = Vec::new();
+        let mut ids = std::mem::take(&mut news.riding);
+        ids.extend(news.pending.keys().copied());
         ids.sort_unstable();
         ids.dedup();
         self.send(ctx, &ids);
@@ -133,8 +146,8 @@ impl Quorum {
 
     /// Repeats what was not acknowledged for too long.
     pub(super) fn resend(&mut self, ctx: &mut Ctx) {
-        if !self.pending.is_empty() && self.fresh.is_empty() && ctx.now.at - self.sent >= RESEND_EVERY {
-            let ids: Vec<FactId> = self.pending.keys().copied().collect();
+        if !self.news.pending.is_empty() && self.news.fresh.is_empty() && ctx.now.at - self.sent >= RESEND_EVERY {
+            let ids: Vec<FactId> = self.news.pending.keys().copied().collect();
             self.send(ctx, &ids);
         }
     }
@@ -165,6 +178,6 @@ impl Quorum {
     }
 
     pub(super) fn timeout(&self) -> Option<Time> {
-        (!self.pending.is_empty()).then_some(self.sent + RESEND_EVERY)
+        (!self.news.pending.is_empty()).then_some(self.sent + RESEND_EVERY)
     }
 }

@@ -55,16 +55,16 @@ impl Brain {
             let current = matches!(self.stage, Stage::Running)
                 && phase == self.phase
                 && envelope.author == from
-                && self.seats.get(&fence).map_or(planted(Bug::SkipEpochCheck), awarded);
+                && self.work.seats.get(&fence).map_or(planted(Bug::SkipEpochCheck), awarded);
             if current {
                 self.take_report(ctx, from, fence, id, &items);
-            } else if self.stage != Stage::Adopting && !self.reports.contains_key(&id) {
+            } else if self.stage != Stage::Adopting && !self.work.reports.contains_key(&id) {
                 stale.push(id);
             }
         }
         if !stale.is_empty() {
             // Settled or not, the worker need not keep it: this brain will not accept it.
-            let taken = self.reports_by.get(&from).is_some_and(|known| stale.iter().all(|id| known.contains(id)));
+            let taken = self.work.reports_by.get(&from).is_some_and(|known| stale.iter().all(|id| known.contains(id)));
             if !taken {
                 assert!(!planted(Bug::PanicAtStale), "a result that comes too late");
                 ctx.note(Note::Stale { lease, from });
@@ -74,9 +74,9 @@ impl Brain {
     }
 
     fn take_report(&mut self, ctx: &mut Ctx, from: NodeId, fence: Fence, id: FactId, items: &[ReportItem]) {
-        if self.reports_by.get(&from).is_some_and(|known| known.contains(&id)) {
+        if self.work.reports_by.get(&from).is_some_and(|known| known.contains(&id)) {
             // Sent again: because it is not final yet, or because the word that it is got lost.
-            if !self.reports.contains_key(&id) {
+            if !self.work.reports.contains_key(&id) {
                 self.settled(ctx, from, id);
             }
             return;
@@ -104,7 +104,7 @@ impl Brain {
             self.settled(ctx, node, report);
         }
         ctx.peers.count_results(from, done, failed);
-        if let Some(seat) = self.seats.get_mut(&fence) {
+        if let Some(seat) = self.work.seats.get_mut(&fence) {
             let span = (ctx.now.at - seat.reported).0.max(1);
             #[expect(clippy::cast_precision_loss, reason = "a rate estimate")]
             let rate = f64::from(done) * 1e6 / span as f64;
@@ -124,19 +124,19 @@ impl Brain {
         run: Run,
         outputs: &[Output],
     ) {
-        if let Some(seat) = self.seats.get_mut(&fence) {
+        if let Some(seat) = self.work.seats.get_mut(&fence) {
             for (part, at) in seat.open.take(run) {
-                self.mean.0 += u64::from(part.len);
-                self.mean.1 += (ctx.now.at - at).0;
+                self.work.mean.0 += u64::from(part.len);
+                self.work.mean.1 += (ctx.now.at - at).0;
             }
         }
-        for part in self.done.gaps_in(run) {
-            if part.len == 1 && self.copying.contains_key(&part.start) {
+        for part in self.work.done.gaps_in(run) {
+            if part.len == 1 && self.work.copying.contains_key(&part.start) {
                 continue;
             }
             self.stop_elsewhere(ctx, fence, part);
             let accepted = Accepted { run: part, node: from, fence, outputs: outputs.to_vec(), copy: None };
-            if let Some((_, open)) = report.and_then(|id| self.reports.get_mut(&id)) {
+            if let Some((_, open)) = report.and_then(|id| self.work.reports.get_mut(&id)) {
                 *open += 1;
             }
             self.secure(ctx, accepted, report);
@@ -146,11 +146,11 @@ impl Brain {
     /// Speculated twins of finished tasks are stopped.
     fn stop_elsewhere(&mut self, ctx: &mut Ctx, fence: Fence, run: Run) {
         for task in run.start..run.end() {
-            if !self.speculated.remove(&task) {
+            if !self.work.speculated.remove(&task) {
                 continue;
             }
             let (job, phase) = (self.job, self.phase);
-            for (other, seat) in self.seats.iter_mut().filter(|(f, _)| **f != fence) {
+            for (other, seat) in self.work.seats.iter_mut().filter(|(f, _)| **f != fence) {
                 let tasks = vec![Run { start: task, len: 1 }];
                 if !seat.open.take(tasks[0]).is_empty() {
                     ctx.send(seat.node, Message::Stop { lease: Lease { job, fence: *other }, phase, tasks });
@@ -160,9 +160,9 @@ impl Brain {
     }
 
     pub(super) fn accept(&mut self, accepted: Accepted, report: Option<FactId>) {
-        self.done.insert(accepted.run, &(), |()| false);
+        self.work.done.insert(accepted.run, &(), |()| false);
         self.done_count += if planted(Bug::LostChunkCounter) { 1 } else { accepted.run.len };
-        match self.ready.last_mut() {
+        match self.work.ready.last_mut() {
             Some(Ready { accepted: last, reports })
                 if last.outputs.is_empty()
                     && accepted.outputs.is_empty()
@@ -172,19 +172,19 @@ impl Brain {
                 last.run.len += accepted.run.len;
                 reports.extend(report);
             }
-            _ => self.ready.push(Ready { accepted, reports: report.into_iter().collect() }),
+            _ => self.work.ready.push(Ready { accepted, reports: report.into_iter().collect() }),
         }
     }
 
     /// Notes a report whose results are about to be taken.
     pub(super) fn open_report(&mut self, from: NodeId, id: FactId) {
-        self.reports_by.entry(from).or_default().insert(id);
-        self.reports.entry(id).or_insert((from, 0));
+        self.work.reports_by.entry(from).or_default().insert(id);
+        self.work.reports.entry(id).or_insert((from, 0));
     }
 
     /// One result of a report became final, or will never count. Gives the report, and whose it is, if it was the last.
     pub(super) fn close_part(&mut self, report: FactId) -> Option<(NodeId, FactId)> {
-        if let Some((_, open)) = self.reports.get_mut(&report) {
+        if let Some((_, open)) = self.work.reports.get_mut(&report) {
             *open = open.saturating_sub(1);
         }
         self.settle_report(report)
@@ -192,28 +192,28 @@ impl Brain {
 
     /// Gives a report of which nothing is left to become final, and whose it is: its executor may forget it.
     pub(super) fn settle_report(&mut self, report: FactId) -> Option<(NodeId, FactId)> {
-        let (node, 0) = self.reports.get(&report).copied()? else { return None };
-        self.reports.remove(&report);
+        let (node, 0) = self.work.reports.get(&report).copied()? else { return None };
+        self.work.reports.remove(&report);
         Some((node, report))
     }
 
     fn failed(&mut self, ctx: &mut Ctx, from: NodeId, fence: Fence, task: u32, failure: &Failure) {
-        let had = self.seats.get_mut(&fence).is_some_and(|s| !s.open.take(Run { start: task, len: 1 }).is_empty());
-        let elsewhere = self.seats.values().any(|s| s.open.get(task).is_some());
-        if !had || elsewhere || self.done.get(task).is_some() {
+        let had = self.work.seats.get_mut(&fence).is_some_and(|s| !s.open.take(Run { start: task, len: 1 }).is_empty());
+        let elsewhere = self.work.seats.values().any(|s| s.open.get(task).is_some());
+        if !had || elsewhere || self.work.done.get(task).is_some() {
             return;
         }
-        self.speculated.remove(&task);
+        self.work.speculated.remove(&task);
         // What one node may not do, or cannot fetch, another may.
         if failure.code == ErrorCode::Fetch || (failure.code == ErrorCode::Deny && failure.retryable) {
-            self.shunned.insert(from, ctx.now.at + SHUN_FOR);
+            self.work.shunned.insert(from, ctx.now.at + SHUN_FOR);
         }
-        let attempts = self.attempts.entry(task).or_default();
+        let attempts = self.work.attempts.entry(task).or_default();
         *attempts += u32::from(!planted(Bug::ForgetFailures));
         if failure.retryable && *attempts <= self.spec.retry.attempts {
             let doubled = self.spec.retry.delay_ms.saturating_mul(1 << attempts.saturating_sub(1).min(16));
             let delay = Span::ms(doubled.min(RETRY_DELAY_MAX_MS));
-            self.later.entry(ctx.now.at + delay).or_default().push(task);
+            self.work.later.entry(ctx.now.at + delay).or_default().push(task);
         } else {
             let failure = failure.clone();
             self.verdict = Some(Box::new(Outcome::Failed { phase: self.phase, task, node: Some(from), failure }));
@@ -222,19 +222,20 @@ impl Brain {
 
     /// Writes down what is ready: when the phase is complete, or every so often.
     pub(super) fn write_accepts(&mut self, ctx: &mut Ctx) {
-        let complete = self.done_count == self.total && self.copying.is_empty();
+        let complete = self.done_count == self.total && self.work.copying.is_empty();
         let due = ctx.now.at - self.accepted_at >= PROGRESS_EVERY;
-        if self.ready.is_empty() || !(complete || due) {
+        if self.work.ready.is_empty() || !(complete || due) {
             return;
         }
         self.accepted_at = ctx.now.at;
         let mut ids = Vec::new();
-        for (items, reports) in cut_accepts(std::mem::take(&mut self.ready)) {
+        for (items, reports) in cut_accepts(std::mem::take(&mut self.work.ready)) {
             let (id, _) = ctx.state(self.job, Fact::Accept { term: self.term, phase: self.phase, items });
-            self.accepts.insert(id, reports);
+            self.work.accepts.insert(id, reports);
             ids.push(id);
         }
-        self.accept_ids.extend(ids.iter().take(ACCEPTS_ALONG - self.accept_ids.len()));
+        let room = ACCEPTS_ALONG - self.work.accept_ids.len();
+        self.work.accept_ids.extend(ids.iter().take(room));
         self.quorum.add(ctx, &ids);
     }
 }

@@ -54,13 +54,13 @@ impl Brain {
     /// Opens tasks at a seat and makes the message; `None` when there are none.
     pub(super) fn assign(&mut self, fence: Fence, runs: Vec<Run>, now: Time, again: bool) -> Option<Assign> {
         let (job, phase) = (self.job, self.phase);
-        let attempts: BTreeMap<u32, u32> = if self.attempts.is_empty() {
+        let attempts: BTreeMap<u32, u32> = if self.work.attempts.is_empty() {
             BTreeMap::new()
         } else {
-            let of_run = |run: &Run| self.attempts.range(run.start..run.end()).map(|(t, n)| (*t, *n));
+            let of_run = |run: &Run| self.work.attempts.range(run.start..run.end()).map(|(t, n)| (*t, *n));
             runs.iter().flat_map(of_run).collect()
         };
-        let seat = self.seats.get_mut(&fence)?;
+        let seat = self.work.seats.get_mut(&fence)?;
         if runs.is_empty() {
             return None;
         }
@@ -79,7 +79,7 @@ impl Brain {
             return;
         }
         self.send_sources(ctx, fence);
-        let node = self.seats.get(&fence).map(|s| s.node);
+        let node = self.work.seats.get(&fence).map(|s| s.node);
         if let (Some(assign), Some(node)) = (self.assign(fence, runs, ctx.now.at, again), node) {
             ctx.send(node, Message::Assign(assign));
         }
@@ -89,9 +89,9 @@ impl Brain {
         let now = ctx.now.at;
         let lease = if planted(Bug::LeaseTooShort) { Span(LEASE.0 / 2) } else { LEASE };
         let over = |s: &Seat| now - s.heard >= lease && !planted(Bug::LeaseNeverExpires);
-        let lost: Vec<Fence> = self.seats.iter().filter(|(_, s)| over(s)).map(|(fence, _)| *fence).collect();
+        let lost: Vec<Fence> = self.work.seats.iter().filter(|(_, s)| over(s)).map(|(fence, _)| *fence).collect();
         for fence in lost {
-            let Some(seat) = self.seats.remove(&fence) else { continue };
+            let Some(seat) = self.work.seats.remove(&fence) else { continue };
             let lease = Lease { job: self.job, fence };
             ctx.note(Note::Lost { lease, node: seat.node, silent_ms: (now - seat.heard).as_ms() });
             ctx.state(self.job, Fact::Revoke { fence, lost: true });
@@ -105,10 +105,10 @@ impl Brain {
     /// Puts a seat's open tasks back, but for those that someone else finished or runs too.
     fn requeue(&mut self, seat: &Seat) {
         for (run, _) in seat.open.iter() {
-            for gap in self.done.gaps_in(run) {
+            for gap in self.work.done.gaps_in(run) {
                 for task in gap.start..gap.end() {
-                    let elsewhere = self.seats.values().any(|s| s.open.get(task).is_some());
-                    if !elsewhere && !self.copying.contains_key(&task) {
+                    let elsewhere = self.work.seats.values().any(|s| s.open.get(task).is_some());
+                    if !elsewhere && !self.work.copying.contains_key(&task) {
                         self.push_pending(task);
                     }
                 }
@@ -131,7 +131,7 @@ impl Brain {
     pub(super) fn top_up(&mut self, ctx: &mut Ctx) {
         if !self.pending.is_empty() {
             let slots = self.slots_held();
-            let fences: Vec<Fence> = self.seats.keys().copied().collect();
+            let fences: Vec<Fence> = self.work.seats.keys().copied().collect();
             for fence in fences {
                 let window = self.window(fence, slots);
                 let runs = self.take_pending(window);
@@ -139,19 +139,21 @@ impl Brain {
             }
         }
         let last = usize::from(self.phase) + 1 == self.spec.phases().len();
-        if last && self.pending.is_empty() && self.later.is_empty() {
+        if last && self.pending.is_empty() && self.work.later.is_empty() {
             self.release_idle(ctx);
         }
     }
 
     pub(super) fn slots_held(&self) -> u64 {
-        self.seats.values().filter(|s| !self.shunned.contains_key(&s.node)).map(|s| u64::from(s.slots)).sum()
+        self.work.seats.values().filter(|s| !self.work.shunned.contains_key(&s.node)).map(|s| u64::from(s.slots)).sum()
     }
 
     /// How many more tasks the seat should get: about [`QUEUE_AHEAD`] of work, at least two per slot, and towards the end of
     /// a phase no more than a fair share of what is left. `slots` are those of all seats.
     pub(super) fn window(&self, fence: Fence, slots: u64) -> u32 {
-        let Some(seat) = self.seats.get(&fence).filter(|s| !self.shunned.contains_key(&s.node)) else { return 0 };
+        let Some(seat) = self.work.seats.get(&fence).filter(|s| !self.work.shunned.contains_key(&s.node)) else {
+            return 0;
+        };
         let share =
             (self.pending_count() * u64::from(seat.slots)).div_ceil(2 * slots.max(1)).max(u64::from(seat.slots));
         #[expect(clippy::cast_precision_loss, reason = "a fraction of a second")]
@@ -179,10 +181,10 @@ impl Brain {
     }
 
     fn release_idle(&mut self, ctx: &mut Ctx) {
-        let idle: Vec<Fence> = self.seats.iter().filter(|(_, s)| s.open.is_empty()).map(|(f, _)| *f).collect();
-        let keep_one = idle.len() == self.seats.len();
+        let idle: Vec<Fence> = self.work.seats.iter().filter(|(_, s)| s.open.is_empty()).map(|(f, _)| *f).collect();
+        let keep_one = idle.len() == self.work.seats.len();
         for fence in idle.into_iter().skip(usize::from(keep_one)) {
-            if let Some(seat) = self.seats.remove(&fence) {
+            if let Some(seat) = self.work.seats.remove(&fence) {
                 ctx.state(self.job, Fact::Revoke { fence, lost: false });
                 ctx.send(seat.node, Message::Release { lease: Lease { job: self.job, fence } });
             }
@@ -191,21 +193,19 @@ impl Brain {
 
     /// Starts the slowest tasks a second time where a slot is idle (B1: stragglers are speculated).
     pub(super) fn speculate(&mut self, ctx: &mut Ctx) {
-        if !self.pending.is_empty() || self.mean.0 == 0 {
+        if !self.pending.is_empty() || self.work.mean.0 == 0 {
             return;
         }
-        let slow = Span(2 * self.mean.1 / self.mean.0).max(SPECULATE_AFTER);
-        let straggler = self
-            .seats
-            .values()
-            .flat_map(|s| s.open.iter().map(move |(r, at)| (s.node, r, *at)))
-            .find(|(_, run, at)| run.len == 1 && ctx.now.at - *at >= slow && !self.speculated.contains(&run.start));
+        let slow = Span(2 * self.work.mean.1 / self.work.mean.0).max(SPECULATE_AFTER);
+        let straggler = self.work.seats.values().flat_map(|s| s.open.iter().map(move |(r, at)| (s.node, r, *at))).find(
+            |(_, run, at)| run.len == 1 && ctx.now.at - *at >= slow && !self.work.speculated.contains(&run.start),
+        );
         let Some((node, run, _)) = straggler else { return };
-        let takes = |s: &Seat| s.open.count() < u64::from(s.slots) && !self.shunned.contains_key(&s.node);
-        let idle = self.seats.iter().find(|(_, s)| s.node != node && takes(s));
+        let takes = |s: &Seat| s.open.count() < u64::from(s.slots) && !self.work.shunned.contains_key(&s.node);
+        let idle = self.work.seats.iter().find(|(_, s)| s.node != node && takes(s));
         if let Some((fence, _)) = idle {
             let fence = *fence;
-            self.speculated.insert(run.start);
+            self.work.speculated.insert(run.start);
             self.send_assign(ctx, fence, vec![run], false);
         }
     }
@@ -216,7 +216,7 @@ impl Brain {
             return None;
         }
         let adopting = self.stage == Stage::Adopting;
-        let Some(seat) = self.seats.get_mut(&fence).filter(|s| s.node == from && s.answered) else {
+        let Some(seat) = self.work.seats.get_mut(&fence).filter(|s| s.node == from && s.answered) else {
             // Who has not said yet what it holds must not take silence, nor a hasty word, for an answer.
             return (!adopting && fence.term <= self.term).then_some(false);
         };
@@ -240,16 +240,16 @@ impl Brain {
 
     /// Members of the brain set kept a lease alive while they could not hear this brain.
     pub(crate) fn on_kept(&mut self, ctx: &Ctx, node: NodeId, fence: Fence) {
-        if let Some(seat) = self.seats.get_mut(&fence).filter(|s| s.node == node) {
+        if let Some(seat) = self.work.seats.get_mut(&fence).filter(|s| s.node == node) {
             seat.heard = seat.heard.max(ctx.now.at);
         }
     }
 
     pub(crate) fn on_decline(&mut self, ctx: &mut Ctx, from: NodeId, fence: Fence) {
-        if self.seats.get(&fence).is_none_or(|s| s.node != from) {
+        if self.work.seats.get(&fence).is_none_or(|s| s.node != from) {
             return;
         }
-        if let Some(seat) = self.seats.remove(&fence) {
+        if let Some(seat) = self.work.seats.remove(&fence) {
             ctx.state(self.job, Fact::Revoke { fence, lost: false });
             self.requeue(&seat);
             ctx.peers.declined(from);
@@ -259,7 +259,7 @@ impl Brain {
 
     /// A worker's reduce tasks wait for sources that did not arrive whole.
     pub(crate) fn on_want_sources(&mut self, ctx: &mut Ctx, from: NodeId, fence: Fence) {
-        if let Some(seat) = self.seats.get_mut(&fence).filter(|s| s.node == from) {
+        if let Some(seat) = self.work.seats.get_mut(&fence).filter(|s| s.node == from) {
             seat.sources_sent = false;
             self.send_sources(ctx, fence);
         }

@@ -3,7 +3,7 @@
 use sinew_crdt_state::certificate::Roles;
 use sinew_crdt_state::fact::Fact;
 use sinew_crdt_state::ids::{FactId, JobId, NodeId};
-use sinew_crdt_state::spec::{JobSpec, SignedSpec};
+use sinew_crdt_state::spec::{JobSpec, SignedSpec, SpecFields};
 
 use super::Core;
 use super::clients::{BRAIN_SET, Reach};
@@ -73,7 +73,7 @@ impl Core {
         // In a mesh of one there will be nobody to hold a second copy. Where others are only out of reach they may come back.
         let only = brain_set.len() == 1 && alone.is_none() && self.ctx.peers.connected().next().is_none();
         let (own, disk) = (self.ctx.own, self.ctx.disk);
-        let spec = JobSpec {
+        let spec = JobSpec::from(SpecFields {
             mesh: self.ctx.mesh,
             submitter: self.ctx.own,
             serial,
@@ -93,7 +93,7 @@ impl Core {
             volumes: new.volumes,
             alone,
             submit_key: new.key.map(|key| key.text),
-        };
+        });
         let signed = SignedSpec::sign(self.ctx.identity(), &spec);
         signed.decode()?;
         self.serial_last = serial;

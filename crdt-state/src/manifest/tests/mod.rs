@@ -357,7 +357,7 @@ fn drafts_resolve_into_specs_and_travel_as_json() {
     };
     let spec = draft.into_spec(context, work);
     assert_eq!((spec.name.as_str(), spec.serial, spec.phases()), ("x", 7, vec![1]));
-    assert!(matches!(spec.work, Work::Batch(batch) if batch.inputs == files && batch.env["A"] == "b"));
+    assert!(matches!(&*spec.work, Work::Batch(batch) if batch.inputs == files && batch.env["A"] == "b"));
 }
 
 #[test]

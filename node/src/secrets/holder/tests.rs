@@ -6,7 +6,9 @@ use sinew_crdt_state::envelope::{Envelope, seal_batch};
 use sinew_crdt_state::fact::{Outcome, Statement};
 use sinew_crdt_state::ids::DiskId;
 use sinew_crdt_state::secret::{SecretPlace, SecretUse};
-use sinew_crdt_state::spec::{Batch, Builtin, JobSpec, Limits, Program, Resources, Retry, SignedSpec, Strategy, Work};
+use sinew_crdt_state::spec::{
+    Batch, Builtin, JobSpec, Limits, Program, Resources, Retry, SignedSpec, SpecFields, Strategy, Work,
+};
 
 use super::*;
 
@@ -27,7 +29,7 @@ fn job(secrets: Vec<SecretUse>) -> SignedSpec {
         gather: None,
         outputs: Vec::new(),
     };
-    let spec = JobSpec {
+    let spec = JobSpec::from(SpecFields {
         mesh: MESH,
         submitter: who(1).id(),
         serial: 1,
@@ -47,7 +49,7 @@ fn job(secrets: Vec<SecretUse>) -> SignedSpec {
         alone: None,
         submit_key: None,
         secrets,
-    };
+    });
     SignedSpec::sign(&who(1), &spec)
 }
 

@@ -52,6 +52,8 @@ pub(super) struct Books {
     /// Writes to journals one of whose syncs had failed.
     pub(super) sins: u64,
     pub(super) written: u64,
+    /// Of these, bytes written to journals.
+    pub(super) journaled: u64,
     pub(super) syncs: u64,
     pub(super) failures: u64,
     pub(super) changes: u64,
@@ -80,6 +82,7 @@ struct Handle {
     disk: SimDisk,
     path: PathBuf,
     file: Arc<Mutex<File>>,
+    is_journal: bool,
     locks: Mutex<bool>,
 }
 
@@ -189,7 +192,8 @@ impl Disk for SimDisk {
             return Err(broken("it is off"));
         }
         let file = Arc::clone(self.books().files.entry(path.to_owned()).or_default());
-        Ok(Box::new(Handle { disk: self.clone(), path: path.to_owned(), file, locks: Mutex::new(false) }))
+        let is_journal = path.to_string_lossy().contains(".journal.");
+        Ok(Box::new(Handle { disk: self.clone(), path: path.to_owned(), file, is_journal, locks: Mutex::new(false) }))
     }
 
     fn list(&self, _: &Path) -> io::Result<Vec<PathBuf>> {
@@ -251,7 +255,9 @@ impl DiskFile for Handle {
         if mood == Mood::Failing {
             return Err(self.disk.failed("a write"));
         }
-        self.disk.books().written += bytes.len() as u64;
+        let mut books = self.disk.books();
+        books.written += bytes.len() as u64;
+        books.journaled += if self.is_journal { bytes.len() as u64 } else { 0 };
         Ok(())
     }
 

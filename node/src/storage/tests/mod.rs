@@ -9,6 +9,7 @@ mod migrate;
 mod reading;
 mod rot;
 mod size;
+mod syncs;
 
 use std::path::Path;
 use std::sync::mpsc::{Receiver, channel};
