@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{DiskId, MeshId, NodeId};
 use crate::network::Network;
 use crate::secret::SecretUse;
-use crate::spec::{Limits, Resources, Retry, SpecFields, Strategy, Work};
+use crate::spec::{Alone, Limits, Resources, Retry, SpecFields, Strategy, Work};
 use crate::volume::Volume;
 use std::collections::BTreeMap;
 
@@ -28,6 +28,8 @@ pub struct JobSpec {
     pub name: String,
     /// See [`SpecFields::work`].
     pub work: Arc<Work>,
+    /// See [`SpecFields::submit_key`].
+    pub submit_key: Option<String>,
     terms: Arc<Terms>,
 }
 
@@ -48,6 +50,7 @@ pub struct Terms {
     pub network: Network,
     pub secrets: Vec<SecretUse>,
     pub volumes: Vec<Volume>,
+    pub alone: Option<Alone>,
 }
 
 impl Deref for JobSpec {
@@ -80,12 +83,14 @@ impl From<SpecFields> for JobSpec {
             network: fields.network,
             secrets: fields.secrets,
             volumes: fields.volumes,
+            alone: fields.alone,
         };
         Self {
             serial: fields.serial,
             submitted_ms: fields.submitted_ms,
             name: fields.name,
             work: Arc::new(fields.work),
+            submit_key: fields.submit_key,
             terms: Arc::new(terms),
         }
     }
@@ -112,6 +117,8 @@ impl From<JobSpec> for SpecFields {
             network: terms.network,
             secrets: terms.secrets,
             volumes: terms.volumes,
+            alone: terms.alone,
+            submit_key: spec.submit_key,
         }
     }
 }
@@ -196,6 +203,8 @@ mod tests {
             network: Network::default(),
             secrets: Vec::new(),
             volumes: Vec::new(),
+            alone: Some(Alone { in_reach: 1, known: 5 }),
+            submit_key: Some(format!("key-{serial}")),
         }
     }
 

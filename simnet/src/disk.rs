@@ -249,7 +249,7 @@ impl Disk {
             facts.retain(|_, envelope| is_submit(envelope));
         }
         if !planted(Bug::DamageBelieved) {
-            self.id = Self::new(self.setup.clone(), owner, Some(self.id)).id;
+            self.image.id = Self::new(self.setup.clone(), owner, Some(self.id())).id();
         }
     }
 

@@ -1,6 +1,8 @@
 //! Lies that a scenario has a node tell: facts that it may not state. The node's core stays honest; what is forged goes out
 //! beside it.
 
+use std::sync::Arc;
+
 use sinew_crdt_state::envelope::{Envelope, seal_batch};
 use sinew_crdt_state::fact::{Fact, Outcome, ReportItem, Run, Statement, Usage};
 use sinew_crdt_state::ids::{Hash, JobId};
@@ -71,14 +73,9 @@ impl World {
         let state = self.state(name, job).expect("the first of the two is on disk");
         let job_name = self.books.submit(plan);
         let new = plan.new_job(&job_name);
-        let spec = JobSpec {
-            name: new.name,
-            work: new.work,
-            resources: new.resources,
-            limits: new.limits,
-            submitted_ms: self.clock(node).unix_ms,
-            ..(*state.spec).clone()
-        };
+        let mut spec: JobSpec = (*state.spec).clone();
+        (spec.name, spec.work, spec.submitted_ms) = (new.name, Arc::new(new.work), self.clock(node).unix_ms);
+        (spec.resources, spec.limits) = (new.resources, new.limits);
         let signed = SignedSpec::sign(&self.nodes[node].identity, &spec);
         let twin = signed.id();
         let submit = self.signed(node, twin, Fact::Submit(signed));

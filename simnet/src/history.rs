@@ -52,7 +52,7 @@ pub(crate) struct History {
 impl World {
     /// A client asks.
     pub(crate) fn note_call(&mut self, node: Index, id: RequestId, asked: Asked) {
-        let disk = self.nodes[node].disk.id;
+        let disk = self.nodes[node].disk.id();
         self.history.calls.insert(id, Call { node, disk, asked, answer: None });
     }
 

@@ -76,11 +76,6 @@ impl Brain {
         }
     }
 
-    /// The nodes that were asked and have not had their answer.
-    pub(super) fn asked(&self) -> impl Iterator<Item = NodeId> {
-        self.placement.iter().flat_map(|placement| placement.asked.keys().copied())
-    }
-
     pub(crate) fn has_seats(&self) -> bool {
         !self.work.seats.is_empty()
     }
