@@ -183,7 +183,13 @@ mod tests {
         job[..8].copy_from_slice(&number.to_le_bytes());
         Message::NoBid {
             job: JobId(job),
-            load: LoadDigest { cpu_milli_free: 0, memory_bytes_free: 0, running: 0, eligible: true, disk_failing: false },
+            load: LoadDigest {
+                cpu_milli_free: 0,
+                memory_bytes_free: 0,
+                running: 0,
+                eligible: true,
+                disk_failing: false,
+            },
         }
     }
 

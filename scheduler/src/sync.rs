@@ -174,7 +174,9 @@ fn answer(ctx: &mut Ctx, to: NodeId, reply: Reply) {
 pub(crate) fn want(ctx: &mut Ctx, to: NodeId, mut jobs: Vec<JobId>) {
     // An entry that is sealed here is complete: nothing of it can still matter, unless its seal says one thing here and another
     // there. Most often `to` has only not heard of the seal yet; where that lasts, its facts are asked for, once.
-    jobs.retain(|job| !ctx.forgotten.contains_key(job) && (ctx.ledger.sealed(job).is_none() || ctx.differs_for_long(*job)));
+    jobs.retain(|job| {
+        !ctx.forgotten.contains_key(job) && (ctx.ledger.sealed(job).is_none() || ctx.differs_for_long(*job))
+    });
     jobs.truncate(WANT_MAX);
     if jobs.is_empty() {
         return;

@@ -44,7 +44,9 @@ impl StorageReader {
         if matches!(error, redb::Error::Io(_) | redb::Error::PreviousIo | redb::Error::Corrupted(_)) {
             let inner = Arc::clone(&self.inner);
             let remark = super::rebuild::damage_in(&error).map(|why| {
-                format!("the ledger is damaged: {why}. Start this node again: it keeps the file, and repairs what it can")
+                format!(
+                    "the ledger is damaged: {why}. Start this node again: it keeps the file, and repairs what it can"
+                )
             });
             // The caller may hold the state.
             std::thread::spawn(move || {

@@ -277,12 +277,7 @@ pub(super) fn rebuild(disk: &std::sync::Arc<dyn Disk>, path: &Path, why: &str) -
     Ok(remark)
 }
 
-fn write(
-    disk: &dyn Disk,
-    path: &Path,
-    salvage: Salvage,
-    replayed: Option<(Table, u64)>,
-) -> Result<(), redb::Error> {
+fn write(disk: &dyn Disk, path: &Path, salvage: Salvage, replayed: Option<(Table, u64)>) -> Result<(), redb::Error> {
     let io = |error: io::Error| redb::Error::from(redb::StorageError::from(error));
     let Found::Checked(checked) = Checked::open(disk, path).map_err(io)? else {
         return Err(redb::Error::Corrupted("a file is in the way".to_owned()));

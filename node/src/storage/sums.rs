@@ -330,7 +330,8 @@ impl Checked {
         if !at.is_multiple_of(PAGE) || !rest.is_empty() {
             return Err(io::Error::other("a write of the ledger's file is not of whole pages"));
         }
-        let sums: Vec<(usize, u64)> = (at / PAGE..).zip(pages).map(|(page, bytes)| (page, sum_of(page, bytes))).collect();
+        let sums: Vec<(usize, u64)> =
+            (at / PAGE..).zip(pages).map(|(page, bytes)| (page, sum_of(page, bytes))).collect();
         self.file.write_at(offset, data)?;
         let mut known = self.lock();
         sums.into_iter().for_each(|(page, sum)| known.set(page, sum));
@@ -369,7 +370,6 @@ impl Checked {
         }
         Ok(())
     }
-
 }
 
 impl redb::StorageBackend for Checked {
@@ -403,5 +403,6 @@ impl redb::StorageBackend for Checked {
 /// the disk cannot read.
 pub(super) fn is_rot(error: &io::Error) -> bool {
     const EIO: i32 = 5;
-    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) || error.raw_os_error() == Some(EIO)
+    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
+        || error.raw_os_error() == Some(EIO)
 }

@@ -81,7 +81,11 @@ pub(super) fn sealed(job: JobId, serial: u64, facts: &[(FactId, Envelope)], row:
     let seal = facts.last().expect("facts").0;
     let row = if row { fold_row(facts.iter().map(|(_, e)| e)).map(Box::new) } else { None };
     let sealed_ms = 1_700_000_100_000 + serial;
-    Record::Sealed { job, entry: SealedEntry { submitter, serial, seal, sealed_ms, lacks_outputs: false, says: 0 }, row }
+    Record::Sealed {
+        job,
+        entry: SealedEntry { submitter, serial, seal, sealed_ms, lacks_outputs: false, says: 0 },
+        row,
+    }
 }
 
 /// What a ledger should hold, the simple way.
