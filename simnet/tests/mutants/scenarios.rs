@@ -382,11 +382,10 @@ fn vote(world: &mut World, job: JobId) -> (&'static str, &'static str) {
     (candidate, voter)
 }
 
-/// The syncs of a submit fail on every member, what was acknowledged is written again, and the power goes everywhere: with the brain's
-/// disk.
+/// The syncs of a submit fail on both stewards, and at its acknowledgement the power goes everywhere, with the brain's disk.
 pub(crate) fn failed_sync(seed: u64) {
     let mut world = World::seed(seed).nodes(SET);
-    for name in SET {
+    for name in ["b", "c"] {
         world.fail_next_sync(name);
     }
     let job = world.submit("a", &job().tasks(3));
@@ -401,7 +400,7 @@ pub(crate) fn failed_sync(seed: u64) {
     world.run_until_idle();
     world.check_invariants();
     world.expect(completed(job));
-    assert!(world.counters().failed_syncs >= 2);
+    assert!(world.counters().failed_syncs >= 1);
 }
 
 /// The disk of the node that leads a job, and runs some of it, does not answer any more: the others complete it meanwhile.

@@ -114,14 +114,9 @@ fn zeroed_pages_and_files_that_end_too_soon_are_named() {
         judge(&disk, &oracle, number, &format!("page {page} zeroed"));
         let disk = whole.copy();
         disk.edit(LEDGER.as_ref(), |bytes| bytes.truncate(page * 4096 + 17));
-        let outcome = judge_lost(&disk, &oracle, number, &format!("cut in page {page}"));
+        let outcome = judge(&disk, &oracle, number, &format!("cut in page {page}"));
         assert!(outcome != 0 || page > 100, "cut in page {page}");
     }
-}
-
-/// As [`judge`], where it may also be that nothing is left to be kept.
-fn judge_lost(disk: &SimDisk, oracle: &Oracle, number: DiskId, what: &str) -> usize {
-    judge(disk, oracle, number, what)
 }
 
 /// A ledger that is gone is another disk; one whose sums are gone is checked by redb's own, and believed only if these fit.
