@@ -203,6 +203,7 @@ fn card() -> Card {
         runners: Runners::PROCESS,
         volumes: volumes(),
         about: "host, linux".to_owned(),
+        copies: true,
     }
 }
 

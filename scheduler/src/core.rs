@@ -186,6 +186,7 @@ impl Core {
             runners: config.runners,
             volumes: config.volumes.offered(),
             about: config.about.clone(),
+            copies: true,
         }
     }
 

@@ -418,6 +418,9 @@ pub struct Card {
     pub volumes: Volumes,
     /// For people: host name, OS, architecture, version.
     pub about: String,
+    /// Whether it answers [`Message::WhoHolds`] and [`Message::Keep`]: builds before these take them for an offence.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub copies: bool,
 }
 
 /// What a node has free right now.
