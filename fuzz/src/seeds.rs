@@ -206,6 +206,7 @@ fn card() -> Card {
         nonce: 9,
         from: 4,
         seen: None,
+        copies: true,
     }
 }
 

@@ -216,6 +216,7 @@ impl Core {
             nonce: 0,
             from: 0,
             seen: None,
+            copies: true,
         }
     }
 

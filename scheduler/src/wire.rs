@@ -441,6 +441,9 @@ pub struct Card {
     /// The last start of the receiver that the sender remembers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seen: Option<Box<Seen>>,
+    /// Whether it answers [`Message::WhoHolds`] and [`Message::Keep`]: builds before these take them for an offence.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub copies: bool,
 }
 
 /// What a node has free right now.

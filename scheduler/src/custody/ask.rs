@@ -60,7 +60,7 @@ impl Asks {
         let now = ctx.now.at;
         let parts = cut(blobs);
         let wanted = |node: &NodeId| whom.is_none_or(|whom| whom.contains(node));
-        let heard = ctx.peers.connected().filter(|n| ctx.peers.is_heard(*n, now) && wanted(n));
+        let heard = ctx.peers.connected().filter(|n| ctx.peers.is_heard(*n, now) && wanted(n) && answers(ctx, *n));
         let nodes: Vec<NodeId> = heard.chain([ctx.own]).collect();
         let asked = parts.iter().flatten().flat_map(|(job, hashes)| hashes.iter().map(|h| (*job, *h))).collect();
         for node in &nodes {
@@ -128,6 +128,11 @@ impl Asks {
     pub(super) fn timeout(&self) -> Option<Time> {
         self.open.values().map(|ask| ask.until).min()
     }
+}
+
+/// Whether the node is of a build that knows these messages.
+pub(super) fn answers(ctx: &Ctx, node: NodeId) -> bool {
+    ctx.peers.get(node).and_then(|peer| peer.card.as_ref()).is_some_and(|card| card.copies)
 }
 
 /// Tells a user who holds what.

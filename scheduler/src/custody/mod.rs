@@ -388,7 +388,7 @@ impl Sweep {
         let now = ctx.now.at;
         let able = |node: &NodeId| {
             let runs = ctx.peers.roles(*node).is_some_and(|roles| roles.contains(Roles::RUN));
-            runs && ctx.peers.is_heard(*node, now)
+            runs && ctx.peers.is_heard(*node, now) && ask::answers(ctx, *node)
         };
         let free = |node: &NodeId| !short.holders.contains(node) && !short.tried.contains(node);
         let others: BTreeSet<NodeId> = ctx.peers.connected().filter(able).filter(free).collect();
