@@ -9,6 +9,7 @@ use sinew_crdt_state::ids::{Hash, JobId};
 use sinew_crdt_state::spec::BlobRef;
 use sinew_crdt_state::spec::{JobSpec, SignedSpec};
 use sinew_scheduler::io::Input;
+use sinew_scheduler::time::Span;
 use sinew_scheduler::wire::{Class, Lease, Message};
 
 use crate::plan::Plan;
@@ -81,8 +82,12 @@ impl World {
         let submit = self.signed(node, twin, Fact::Submit(signed));
         let from = self.nodes[node].id();
         self.acknowledged.insert(twin, self.now);
-        for other in (0..self.nodes.len()).filter(|other| *other != node) {
-            self.input(other, Input::Message { from, message: Message::Facts(vec![submit.clone()]) });
+        // Twice: whoever has forgotten the first job has to look whether it is this one.
+        for _ in 0..2 {
+            for other in (0..self.nodes.len()).filter(|other| *other != node) {
+                self.input(other, Input::Message { from, message: Message::Facts(vec![submit.clone()]) });
+            }
+            self.run_for(Span::ms(50));
         }
         twin
     }

@@ -155,10 +155,15 @@ fn results_of_a_brain_alone_wait_for_a_second_holder() {
 #[test]
 fn copies_that_everybody_refuses_are_asked_for_with_patience() {
     let mut most = 0;
-    for step in 0..12 {
-        let mut world = World::seed(1_460 + step).nodes(["a", "b", "c", "d"]);
+    let mut step = 0;
+    for seed in 1_460..1_500 {
+        let mut world = World::seed(seed).nodes(["a", "b", "c", "d"]);
         let job = world.submit("a", &job().tasks(8).with_outputs().lasting(millis(300)).spread());
-        world.run_until(running(job, "d"));
+        world.run_for(millis(250));
+        if step == 12 || !world.holds(&running(job, "d")) {
+            continue;
+        }
+        step += 1;
         let started = world.counters().traffic.of(Kind::Copy).messages;
         while world.counters().traffic.of(Kind::Copy).messages == started {
             world.run_for(micros(500));
@@ -172,5 +177,6 @@ fn copies_that_everybody_refuses_are_asked_for_with_patience() {
         world.run_until(completed(job));
         all_ends_well(&mut world);
     }
+    assert_eq!(step, 12, "it runs there often enough");
     assert!((8..80).contains(&most), "{most} times of eight outputs in seven beats");
 }
