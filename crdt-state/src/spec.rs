@@ -489,7 +489,10 @@ fn check(spec: &JobSpec) -> Result<(), SpecError> {
         return bad("brain_disks", "must name one disk for each member of the brain set");
     }
     if spec.alone.is_some_and(|alone| set.len() > 1 || alone.in_reach == 0 || alone.in_reach >= alone.known) {
-        return bad("alone", "must say that fewer members were in reach than there are, of a job with one node in its set");
+        return bad(
+            "alone",
+            "must say that fewer members were in reach than there are, of a job with one node in its set",
+        );
     }
     if let Some(Err(problem)) = spec.submit_key.as_deref().map(crate::submit_key::check) {
         return bad("submit_key", problem);

@@ -172,7 +172,9 @@ pub enum CancelError {
     #[error("the job has ended already")]
     Ended,
     /// Nobody could decide in time. The cancel is kept, and takes effect once somebody can.
-    #[error("job {job} is not cancelled yet: {why}; the cancel is kept, and the job ends once enough of its set are back")]
+    #[error(
+        "job {job} is not cancelled yet: {why}; the cancel is kept, and the job ends once enough of its set are back"
+    )]
     Undecided {
         /// The job.
         job: JobId,

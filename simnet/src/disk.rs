@@ -282,10 +282,11 @@ impl Disk {
         let wanted = key_hash(submitter, key);
         let ended = self.image.sealed.keys().chain(self.image.receipts.keys());
         ended.copied().find_map(|job| {
-            let spec = self.facts(&job).iter().find_map(|e| match cbor::from_slice::<Statement>(&e.payload).ok()?.fact {
-                Fact::Submit(signed) => signed.decode().ok(),
-                _ => None,
-            })?;
+            let spec =
+                self.facts(&job).iter().find_map(|e| match cbor::from_slice::<Statement>(&e.payload).ok()?.fact {
+                    Fact::Submit(signed) => signed.decode().ok(),
+                    _ => None,
+                })?;
             let (hash, request) = spec.keyed()?;
             (hash == wanted).then_some((job, request))
         })

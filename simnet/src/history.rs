@@ -109,9 +109,9 @@ impl World {
                     of_key.extend(answer.as_ref().and_then(|(_, response)| job_in(response)));
                 }
                 (Asked::Cancel { job }, Some((at, Response::Cancelled(Ok(()))))) => {
-                    let late = self.executions_of(job).any(|e| {
-                        e.start > *at + LAST_START && e.end.is_none_or(|(end, _)| end > e.start)
-                    });
+                    let late = self
+                        .executions_of(job)
+                        .any(|e| e.start > *at + LAST_START && e.end.is_none_or(|(end, _)| end > e.start));
                     found.extend(late.then_some(Violation::CancelledRan(*job)));
                 }
                 _ => {}

@@ -5,8 +5,8 @@ use serde_json::{Map, Value, json};
 use super::check::{COPIES, NAME_LEN_MAX, PARTITIONS, TASKS};
 use super::fields::TABLES;
 use crate::program::HealthCheck;
-use crate::submit_key::SUBMIT_KEY_LEN_MAX;
 use crate::secret::{NAME_LEN_MAX as SECRET_NAME_LEN_MAX, SECRETS_MAX};
+use crate::submit_key::SUBMIT_KEY_LEN_MAX;
 use crate::volume::VOLUMES_MAX;
 
 const PAGE: &str = include_str!("../../../docs/manifest.md");

@@ -189,9 +189,8 @@ impl StorageReader {
     /// [`StorageError`].
     pub fn key(&self, hash: &Hash) -> Result<Option<(JobId, Hash)>, StorageError> {
         let (txn, recent) = self.look(|state| {
-            let of_key = |job: &JobId, row: &JobRow| {
-                row.key.filter(|(key, _)| key == hash).map(|(_, request)| (*job, request))
-            };
+            let of_key =
+                |job: &JobId, row: &JobRow| row.key.filter(|(key, _)| key == hash).map(|(_, request)| (*job, request));
             let tabled = state.tables().flat_map(|table| &table.jobs);
             let tabled = tabled.filter_map(|(job, change)| of_key(job, change.row.as_deref()?));
             let untabled = state.untabled().filter_map(|record| match record {

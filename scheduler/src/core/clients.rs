@@ -89,8 +89,7 @@ impl Core {
             runs && self.ctx.peers.get(*n).is_some_and(|peer| peer.card.is_some())
         };
         let left = |n: &NodeId| self.membership.state(*n) == Some(NodeState::Left);
-        let others: Vec<NodeId> =
-            self.ctx.peers.connected().filter(|n| ready(n) && !gone(n) && !left(n)).collect();
+        let others: Vec<NodeId> = self.ctx.peers.connected().filter(|n| ready(n) && !gone(n) && !left(n)).collect();
         let known = 1 + members::that_run(&self.ctx).filter(|n| !left(n)).count();
         Reach { known: known.max(others.len() + 1), others }
     }

@@ -40,7 +40,9 @@ fn plan(workload: Workload, number: u64, rng: &mut ChaCha8Rng) -> Plan {
     match workload {
         Workload::Jobs => job().lasting(Span::ms(100)),
         Workload::Rounds => round(tasks * 2, 3).lasting(Span::ms(ms)),
-        Workload::Mixed | Workload::Clients if number.is_multiple_of(ROUND_EVERY) => round(tasks * 2, 3).lasting(Span::ms(ms)).spread(),
+        Workload::Mixed | Workload::Clients if number.is_multiple_of(ROUND_EVERY) => {
+            round(tasks * 2, 3).lasting(Span::ms(ms)).spread()
+        }
         Workload::Mixed | Workload::Clients => job().tasks(tasks).lasting(Span::ms(ms)).spread(),
     }
 }
