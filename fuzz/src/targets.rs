@@ -261,6 +261,8 @@ pub fn ledger_job() -> SignedSpec {
         network: sinew_crdt_state::network::Network::default(),
         secrets: Vec::new(),
         volumes: Vec::new(),
+        alone: None,
+        submit_key: None,
     });
     SignedSpec::sign(&who(1), &spec)
 }

@@ -25,7 +25,7 @@ pub enum Workload {
     Rounds,
     /// Batches of 1 to 12 tasks, and every fourth job a round.
     Mixed,
-    /// The same from clients who try again under keys and cancel: see [`super::clients`].
+    /// The same from clients who try again under keys and cancel.
     Clients,
 }
 
@@ -152,7 +152,8 @@ fn comma<T: fmt::Display>(all: impl Iterator<Item = T>) -> String {
 }
 
 impl Workload {
-    const ALL: [(Self, &'static str); 3] = [(Self::Jobs, "jobs"), (Self::Rounds, "rounds"), (Self::Mixed, "mixed")];
+    const ALL: [(Self, &'static str); 4] =
+        [(Self::Jobs, "jobs"), (Self::Rounds, "rounds"), (Self::Mixed, "mixed"), (Self::Clients, "clients")];
 }
 
 impl fmt::Display for Workload {
@@ -168,7 +169,7 @@ impl FromStr for Workload {
         Self::ALL.iter().find(|w| w.1 == text).map(|w| w.0).ok_or_else(|| InvalidOptions {
             field: "--workload",
             value: text.to_owned(),
-            mend: "write jobs, rounds or mixed".to_owned(),
+            mend: "write jobs, rounds, mixed or clients".to_owned(),
         })
     }
 }

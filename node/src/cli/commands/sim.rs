@@ -39,7 +39,7 @@ pub(crate) struct SimArgs {
     /// The links: lan, wan or geo [default: lan]
     #[arg(long, value_name = "NAME")]
     latency: Option<String>,
-    /// jobs, rounds or mixed [default: mixed]
+    /// jobs, rounds, mixed or clients [default: mixed]
     #[arg(long, value_name = "NAME")]
     workload: Option<String>,
     /// Share of the nodes that leaves in an hour, such as 5%/h
