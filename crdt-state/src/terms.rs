@@ -4,6 +4,7 @@
 //! What is shared is found by comparison with what came lately, not by a hash: it only saves memory, and nothing depends on
 //! whether it was found. What is signed and sent is [`SpecFields`], which this knows nothing more than.
 
+use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Weak};
 
@@ -14,7 +15,6 @@ use crate::network::Network;
 use crate::secret::SecretUse;
 use crate::spec::{Alone, Limits, Resources, Retry, SpecFields, Strategy, Work};
 use crate::volume::Volume;
-use std::collections::BTreeMap;
 
 /// A complete job. All that is not a field here is one of [`Terms`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

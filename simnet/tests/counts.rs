@@ -127,7 +127,7 @@ fn arrays_and_rounds() {
     array.at_most("an array of 1,000", bound);
     let rounds = cost(&mut world, 1, |world| stream(world, &round(100, 4).lasting(millis(20)), 1, 1));
     // Half of all outputs are copied from the other node: a question and an answer each. The rest is by node, not by chunk.
-    let bound = AtMost { messages: 150.0, bytes: 57_000.0, facts: 38.0, signed: 14.0, checked: 24.0, syncs: 99.0 };
+    let bound = AtMost { messages: 150.0, bytes: 57_000.0, facts: 38.0, signed: 14.0, checked: 24.0, syncs: 9.5 };
     rounds.at_most("a round of 100 chunks", bound);
     world.run_until_idle();
     world.check_invariants();

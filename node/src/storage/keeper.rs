@@ -19,7 +19,8 @@ use super::table::Table;
 use super::writer::{RETRY, ROOM_FACTOR, ROOM_MIN};
 use super::{StorageError, cannot_open};
 
-/// Page cache. The working set is the tail of what was just written; the default of a GiB would be the daemon's memory.
+/// Page cache. The working set is the tail of what was just written; the default of a GiB would be the daemon's memory. What is not
+/// in it is in the kernel's.
 pub(super) const CACHE_BYTES: usize = 4 << 20;
 /// Journals kept ready. One more is written to, and those are left that a checkpoint is to take.
 const FREE_MAX: usize = 1;

@@ -155,10 +155,10 @@ pub(super) fn all(quick: bool) -> Vec<Step> {
 }
 
 fn submit(nodes: u16, at_once: u16, quick: bool) -> Step {
-    // Some seconds of each.
+    // Some seconds of each. One at a time as many as it takes until journals have their length, and segments are full.
     let jobs = match at_once {
         _ if quick => 20,
-        1 => 1_000,
+        1 => 3_000,
         8 => 4_000,
         _ => 10_000,
     };
