@@ -204,7 +204,7 @@ impl Stewards {
         // Only the acknowledgement of the job itself speaks for its inputs. They may be nowhere when their submitter lost its
         // disk before that: such a job can fail, and the verdict must not wait for them.
         let submitted = ids.contains(&live.submit);
-        // All of them, whatever is here for other jobs, which let go of it when they end.
+        // All of them, also what is here for other jobs, which let go of it when they end.
         let inputs = spec.input_blobs();
         let whole = inputs.is_empty() || self.blobs_ready.contains(&job) || planted(Bug::InputsUnseen);
         let waiting = if whole || !submitted {
