@@ -191,7 +191,7 @@ mod tests {
         assert_eq!(shared(blobs.shared_with(&[far].into(), &[]).await.expect("listed")), [(one, 1)]);
         let also = [(two, vec![hash]), (JobId([3; 32]), vec![hash]), (two, vec![missing])];
         let listed = blobs.shared_with(&[far].into(), &also).await.expect("listed");
-        assert_eq!(listed.iter().map(|s| s.job).collect::<Vec<_>>(), [one, two], "kept for these, whatever is noted");
+        assert_eq!(listed.iter().map(|s| s.job).collect::<Vec<_>>(), [one, two], "kept for these, noted or not");
         assert_eq!(listed[1].holders, [near].into());
         blobs.let_go(one, &[]).await;
         assert_eq!(shared(blobs.shared_with(&[far].into(), &[]).await.expect("listed")), []);

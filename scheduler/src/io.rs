@@ -437,8 +437,8 @@ pub enum Effect {
     Start(StartTask),
     /// Stop a task; no [`Input::Task`] is expected for it.
     Stop(RunId),
-    /// See to it that blobs are here, whole and on disk, fetched where they are not, and kept for this job whatever they are
-    /// kept for besides; answer with [`Input::Fetched`]. Nothing that an earlier answer said is taken for granted.
+    /// See to it that blobs are here, whole and on disk, fetched where they are not, and kept for this job too, no matter for
+    /// which others; answer with [`Input::Fetched`]. Nothing that an earlier answer said is taken for granted.
     Fetch {
         /// For the answer.
         id: FetchId,

@@ -91,7 +91,7 @@ impl World {
         assert!(found.is_empty(), "{found:?}\n{}", self.log_tail());
     }
 
-    /// Requires that every final output of a completed job is kept on two nodes that are up, whoever they are: what a node
+    /// Requires that every final output of a completed job is kept on two nodes that are up, no matter which: what a node
     /// that is gone held has been copied again.
     ///
     /// # Panics

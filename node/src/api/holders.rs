@@ -1,4 +1,4 @@
-//! Where a job's outputs are now, as the nodes that hold them say: for its page, and for whoever wants to have them.
+//! Where a job's outputs are now, as the nodes that hold them say: for its page, and for those who want them.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -183,7 +183,7 @@ impl Custody {
         self.asks.on_who_holds(ctx, from, seq, blobs);
     }
 
-    /// The driver looked what is here, for whoever asked.
+    /// The driver looked what is here, for the node that asked.
     pub(crate) fn on_seen(&mut self, ctx: &mut Ctx, id: FetchId, blobs: Vec<(JobId, Vec<Hash>)>) {
         self.asks.on_seen(ctx, id, blobs);
     }

@@ -214,7 +214,7 @@ impl Stewards {
         // disk before that: such a job can fail, and the verdict must not wait for them.
         // Of one that is cancelled nothing will be needed either.
         let submitted = ids.contains(&live.submit) && live.state.cancel.is_none();
-        // All of them, whatever is here for other jobs, which let go of it when they end.
+        // All of them, also what is here for other jobs, which let go of it when they end.
         let inputs = spec.input_blobs();
         let whole = inputs.is_empty() || self.blobs_ready.contains(&job) || planted(Bug::InputsUnseen);
         let waiting = if whole || !submitted {
