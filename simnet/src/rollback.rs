@@ -60,12 +60,14 @@ impl World {
         }
     }
 
-    /// Whether somebody who is in touch with the node remembers more than it knew when it was started.
+    /// Whether somebody who is in touch with the node remembers more, of an earlier start, than it knew when it was started.
     fn is_remembered(&self, node: Index, aged: &Aged) -> bool {
         let id = self.nodes[node].id();
+        let nonce = self.nodes[node].core.as_ref().map(Core::nonce);
         let knows = |core: &Core| {
             core.remembers(id).is_some_and(|seen| {
-                seen.retired.contains(&aged.disk) || seen.disk == aged.disk && seen.mark > aged.mark
+                seen.retired.contains(&aged.disk)
+                    || seen.disk == aged.disk && Some(seen.nonce) != nonce && seen.mark > aged.mark
             })
         };
         self.links

@@ -68,6 +68,12 @@ impl Core {
         self.ctx.boots.seen(node)
     }
 
+    /// The number that this start drew at random.
+    #[must_use]
+    pub const fn nonce(&self) -> u64 {
+        self.nonce
+    }
+
     /// This node's disk, as it shows it.
     #[must_use]
     pub const fn disk(&self) -> DiskId {

@@ -31,9 +31,7 @@ impl Nemesis {
         match strike.class {
             Class::Crash | Class::Restart | Class::Churn => kill(world, one?),
             Class::Wipe | Class::BitRot => {
-                // Beside a disk that lies, no other may be lost.
-                let may = |n: &Index| self.forgetful.is_none_or(|f| f == *n) && world.may_lose_disk(*n, &self.wiped);
-                let node = super::one_of(up.iter().copied().filter(may).collect(), dice[0])?;
+                let node = super::one_of(up.iter().copied().filter(|n| self.may_lose(world, *n)).collect(), dice[0])?;
                 let held = kill(world, node)?;
                 self.wiped.insert(node);
                 let name = world.nodes[node].name.clone();
@@ -126,9 +124,8 @@ impl Nemesis {
         let calm = world.all_cuts().is_empty() && world.nodes.iter().all(|n| n.is_awake() && !n.disk.failing);
         let may = |n: &Index| {
             self.copies.contains_key(n)
-                && self.forgetful.is_none_or(|f| f == *n)
-                && !self.holds(|held| matches!(held, Held::Doomed(of) | Held::Copied(of, _) if of == n))
-                && world.may_lose_disk(*n, &self.wiped)
+                && !self.holds(|held| matches!(held, Held::Doomed(of) if of == n))
+                && self.may_lose(world, *n)
         };
         let node = super::one_of(up.iter().copied().filter(|n| calm && may(n)).collect(), strike.dice[0]);
         let held = node.and_then(|node| {
@@ -149,6 +146,14 @@ impl Nemesis {
             self.copies.insert(*node, world.snapshot(&name));
         }
         held
+    }
+
+    /// Whether a node may lose its disk. Beside a disk that lies no other may be lost; nor while a copy runs in some node's place,
+    /// which is lost once more when the original comes back.
+    fn may_lose(&self, world: &World, node: Index) -> bool {
+        self.forgetful.is_none_or(|f| f == node)
+            && !self.holds(|held| matches!(held, Held::Copied(..)))
+            && world.may_lose_disk(node, &self.wiped)
     }
 
     /// Whether some strike in force holds such a thing.
