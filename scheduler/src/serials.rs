@@ -14,7 +14,13 @@ const SKIP: u64 = 1 << 31;
 pub(crate) const fn before_first(last: u64, unix_ms: u64, nonce: u64) -> u64 {
     let clock = unix_ms.saturating_mul(1 << PER_MS_BITS);
     let least = if last > clock { last } else { clock };
-    least.saturating_add(SKIP).saturating_add(nonce % SKIP)
+    beyond(least, nonce)
+}
+
+/// The number to go on from when a job of this node's own with a number above all it knows came back from others. The one that
+/// was given out next may be known to somebody too: so a start never goes on right behind another one's number.
+pub(crate) const fn beyond(last: u64, nonce: u64) -> u64 {
+    last.saturating_add(SKIP).saturating_add(nonce % SKIP)
 }
 
 #[cfg(test)]
@@ -32,6 +38,8 @@ mod tests {
             let next = before_first(last, now, nonce);
             assert!(next > first + 4 && next > last, "{last} {now}");
         }
+        // Two starts, both with a clock far behind, to which one and the same job of an earlier start came back.
+        assert!(beyond(first, 7).abs_diff(beyond(first, 5_000_000)) > 1_000_000);
         // Two starts from one state with one date.
         assert!(before_first(5, 0, 1 << 20).abs_diff(before_first(5, 0, 1 << 30)) > 1_000_000);
         assert_eq!(before_first(u64::MAX, u64::MAX, u64::MAX), u64::MAX);

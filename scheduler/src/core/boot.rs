@@ -6,6 +6,7 @@ use sinew_crdt_state::ids::{DiskId, JobId, NodeId};
 use super::Core;
 use crate::boots::start_of;
 use crate::membership::{Membership, MembershipConfig};
+use crate::serials;
 use crate::wire::{Message, Seen};
 
 impl Core {
@@ -26,8 +27,9 @@ impl Core {
     /// A job of this node's own came back from others: its number, and all below, were given out.
     pub(super) fn note_serial(&mut self, job: JobId) {
         let Some(live) = self.ctx.ledger.live(&job) else { return };
-        if live.state.spec.submitter == self.ctx.own {
-            self.serial_last = self.serial_last.max(live.state.spec.serial);
+        let serial = live.state.spec.serial;
+        if live.state.spec.submitter == self.ctx.own && serial > self.serial_last {
+            self.serial_last = serials::beyond(serial, self.nonce);
         }
     }
 

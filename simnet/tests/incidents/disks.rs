@@ -185,7 +185,7 @@ fn slow_disks_on_both_stewards() {
 fn a_brain_that_crashes_at_every_write() {
     let mut acknowledged = 0;
     for (i, point) in [CrashPoint::Before, CrashPoint::During, CrashPoint::After].into_iter().enumerate() {
-        for write in 0..8 {
+        for write in 0..7 {
             let mut world = World::seed(1_600 + 20 * i as u64 + write).nodes(["a", "b", "c"]);
             world.crash_at_write("a", write, point);
             world.submit_later("a", &job().tasks(3).with_outputs().lasting(millis(150)));
@@ -197,7 +197,7 @@ fn a_brain_that_crashes_at_every_write() {
             all_ends_well(&mut world);
         }
     }
-    assert!((1..24).contains(&acknowledged), "some crashes came before the answer, some after: {acknowledged}");
+    assert!((1..21).contains(&acknowledged), "some crashes came before the answer, some after: {acknowledged}");
 }
 
 /// A steward crashes at each of its first writes: its answer was on disk, or was not given.
