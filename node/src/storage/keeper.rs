@@ -48,7 +48,7 @@ enum KeepError {
 pub(super) fn open_database(disk: &dyn Disk, path: &Path) -> Result<Database, StorageError> {
     let error = |e: io::Error| cannot_open(path, redb::StorageError::from(e));
     let checked = match Checked::open(disk, path).map_err(error)? {
-        Found::Checked(checked) => checked,
+        Found::Checked(checked) => *checked,
         Found::Bare(file) => {
             check_bare(file).map_err(|e| cannot_open(path, e))?;
             let file = disk.open(path).and_then(|file| file.lock().map(|()| file)).map_err(error)?;

@@ -123,7 +123,7 @@ impl Salvager<'_> {
                 return Err(redb::Error::Corrupted("it has no checksums".to_owned()));
             };
             let header = checked.last_header();
-            let overlay = Overlay::new(Box::new(checked), header).map_err(redb::StorageError::from)?;
+            let overlay = Overlay::new(checked, header).map_err(redb::StorageError::from)?;
             self.db = Some(redb::Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(overlay)?);
         }
         self.db.as_ref().ok_or(redb::Error::DatabaseClosed)
@@ -282,7 +282,7 @@ fn write(disk: &dyn Disk, path: &Path, salvage: Salvage, replayed: Option<(Table
     let Found::Checked(checked) = Checked::open(disk, path).map_err(io)? else {
         return Err(redb::Error::Corrupted("a file is in the way".to_owned()));
     };
-    let db = redb::Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(checked)?;
+    let db = redb::Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(*checked)?;
     set_up(&db)?;
     let txn = begin(&db)?;
     {

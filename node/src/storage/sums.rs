@@ -128,7 +128,7 @@ pub(super) struct Checked {
 /// What there is of a ledger's file and its sums.
 pub(super) enum Found {
     /// Both, or neither.
-    Checked(Checked),
+    Checked(Box<Checked>),
     /// A ledger without sums: an older version's, or they were lost.
     Bare(Box<dyn DiskFile>),
 }
@@ -143,7 +143,7 @@ impl Checked {
         if len == 0 {
             beside.set_len(0)?;
             let sums = Sums { headers: vec![[0; HEADER]], ..Sums::default() };
-            return Ok(Found::Checked(Self::with(path, file, beside, sums)));
+            return Ok(Found::Checked(Box::new(Self::with(path, file, beside, sums))));
         }
         let mut begins = [0; BEGINS.len()];
         let has_begun = file.read_at(0, &mut begins).is_ok() && begins == *BEGINS;
@@ -155,17 +155,17 @@ impl Checked {
             file.set_len(0)?;
             beside.set_len(0)?;
             let sums = Sums { headers: vec![[0; HEADER]], ..Sums::default() };
-            return Ok(Found::Checked(Self::with(path, file, beside, sums)));
+            return Ok(Found::Checked(Box::new(Self::with(path, file, beside, sums))));
         };
         if !has_begun && headers.contains(&[0; HEADER]) && begins.iter().all(|byte| *byte == 0) {
             // It was being made when the power went: nothing was committed.
             file.set_len(0)?;
             let sums = Sums { headers: vec![[0; HEADER]], sequence, ..Sums::default() };
-            return Ok(Found::Checked(Self::with(path, file, beside, sums)));
+            return Ok(Found::Checked(Box::new(Self::with(path, file, beside, sums))));
         }
         let pages = Self::read_sums(&*beside)?;
         let sums = Sums { pages, headers, sequence, ..Sums::default() };
-        Ok(Found::Checked(Self::with(path, file, beside, sums)))
+        Ok(Found::Checked(Box::new(Self::with(path, file, beside, sums))))
     }
 
     fn with(path: &Path, file: Box<dyn DiskFile>, beside: Box<dyn DiskFile>, sums: Sums) -> Self {
