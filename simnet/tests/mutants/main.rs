@@ -140,7 +140,7 @@ mutants! {
     a_lost_copy_that_is_not_made_again: NoCopyAgain, gone_for_good, 3, ["TooFewCopies"];
     a_copy_that_is_kept_for_nobody: KeptForNobody, gone_for_good, 3, ["TooFewCopies"];
     an_old_copy_that_counts: RollbackUnseen, rolled_back, 3, ["know too little", "not recovered"];
-    a_number_for_two_jobs: SerialAgain, slow_submitter, 3, ["SerialTwice"];
+    a_number_for_two_jobs: SerialAgain, slow_submitter, 20, ["SerialTwice"];
     a_job_forgotten_with_another: TwiceForgotten, one_number_for_two, 3, ["is forgotten"];
     an_unknown_outcome_called_refused: RefuseUnknown, deaf_submitter, 3, ["RefusedRan"];
     a_withdrawal_that_a_restart_forgets: WithdrawInMemory, withdrawn, 3, ["a withdrawn job ran"];
