@@ -35,6 +35,8 @@ pub(crate) enum Asked {
 struct Call {
     node: Index,
     disk: DiskId,
+    /// Members that run work, by the certificates on its disk at that time.
+    members: usize,
     asked: Asked,
     answer: Option<(Time, Response)>,
 }
@@ -52,15 +54,16 @@ pub(crate) struct History {
 impl World {
     /// A client asks.
     pub(crate) fn note_call(&mut self, node: Index, id: RequestId, asked: Asked) {
-        let disk = self.nodes[node].disk.id();
-        self.history.calls.insert(id, Call { node, disk, asked, answer: None });
+        let disk = &self.nodes[node].disk;
+        let call = Call { node, disk: disk.id(), members: disk.members_with(Roles::RUN), asked, answer: None };
+        self.history.calls.insert(id, call);
     }
 
     /// ... and is answered.
     pub(crate) fn note_answer(&mut self, node: Index, id: RequestId, response: &Response) {
         let now = self.now;
         if let Response::Submitted(Ok(job)) = response
-            && self.is_alone_unsaid(node, job)
+            && self.is_alone_unsaid(node, id, job)
         {
             self.history.found.push(Violation::AloneUnsaid(*job));
         }
@@ -69,12 +72,14 @@ impl World {
         }
     }
 
-    /// Whether a node takes a job alone, knows of three members or more, and does not say so.
-    fn is_alone_unsaid(&self, node: Index, job: &JobId) -> bool {
+    /// Whether a node takes a job alone, knew of three members or more when it was asked, and does not say so. One that lost its
+    /// disk, or has joined this moment, knows of nobody yet.
+    fn is_alone_unsaid(&self, node: Index, id: RequestId, job: &JobId) -> bool {
+        let known = self.history.calls.get(&id).map_or(0, |call| call.members);
         let n = &self.nodes[node];
         let Some(live) = n.core.as_ref().and_then(|core| core.ledger().live(job)) else { return false };
         let spec = &live.state.spec;
-        spec.brain_set.len() == 1 && spec.alone.is_none() && n.disk.members_with(Roles::RUN) >= 3
+        spec.brain_set.len() == 1 && spec.alone.is_none() && known >= 3
     }
 
     /// A node shows that a job is over.
