@@ -5,6 +5,7 @@
 //! keeps everything, and tries on until the disk takes it. Why there are two: docs/decisions/018-a-journal-before-redb.md.
 
 mod archive;
+mod check;
 mod checkpoint;
 mod disk;
 mod journal;
@@ -109,33 +110,39 @@ impl Storage {
     /// # Errors
     /// [`StorageError`].
     pub fn open(path: &Path, events: impl Fn(StorageEvent) + Send + Sync + 'static) -> Result<Self, StorageError> {
-        Self::open_on(Arc::new(RealDisk), path, HUNG_AFTER, events)
+        Self::open_on(Arc::new(RealDisk), path, HUNG_AFTER, check::WHOLE_MAX, events)
     }
 
+    /// Opens a ledger. One longer than `whole_max` is not read whole before it is worked with.
     fn open_on(
         disk: Arc<dyn Disk>,
         path: &Path,
         hung_after: Duration,
+        whole_max: u64,
         events: impl Fn(StorageEvent) + Send + Sync + 'static,
     ) -> Result<Self, StorageError> {
         let watch = Arc::new(Watch::default());
         let disk: Arc<dyn Disk> = Arc::new(Watched { disk, watch: Arc::clone(&watch) });
         rebuild::finish(&*disk, path)?;
-        let (opened, remark) = match rebuild::quietly(|| open_whole(&disk, path)) {
+        let whole = check::reads_whole(&*disk, path, whole_max)?;
+        let (opened, remark) = match rebuild::quietly(|| open_whole(&disk, path, whole)) {
             Ok(opened) => (opened, None),
             Err(error) => match damage_in(&error) {
                 Some(why) => {
                     let remark = rebuild::rebuild(&disk, path, &why)?;
-                    (open_whole(&disk, path)?, Some(remark))
+                    (open_whole(&disk, path, true)?, Some(remark))
                 }
                 None => return Err(error),
             },
         };
+        if whole {
+            check::is_well(&*disk, path)?;
+        }
         let (db, journal, replay) = opened;
         let free = reuse(&journal, &replay, path)?;
         let next_journal = free.iter().map(|file| file.number).chain(replay.files.last().copied()).max();
         let next_journal = next_journal.map_or(0, |last| last + 1);
-        let state = State { db: Some(Arc::new(db)), free, next_journal, remark, ..State::default() };
+        let state = State { db: Some(Arc::new(db)), free, next_journal, remark, checked: whole, ..State::default() };
         let mut inner = Inner::new(state, path.to_owned(), disk, journal, Box::new(events));
         inner.hung_after = hung_after;
         let inner = Arc::new(inner);
@@ -144,6 +151,10 @@ impl Storage {
         let mut storage = Self { inner, threads: Vec::new() };
         storage.start("sinew-ledger", move || writer.run())?;
         storage.start("sinew-keeper", move || keeper.run())?;
+        if !whole {
+            let reader = storage.reader();
+            storage.start("sinew-check", move || check::run(&reader))?;
+        }
         storage.start("sinew-watch", move || watch::run(&watched, &watch))?;
         Ok(storage)
     }
@@ -211,13 +222,13 @@ fn damage_in(error: &StorageError) -> Option<String> {
     }
 }
 
-/// Opens a ledger, reads every page of it that counts, and takes in what its journal holds.
-fn open_whole(disk: &Arc<dyn Disk>, path: &Path) -> Result<(Database, Journal, Replay), StorageError> {
+/// Opens a ledger, reads the pages of it that count now, or the `whole`, and takes in what its journal holds.
+fn open_whole(disk: &Arc<dyn Disk>, path: &Path, whole: bool) -> Result<(Database, Journal, Replay), StorageError> {
     let db = open_database(&**disk, path)?;
     let failed = |e: redb::Error| cannot_open(path, e);
     let key = set_up(&db).map_err(failed)?;
     migrate::from_facts(&db).map_err(failed)?;
-    rebuild::walk(&db).map_err(failed)?;
+    rebuild::walk(&db, whole).map_err(failed)?;
     let journal = Journal::new(Arc::clone(disk), path, key);
     let replay = catch_up(&db, &journal, path)?;
     Ok((db, journal, replay))

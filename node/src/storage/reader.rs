@@ -38,6 +38,15 @@ impl StorageReader {
         Ok((txn, memory(&state)))
     }
 
+    /// Reads in a view of the file, unless the ledger is being closed.
+    pub(super) fn with_view<T>(
+        &self,
+        read: impl FnOnce(&ReadTransaction) -> Result<T, redb::Error>,
+    ) -> Result<T, StorageError> {
+        let (txn, closed) = self.look(|state| state.closed)?;
+        if closed { Err(StorageError::Closed) } else { read(&txn).map_err(|error| self.failed(error)) }
+    }
+
     /// An error of the file: redb refuses everything from here on, so it is opened anew.
     fn failed(&self, error: impl Into<redb::Error>) -> StorageError {
         let error = error.into();
@@ -52,6 +61,9 @@ impl StorageReader {
             std::thread::spawn(move || {
                 if let Some(remark) = remark {
                     tracing::error!("{remark}");
+                    if let Err(error) = super::check::suspect(&*inner.disk, &inner.path) {
+                        tracing::warn!(%error, "cannot note that the ledger is damaged");
+                    }
                     inner.lock().remark = Some(remark);
                 }
                 inner.lock().reopen = true;

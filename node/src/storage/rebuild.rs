@@ -86,8 +86,8 @@ pub(super) fn check_bare(file: Box<dyn DiskFile>) -> Result<(), redb::Error> {
     })
 }
 
-/// Reads every page that counts.
-pub(super) fn walk(db: &Database) -> Result<(), redb::Error> {
+/// Reads every page that counts; of ended jobs only the heads, unless the `whole` ledger is to be read.
+pub(super) fn walk(db: &Database, whole: bool) -> Result<(), redb::Error> {
     fn table<K: Key + 'static, V: Value + 'static>(
         txn: &redb::ReadTransaction,
         table: TableDefinition<K, V>,
@@ -103,9 +103,12 @@ pub(super) fn walk(db: &Database) -> Result<(), redb::Error> {
     table(&txn, OWNERS)?;
     table(&txn, HEADS)?;
     table(&txn, PIECES)?;
-    table(&txn, super::rows::INDEX)?;
-    table(&txn, ENDED)?;
-    table(&txn, SEGMENTS)
+    if whole {
+        table(&txn, super::rows::INDEX)?;
+        table(&txn, ENDED)?;
+        table(&txn, SEGMENTS)?;
+    }
+    Ok(())
 }
 
 /// Reads a damaged ledger. After each error redb refuses everything, so it is opened again.

@@ -73,6 +73,8 @@ pub(super) struct State {
     pub(super) ended: bool,
     /// What was wrong with the ledger when it was opened, and what was done.
     pub(super) remark: Option<String>,
+    /// All that counts was read since the start.
+    pub(super) checked: bool,
     /// A reader met an error after which the file has to be opened anew.
     pub(super) reopen: bool,
 }

@@ -21,10 +21,12 @@ use sinew_crdt_state::ids::{DiskId, NodeId};
 use sinew_scheduler::io::{Record, Ticket};
 use sinew_scheduler::wire::Seen;
 
-use super::{Storage, StorageError, StorageEvent};
+use super::{Storage, StorageError, StorageEvent, check};
 
 /// Long enough for a test's machine under load.
 const HUNG_AFTER: Duration = Duration::from_secs(600);
+/// What should come about at once has come about by then.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 const LEDGER: &str = "/disk/ledger.redb";
 
@@ -40,15 +42,15 @@ struct Rig {
 
 impl Rig {
     fn open(disk: &SimDisk) -> Result<Self, StorageError> {
-        Self::open_with(disk, HUNG_AFTER)
+        Self::open_with(disk, HUNG_AFTER, check::WHOLE_MAX)
     }
 
-    fn open_with(disk: &SimDisk, hung_after: Duration) -> Result<Self, StorageError> {
+    fn open_with(disk: &SimDisk, hung_after: Duration, whole_max: u64) -> Result<Self, StorageError> {
         let (tx, events) = channel();
         let tell = move |event| {
             let _ = tx.send(event);
         };
-        let storage = Storage::open_on(Arc::new(disk.clone()), Path::new(LEDGER), hung_after, tell)?;
+        let storage = Storage::open_on(Arc::new(disk.clone()), Path::new(LEDGER), hung_after, whole_max, tell)?;
         Ok(Self { storage, events, heard: Mutex::default(), hung: false.into() })
     }
 
@@ -143,7 +145,7 @@ fn a_ledger_that_is_open_is_not_opened_twice() {
 #[test]
 fn a_disk_that_hangs_is_noticed_and_comes_back_by_itself() {
     let disk = SimDisk::default();
-    let rig = Rig::open_with(&disk, Duration::from_millis(50)).expect("a ledger");
+    let rig = Rig::open_with(&disk, Duration::from_millis(50), check::WHOLE_MAX).expect("a ledger");
     let retract = || vec![sinew_scheduler::io::Record::Retract { job: sinew_crdt_state::ids::JobId([7; 32]) }];
     rig.storage.persist(Ticket(1), retract(), true);
     rig.until("the first", |(done, ..)| done == 1);

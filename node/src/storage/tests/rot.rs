@@ -2,15 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use sinew_crdt_state::ids::DiskId;
 use sinew_scheduler::io::{Record, Ticket};
 
+use redb::ReadableTable as _;
+
+use super::super::rows::SEGMENTS;
 use super::disk::SimDisk;
 use super::jobs::{Oracle, nodes, sealed, sign, usual};
-use super::{LEDGER, Rig};
+use super::{HUNG_AFTER, LEDGER, PATIENCE, Rig};
 
 const SUMS: &str = "/disk/ledger.sums";
 /// Jobs that are forgotten, that are sealed, and that go on.
@@ -99,6 +103,48 @@ fn a_flipped_bit_anywhere_is_never_believed() {
         let disk = whole.copy();
         disk.edit(LEDGER.as_ref(), |bytes| bytes[at] ^= 1 << (at % 8));
         judge(&disk, &oracle, number, &format!("byte {at} of the header"));
+    }
+}
+
+/// What ended jobs left in a large ledger is read while the node works. What is wrong with it is named, and mended at the next start.
+#[test]
+fn what_is_read_later_is_named_and_mended_at_the_next_start() {
+    let whole = SimDisk::default();
+    let (oracle, number) = ledger(&whole);
+    let rig = Rig::open_with(&whole.copy(), HUNG_AFTER, 0).expect("a ledger");
+    let segment = rig.storage.reader().with_view(|txn| {
+        let table = txn.open_table(SEGMENTS)?;
+        let (_, segment) = table.first()?.expect("jobs that have ended");
+        Ok(segment.value().to_vec())
+    });
+    let segment = segment.expect("it reads");
+    rig.storage.close();
+    for at in [0, segment.len() / 2, segment.len() - 1] {
+        let disk = whole.copy();
+        disk.edit(LEDGER.as_ref(), |bytes| {
+            let place = bytes.windows(32).position(|window| window == &segment[..32]).expect("it is in the file");
+            bytes[place + at] ^= 4;
+        });
+        let rig = Rig::open_with(&disk, HUNG_AFTER, 0).expect("nothing of it is needed at the start");
+        let reader = rig.storage.reader();
+        let end = Instant::now() + PATIENCE;
+        let remark = loop {
+            assert!(Instant::now() < end && !reader.inner.lock().checked, "byte {at}: read, and nothing is said");
+            if let Some(remark) = reader.remark() {
+                break remark;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        };
+        drop(reader);
+        rig.storage.close();
+        // A debug build of redb reads every page as soon as it opens a file, so that all was mended at once.
+        if cfg!(debug_assertions) {
+            assert!(remark.contains("the ledger was damaged"), "{remark}");
+            continue;
+        }
+        assert!(remark.contains("Start this node again"), "{remark}");
+        assert!(judge(&disk, &oracle, number, &format!("byte {at}")) > 0);
+        assert!(!disk.paths().iter().any(|path| path.ends_with("ledger.suspect")), "it is mended");
     }
 }
 
