@@ -25,8 +25,8 @@ use super::journal::Journal;
 use super::keeper::CACHE_BYTES;
 use super::packed::{Entry, inflate, unpack, unpack_records};
 use super::rows::{
-    APPLIED, DISK, ENDED, HEADS, INCARNATION, JOURNAL_KEYS, MEMBERS, META, OWNERS, PIECES, SEGMENTS, decode_head,
-    decode_row, ended_job,
+    APPLIED, DISK, ENDED, HEADS, INCARNATION, JOURNAL_KEYS, KEYS, MEMBERS, META, OWNERS, PIECES, SEEN, SEGMENTS,
+    decode_head, decode_row, ended_job,
 };
 use super::sums::{self, Checked, Found};
 use super::table::{Change, Table};
@@ -175,6 +175,8 @@ struct Salvage {
     keeps_promises: bool,
     base: Table,
     jobs: BTreeMap<JobId, Change>,
+    /// Keys of jobs that have ended, each with its job and its request, as they are in the file.
+    keys: Vec<([u8; 32], [u8; 64])>,
 }
 
 impl Salvage {
@@ -195,6 +197,14 @@ impl Salvage {
         });
         keeps &= from.rows(OWNERS, |owner, bytes| {
             cbor::from_slice(bytes).map(|mark| base.owners.insert(NodeId(*owner), mark)).is_ok()
+        });
+        // What these say keeps no promise: they are taken as far as they can be read.
+        from.rows(SEEN, |node, bytes| {
+            cbor::from_slice(bytes).map(|seen| base.seen.insert(NodeId(*node), seen)).is_ok()
+        });
+        from.rows(KEYS, |key, job| {
+            salvage.keys.push((*key, *job));
+            true
         });
         let mut heads: BTreeMap<JobId, SealedEntry> = BTreeMap::new();
         keeps &= from.rows(HEADS, |_, bytes| decode_head(bytes).map(|(job, head)| heads.insert(job, head)).is_ok());
@@ -297,6 +307,10 @@ fn write(disk: &dyn Disk, path: &Path, salvage: Salvage, replayed: Option<(Table
         }
         let number = salvage.meta.get(DISK).copied().filter(|_| salvage.keeps_promises);
         meta.insert(DISK, number.unwrap_or_else(draw))?;
+        let mut keys = txn.open_table(KEYS)?;
+        for (key, job) in &salvage.keys {
+            keys.insert(key, job)?;
+        }
     }
     fill(&txn, &salvage.base, 0)?;
     txn.commit()?;

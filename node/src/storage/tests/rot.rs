@@ -135,10 +135,11 @@ fn what_is_read_later_is_named_and_mended_at_the_next_start() {
         let reader = rig.storage.reader();
         let end = Instant::now() + PATIENCE;
         let remark = loop {
-            assert!(Instant::now() < end && !reader.inner.lock().checked, "byte {at}: read, and nothing is said");
+            let checked = reader.inner.lock().checked;
             if let Some(remark) = reader.remark() {
                 break remark;
             }
+            assert!(Instant::now() < end && !checked, "byte {at}: read, and nothing is said");
             std::thread::sleep(Duration::from_millis(1));
         };
         drop(reader);
