@@ -1,5 +1,7 @@
 //! Strikes on one machine: its process, its disk, its clocks.
 
+use std::collections::BTreeSet;
+
 use super::hit::Held;
 use super::strike::Nemesis;
 use super::{Class, Strike};
@@ -206,12 +208,12 @@ impl Held {
             }
             Self::Copied(node, own) => {
                 let name = world.nodes[node].name.clone();
-                if world.nodes[node].is_up() {
-                    world.kill(&name);
-                } else {
-                    // Another strike holds it, and starts it again.
+                // Down: another strike holds it, and starts it again. Jobs that the copy took alone are gone with it, as with any
+                // disk that is lost: then the original stays away.
+                if !world.nodes[node].is_up() || !world.may_lose_disk(node, &BTreeSet::from([node])) {
                     return false;
                 }
+                world.kill(&name);
                 world.roll_back(&name, *own);
                 restart(world, node);
                 true
