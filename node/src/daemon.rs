@@ -92,8 +92,8 @@ impl Daemon {
         let volumes = runners::volumes(&settings, &sandbox, data_dir.path())?;
         let volume_rules = volumes.rules().clone();
         let (engine, queue) = Engine::queue();
-        let storage = open_storage(&data_dir, &engine)?;
-        let (stored, incarnation, disk) = storage.reader().load()?;
+        let (storage, (stored, incarnation, disk)) = open_storage(&data_dir, &engine)?.load()?;
+        let storage = Arc::new(storage);
         let store = BlobStore::open(&data_dir.blobs(), store_options(&data_dir)).await?;
         let blobs = Arc::new(JobBlobs::open(store.clone()).await.map_err(DaemonError::Tags)?);
         let mut config = mesh_config(&settings, &membership)?;
@@ -412,9 +412,9 @@ fn start_guardian(tag: &NodeTag) -> Option<Guardian> {
     }
 }
 
-fn open_storage(data_dir: &DataDir, engine: &Engine) -> Result<Arc<Storage>, StorageError> {
+fn open_storage(data_dir: &DataDir, engine: &Engine) -> Result<Storage, StorageError> {
     let engine = engine.clone();
-    let storage = Storage::open(&data_dir.ledger(), move |event| match event {
+    Storage::open(&data_dir.ledger(), move |event| match event {
         StorageEvent::Persisted(tickets, mark) => {
             engine.input(Input::Mark(mark));
             for ticket in tickets {
@@ -433,8 +433,7 @@ fn open_storage(data_dir: &DataDir, engine: &Engine) -> Result<Arc<Storage>, Sto
             tracing::info!("the disk takes the ledger's records again");
             engine.input(Input::StorageRecovered);
         }
-    })?;
-    Ok(Arc::new(storage))
+    })
 }
 
 /// A number that no other start of a daemon has.

@@ -10,11 +10,11 @@ use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use redb::TableDefinition;
+use redb::{TableDefinition, TableError};
 
 use super::disk::Disk;
 use super::reader::StorageReader;
-use super::rows::{ENDED, INDEX, SEGMENTS};
+use super::rows::{ENDED, INDEX, KEYS, SEGMENTS};
 use super::{StorageError, cannot_open};
 
 /// Larger ledgers are not read whole at each start: some tens of milliseconds.
@@ -58,7 +58,8 @@ pub(super) fn is_well(disk: &dyn Disk, path: &Path) -> Result<(), StorageError> 
 pub(super) fn run(reader: &StorageReader) {
     let checked = walk(reader, |txn, last| portion(txn, INDEX, last.as_ref(), |key| *key))
         .and_then(|()| walk(reader, |txn, last| portion(txn, ENDED, last.as_ref(), |key| *key)))
-        .and_then(|()| walk(reader, |txn, last| portion(txn, SEGMENTS, last, |key| key)));
+        .and_then(|()| walk(reader, |txn, last| portion(txn, SEGMENTS, last, |key| key)))
+        .and_then(|()| walk(reader, |txn, last| portion(txn, KEYS, last.as_ref(), |key| *key)));
     match checked {
         Ok(()) => reader.inner.lock().checked = true,
         // The reader has named what was wrong.
@@ -94,7 +95,13 @@ where
 {
     let from = last.map_or(Bound::Unbounded, Bound::Excluded);
     let mut reached = None;
-    for item in txn.open_table(table)?.range::<K::SelfType<'k>>((from, Bound::Unbounded))?.take(AT_ONCE) {
+    let table = match txn.open_table(table) {
+        Ok(table) => table,
+        // Some are made with the first thing in them.
+        Err(TableError::TableDoesNotExist(_)) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    for item in table.range::<K::SelfType<'k>>((from, Bound::Unbounded))?.take(AT_ONCE) {
         reached = Some(own(item?.0.value()));
     }
     Ok(reached)

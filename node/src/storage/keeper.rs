@@ -12,7 +12,7 @@ use redb::Database;
 use super::checkpoint::apply;
 use super::disk::Disk;
 use super::journal::JournalFile;
-use super::rebuild::check_bare;
+use super::rebuild::{check_bare, damage_in};
 use super::state::{Frozen, Inner, Part};
 use super::sums::{Checked, Found};
 use super::table::Table;
@@ -88,6 +88,11 @@ impl Keeper {
                     }
                 }
                 Err(error) => {
+                    if let KeepError::Write(error) = &error
+                        && let Some(why) = damage_in(error)
+                    {
+                        self.inner.damaged(&why);
+                    }
                     self.inner.note(Part::Checkpoint, Some(error.to_string()));
                     if !matches!(error, KeepError::Full { .. }) {
                         self.reopen();

@@ -30,6 +30,8 @@ use std::time::Duration;
 
 use redb::{Database, ReadableDatabase, ReadableTable};
 use sinew_crdt_state::cbor;
+use sinew_crdt_state::ids::DiskId;
+use sinew_scheduler::core::Stored;
 use sinew_scheduler::io::{Record, Ticket};
 
 pub use archive::Archive;
@@ -40,7 +42,7 @@ use journal::{Journal, Key, LEN_MIN, Replay};
 use keeper::{Keeper, open_database};
 pub use reader::StorageReader;
 use rows::{APPLIED, DISK, ENDED, HEADS, INDEX, JOURNAL_KEYS, MEMBERS, META, OWNERS, PIECES, SEALS_SAY, SEGMENTS};
-use state::{Batch, Inner, State};
+use state::{Batch, Inner, State, Tell};
 use table::Table;
 use watch::{HUNG_AFTER, Watch, Watched};
 use writer::Writer;
@@ -97,11 +99,16 @@ pub enum StorageEvent {
     Recovered,
 }
 
+/// What a node starts from: see [`StorageReader::load`].
+pub type Loaded = (Stored, u64, DiskId);
+
 /// The ledger.
 #[derive(Debug)]
 pub struct Storage {
     inner: Arc<Inner>,
     threads: Vec<JoinHandle<()>>,
+    /// Without the watch over it.
+    disk: Arc<dyn Disk>,
 }
 
 impl Storage {
@@ -110,7 +117,31 @@ impl Storage {
     /// # Errors
     /// [`StorageError`].
     pub fn open(path: &Path, events: impl Fn(StorageEvent) + Send + Sync + 'static) -> Result<Self, StorageError> {
-        Self::open_on(Arc::new(RealDisk), path, HUNG_AFTER, check::WHOLE_MAX, events)
+        Self::open_on(Arc::new(RealDisk), path, HUNG_AFTER, check::WHOLE_MAX, Arc::new(events))
+    }
+
+    /// Reads what a node starts from. A ledger that turns out to be damaged only then is closed, mended, and read again. What is
+    /// not read now of a large one is read by a thread from here on.
+    ///
+    /// # Errors
+    /// [`StorageError`].
+    pub fn load(mut self) -> Result<(Self, Loaded), StorageError> {
+        let loaded = self.reader().load();
+        if !loaded.as_ref().is_err_and(|error| damage_in(error).is_some()) {
+            let loaded = loaded?;
+            if !self.inner.lock().checked {
+                let reader = self.reader();
+                self.start("sinew-check", move || check::run(&reader))?;
+            }
+            return Ok((self, loaded));
+        }
+        let (disk, path) = (Arc::clone(&self.disk), self.inner.path.clone());
+        check::suspect(&*disk, &path).map_err(|e| cannot_open(&path, redb::StorageError::from(e)))?;
+        self.end();
+        let again =
+            Self::open_on(disk, &path, self.inner.hung_after, check::WHOLE_MAX, Arc::clone(&self.inner.events))?;
+        let loaded = again.reader().load()?;
+        Ok((again, loaded))
     }
 
     /// Opens a ledger. One longer than `whole_max` is not read whole before it is worked with.
@@ -119,9 +150,10 @@ impl Storage {
         path: &Path,
         hung_after: Duration,
         whole_max: u64,
-        events: impl Fn(StorageEvent) + Send + Sync + 'static,
+        events: Tell,
     ) -> Result<Self, StorageError> {
         let watch = Arc::new(Watch::default());
+        let bare = Arc::clone(&disk);
         let disk: Arc<dyn Disk> = Arc::new(Watched { disk, watch: Arc::clone(&watch) });
         rebuild::finish(&*disk, path)?;
         let whole = check::reads_whole(&*disk, path, whole_max)?;
@@ -143,18 +175,14 @@ impl Storage {
         let next_journal = free.iter().map(|file| file.number).chain(replay.files.last().copied()).max();
         let next_journal = next_journal.map_or(0, |last| last + 1);
         let state = State { db: Some(Arc::new(db)), free, next_journal, remark, checked: whole, ..State::default() };
-        let mut inner = Inner::new(state, path.to_owned(), disk, journal, Box::new(events));
+        let mut inner = Inner::new(state, path.to_owned(), disk, journal, events);
         inner.hung_after = hung_after;
         let inner = Arc::new(inner);
         let (writer, keeper) = (Writer::new(Arc::clone(&inner), replay.last), Keeper::new(Arc::clone(&inner)));
         let watched = Arc::clone(&inner);
-        let mut storage = Self { inner, threads: Vec::new() };
+        let mut storage = Self { inner, threads: Vec::new(), disk: bare };
         storage.start("sinew-ledger", move || writer.run())?;
         storage.start("sinew-keeper", move || keeper.run())?;
-        if !whole {
-            let reader = storage.reader();
-            storage.start("sinew-check", move || check::run(&reader))?;
-        }
         storage.start("sinew-watch", move || watch::run(&watched, &watch))?;
         Ok(storage)
     }
@@ -224,6 +252,9 @@ fn damage_in(error: &StorageError) -> Option<String> {
 
 /// Opens a ledger, reads the pages of it that count now, or the `whole`, and takes in what its journal holds.
 fn open_whole(disk: &Arc<dyn Disk>, path: &Path, whole: bool) -> Result<(Database, Journal, Replay), StorageError> {
+    if whole {
+        rebuild::check_own_tables(&**disk, path).map_err(|e| cannot_open(path, e))?;
+    }
     let db = open_database(&**disk, path)?;
     let failed = |e: redb::Error| cannot_open(path, e);
     let key = set_up(&db).map_err(failed)?;

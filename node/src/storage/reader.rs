@@ -52,19 +52,11 @@ impl StorageReader {
         let error = error.into();
         if matches!(error, redb::Error::Io(_) | redb::Error::PreviousIo | redb::Error::Corrupted(_)) {
             let inner = Arc::clone(&self.inner);
-            let remark = super::rebuild::damage_in(&error).map(|why| {
-                format!(
-                    "the ledger is damaged: {why}. Start this node again: it keeps the file, and repairs what it can"
-                )
-            });
+            let damage = super::rebuild::damage_in(&error);
             // The caller may hold the state.
             std::thread::spawn(move || {
-                if let Some(remark) = remark {
-                    tracing::error!("{remark}");
-                    if let Err(error) = super::check::suspect(&*inner.disk, &inner.path) {
-                        tracing::warn!(%error, "cannot note that the ledger is damaged");
-                    }
-                    inner.lock().remark = Some(remark);
+                if let Some(why) = damage {
+                    inner.damaged(&why);
                 }
                 inner.lock().reopen = true;
                 inner.moved.notify_all();

@@ -131,6 +131,9 @@ pub(super) enum Part {
     Watch,
 }
 
+/// Whom the threads tell what comes about.
+pub(super) type Tell = Arc<dyn Fn(StorageEvent) + Send + Sync>;
+
 /// The state, and the means that all its users need.
 pub(super) struct Inner {
     state: Mutex<State>,
@@ -145,7 +148,7 @@ pub(super) struct Inner {
     pub(super) disk: Arc<dyn Disk>,
     pub(super) path: PathBuf,
     pub(super) journal: Journal,
-    events: Box<dyn Fn(StorageEvent) + Send + Sync>,
+    pub(super) events: Tell,
 }
 
 impl std::fmt::Debug for Inner {
@@ -155,13 +158,7 @@ impl std::fmt::Debug for Inner {
 }
 
 impl Inner {
-    pub(super) fn new(
-        state: State,
-        path: PathBuf,
-        disk: Arc<dyn Disk>,
-        journal: Journal,
-        events: Box<dyn Fn(StorageEvent) + Send + Sync>,
-    ) -> Self {
+    pub(super) fn new(state: State, path: PathBuf, disk: Arc<dyn Disk>, journal: Journal, events: Tell) -> Self {
         let state = State { journal_len: LEN_MIN, ..state };
         Self {
             state: Mutex::new(state),
@@ -180,6 +177,17 @@ impl Inner {
     /// The state. A thread that panicked with it in its hands left it whole: every change is one step.
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The ledger is damaged: the next start reads all of it, and mends it.
+    pub(super) fn damaged(&self, why: &str) {
+        let remark =
+            format!("the ledger is damaged: {why}. Start this node again: it keeps the file, and repairs what it can");
+        tracing::error!("{remark}");
+        if let Err(error) = super::check::suspect(&*self.disk, &self.path) {
+            tracing::warn!(%error, "cannot note that the ledger is damaged");
+        }
+        self.lock().remark = Some(remark);
     }
 
     /// The open file, for longer than the state is locked. Whoever waits to open it anew hears when it is given back.

@@ -101,9 +101,9 @@ fn run(seed: u64) -> [usize; 3] {
             let path = if source.rng.random_range(0..6) == 0 { "/disk/ledger.sums" } else { LEDGER };
             harm.flipped = disk.flip(path.as_ref(), &mut source.rng);
         }
-        let rig = Rig::open(&disk).unwrap_or_else(|error| panic!("{what}, {harm:?}: {error}"));
+        let opened = Rig::open(&disk).and_then(Rig::load);
+        let (rig, (stored, _, now)) = opened.unwrap_or_else(|error| panic!("{what}, {harm:?}: {error}"));
         let reader = rig.storage.reader();
-        let (stored, _, now) = reader.load().unwrap_or_else(|error| panic!("{what}, {harm:?}: {error}"));
         for envelope in &stored.facts {
             assert!(written.contains(&envelope.fact_id()), "{what}: a fact that was never written");
         }

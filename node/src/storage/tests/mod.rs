@@ -50,8 +50,15 @@ impl Rig {
         let tell = move |event| {
             let _ = tx.send(event);
         };
-        let storage = Storage::open_on(Arc::new(disk.clone()), Path::new(LEDGER), hung_after, whole_max, tell)?;
+        let storage =
+            Storage::open_on(Arc::new(disk.clone()), Path::new(LEDGER), hung_after, whole_max, Arc::new(tell))?;
         Ok(Self { storage, events, heard: Mutex::default(), hung: false.into() })
+    }
+
+    /// Reads what a node starts from, as a daemon does.
+    fn load(self) -> Result<(Self, super::Loaded), StorageError> {
+        let (storage, loaded) = self.storage.load()?;
+        Ok((Self { storage, ..self }, loaded))
     }
 
     /// Takes in what the writer said.
