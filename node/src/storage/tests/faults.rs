@@ -115,7 +115,10 @@ fn run(seed: u64) -> [usize; 3] {
         rig.storage.close();
         let is_other = number.is_some_and(|number| number != now);
         if held.is_none() && !harm.lied {
-            let forgotten_only = at(last - 1).sealed.keys().all(|job| stored.sealed.iter().any(|(j, _)| j == job));
+            // What was not acknowledged may be missing, and receipts of forgotten jobs.
+            let is_there = |job| stored.sealed.iter().any(|(j, _)| j == job);
+            let forgotten = |job| at(last - 1).forgotten.contains(job);
+            let forgotten_only = at(acknowledged).sealed.keys().all(|job| is_there(job) || forgotten(job));
             assert!(remark.is_some(), "{what}, {harm:?}: {acknowledged} of {} acknowledged, nothing is said", last - 1);
             assert!(harm.flipped, "{what}: an honest disk lost what was acknowledged: {remark:?}");
             assert!(is_other || forgotten_only, "{what}, {harm:?}: its word counts as before: {remark:?}");
