@@ -248,7 +248,9 @@ mod tests {
 
     fn votes(n: u32) -> Vec<(JobId, Statement)> {
         (0..n)
-            .map(|term| (JobId([term.to_le_bytes()[0]; 32]), Statement { at_ms: 1, fact: Fact::Vote { term } }))
+            .map(|term| {
+                (JobId([term.to_le_bytes()[0]; 32]), Statement { at_ms: 1, fact: Fact::Vote { term, pace: 1 } })
+            })
             .collect()
     }
 

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error_code::ErrorCode;
 use crate::ids::{DiskId, FactId, NodeId};
-use crate::spec::{BlobRef, Phase, SignedSpec};
+use crate::spec::{BlobRef, Phase, SignedSpec, is_pace_min, pace_min};
 
 /// Longest encoded fact: a spec plus some framing. Larger reports are cut into several facts.
 pub const FACT_LEN_MAX: usize = crate::spec::SPEC_LEN_MAX + 1024;
@@ -240,6 +240,9 @@ pub enum Fact {
     Vote {
         /// The term.
         term: u32,
+        /// The pace that its brain asked for: see [`crate::spec::SpecFields::pace`].
+        #[serde(default = "pace_min", skip_serializing_if = "is_pace_min")]
+        pace: u8,
     },
     /// A member of the brain set that lost its disk has caught up from all the other members, and counts again: it knows
     /// everything that was final when its disk was lost. Author: that member.
@@ -258,6 +261,9 @@ pub enum Fact {
         /// The accept facts of earlier terms that go on counting, by [`short_id`]; further ones may follow under the same
         /// term. What an earlier brain accepted and this one never saw does not count any more, whenever it turns up.
         base: Vec<ShortId>,
+        /// The term's pace: see [`crate::spec::SpecFields::pace`].
+        #[serde(default = "pace_min", skip_serializing_if = "is_pace_min")]
+        pace: u8,
     },
     /// The job should stop. Author: the submitter or an admin.
     Cancel {

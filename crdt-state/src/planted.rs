@@ -26,6 +26,12 @@ pub enum Bug {
     VoteForgotten,
     /// A steward votes although it hears the brain.
     VoteWhileHeard,
+    /// A brain that was started just now votes for its successor at once.
+    VoteAtStart,
+    /// A job that its brain does not lead any more goes to another one at once.
+    DisownedAtOnce,
+    /// Every job has the pace of a LAN.
+    OnePaceForAll,
     /// One vote elects a brain.
     ElectedByOne,
     /// Reserved slots are still offered to others.

@@ -5,7 +5,7 @@
 use crate::certificate::Roles;
 use crate::fact::{Accepted, Fact, Failure, ITEMS_MAX, Outcome, Output, ReportItem, Run, TEXT_LEN_MAX};
 use crate::ids::NodeId;
-use crate::spec::{JobSpec, Phase};
+use crate::spec::{JobSpec, PACE_MAX, PACE_MIN, Phase};
 
 /// Longest output name, and most outputs of one task: bounds what a report can make a brain remember.
 pub const OUTPUT_NAME_LEN_MAX: usize = 1_024;
@@ -87,8 +87,9 @@ pub fn check(spec: &JobSpec, author: NodeId, roles: Roles, fact: &Fact) -> Resul
             brain(*term)?;
             check_accept(spec, *phase, items).map_err(|what| RuleError::Bounds { fact: name, what })
         }
-        Fact::Lead { term, voters, base } => {
+        Fact::Lead { term, voters, base, pace } => {
             brain(*term)?;
+            check_pace(*pace).map_err(|what| RuleError::Bounds { fact: name, what })?;
             if base.len() > ITEMS_MAX {
                 return Err(RuleError::Bounds { fact: name, what: "its list of accepts" });
             }
@@ -108,7 +109,11 @@ pub fn check(spec: &JobSpec, author: NodeId, roles: Roles, fact: &Fact) -> Resul
             }
             check_outcome(outcome).map_err(|what| RuleError::Bounds { fact: name, what })
         }
-        Fact::Vote { .. } | Fact::Rejoin { .. } => only(spec.brain_set.contains(&author), "a member of the brain set"),
+        Fact::Vote { pace, .. } => {
+            only(spec.brain_set.contains(&author), "a member of the brain set")?;
+            check_pace(*pace).map_err(|what| RuleError::Bounds { fact: name, what })
+        }
+        Fact::Rejoin { .. } => only(spec.brain_set.contains(&author), "a member of the brain set"),
         Fact::Cancel { reason } => {
             only(author == spec.submitter || roles.contains(Roles::ADMIN), "the submitter or an admin")?;
             if reason.len() > TEXT_LEN_MAX {
@@ -121,6 +126,10 @@ pub fn check(spec: &JobSpec, author: NodeId, roles: Roles, fact: &Fact) -> Resul
 
 fn tasks_of(spec: &JobSpec, phase: Phase) -> Result<u32, &'static str> {
     spec.phases().get(usize::from(phase)).copied().ok_or("its phase")
+}
+
+pub(crate) const fn check_pace(pace: u8) -> Result<(), &'static str> {
+    if pace >= PACE_MIN && pace <= PACE_MAX { Ok(()) } else { Err("its pace") }
 }
 
 fn check_run(run: Run, tasks: u32) -> Result<(), &'static str> {

@@ -24,6 +24,24 @@ pub const TASKS_MAX: u32 = 100_000_000;
 /// Most reduce partitions: a map output carries an index entry for each.
 pub const PARTITIONS_MAX: u32 = 4_096;
 
+/// The pace of a mesh whose nodes are near each other: every span of the protocol as it is.
+pub const PACE_MIN: u8 = 1;
+/// The slowest pace: leases of 24 s, for round trips of some seconds.
+pub const PACE_MAX: u8 = 16;
+
+/// The pace of what states none.
+#[must_use]
+pub const fn pace_min() -> u8 {
+    PACE_MIN
+}
+
+/// Whether a pace need not be stated.
+#[must_use]
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants it so")]
+pub const fn is_pace_min(pace: &u8) -> bool {
+    *pace == PACE_MIN
+}
+
 /// A complete job, as it is written down and signed: every field by itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename = "JobSpec")]
@@ -72,6 +90,10 @@ pub struct SpecFields {
     /// The submitter's own name for the request: of two with one key only the first makes a job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub submit_key: Option<String>,
+    /// How much longer leases, silences and everything measured against them last in the first term than between nodes that are near
+    /// each other: a factor, from the round trips that the submitter measured. Later terms state their own.
+    #[serde(default = "pace_min", skip_serializing_if = "is_pace_min")]
+    pub pace: u8,
 }
 
 /// How many members were in reach when a job was submitted, too few for a brain set of three. The submitter counts among both.
@@ -501,6 +523,9 @@ fn check(spec: &JobSpec) -> Result<(), SpecError> {
     }
     if spec.phases().iter().any(|n| *n > TASKS_MAX) {
         return bad("tasks", "more than a job may have");
+    }
+    if crate::rules::check_pace(spec.pace).is_err() {
+        return bad("pace", "must be from 1 to 16");
     }
     if !(1..=2).contains(&spec.copies) {
         return bad("copies", "must be 1 or 2");

@@ -13,7 +13,7 @@ use crate::fact::{
 use crate::ids::{DiskId, FactId, NodeId};
 use crate::intervals::IntervalMap;
 use crate::rare::{Empty, Rare};
-use crate::spec::{JobSpec, Phase};
+use crate::spec::{JobSpec, PACE_MIN, Phase};
 
 /// Failed attempts remembered per task: more than any sane retry policy allows.
 const FAILURES_PER_TASK_MAX: usize = 64;
@@ -99,6 +99,13 @@ pub struct BidState {
 /// Failed attempts of one task, by award, executor and report.
 type FailuresOfTask = BTreeMap<(Fence, NodeId, FactId), Failure>;
 
+/// What is said of a term's pace; 0 where nothing is.
+#[derive(Debug, Clone, Copy, Default)]
+struct Paces {
+    led: u8,
+    voted: u8,
+}
+
 /// A seal: its term, its fact, the outcome, and the executors' receipts.
 pub type Sealed = (u32, FactId, Outcome, Vec<(NodeId, FactId)>);
 
@@ -120,6 +127,8 @@ pub struct JobState {
 pub struct Course {
     /// Brains that took office, each with the accept facts of earlier terms that it found. The highest one's word counts.
     leads: BTreeMap<u32, BTreeSet<ShortId>>,
+    /// The paces of terms as their brains state them, and as those who vote for them do.
+    paces: BTreeMap<u32, Paces>,
     /// Bids by bidder; of several by one, the one with the highest fact id.
     pub bids: BTreeMap<NodeId, (FactId, BidState)>,
     /// Awards.
@@ -148,6 +157,7 @@ pub struct Course {
 impl Empty for Course {
     const EMPTY: &'static Self = &Self {
         leads: BTreeMap::new(),
+        paces: BTreeMap::new(),
         bids: BTreeMap::new(),
         awards: BTreeMap::new(),
         revoked: BTreeMap::new(),
@@ -227,15 +237,19 @@ impl JobState {
                     self.apply_accept(*term, *phase, items);
                 }
             }
-            Fact::Vote { term } => {
+            Fact::Vote { term, pace } => {
+                let voted = &mut self.course.paces.entry(*term).or_default().voted;
+                *voted = (*voted).max(*pace);
                 self.course.votes.entry(*term).or_default().insert(author);
             }
             Fact::Rejoin { disk, term } => {
                 let promised = self.course.rejoined.entry((author, *disk)).or_default();
                 *promised = (*promised).max(*term);
             }
-            Fact::Lead { term, base, .. } => {
+            Fact::Lead { term, base, pace, .. } => {
                 self.saw_term(*term);
+                let led = &mut self.course.paces.entry(*term).or_default().led;
+                *led = (*led).max(*pace);
                 let newest = *term >= self.lead_term();
                 self.course.leads.entry(*term).or_default().extend(base.iter().copied());
                 return newest;
@@ -290,6 +304,21 @@ impl JobState {
     #[must_use]
     pub fn counts(&self, id: FactId, term: u32) -> bool {
         self.course.leads.last_key_value().is_none_or(|(lead, base)| term >= *lead || base.contains(&short_id(&id)))
+    }
+
+    /// The pace of a term (see [`crate::spec::SpecFields::pace`]): what its brain says, or else those who voted for it. Of a term
+    /// of which nothing is known it is taken to be the first one's.
+    #[must_use]
+    pub fn pace(&self, term: u32) -> u8 {
+        let said = self.course.paces.get(&term).map(|p| if p.led > 0 { p.led } else { p.voted });
+        said.filter(|_| term > 1).unwrap_or(self.spec.pace)
+    }
+
+    /// The slowest pace of all terms before this one: what was awarded in them may last as long.
+    #[must_use]
+    pub fn slowest_before(&self, term: u32) -> u8 {
+        let later = self.course.paces.range(2..term.max(2)).map(|(_, p)| p.led.max(p.voted));
+        later.fold(self.spec.pace, u8::max)
     }
 
     fn saw_term(&mut self, term: u32) {
@@ -465,7 +494,10 @@ fn describe(fact: &Fact) -> String {
             let tasks: u64 = items.iter().map(|i| u64::from(i.run.len)).sum();
             format!("phase {phase}: {tasks} results")
         }
-        Fact::Vote { term } | Fact::Rejoin { term, .. } | Fact::Lead { term, .. } => format!("term {term}"),
+        Fact::Vote { term, pace } | Fact::Lead { term, pace, .. } if *pace != PACE_MIN => {
+            format!("term {term} at pace {pace}")
+        }
+        Fact::Vote { term, .. } | Fact::Rejoin { term, .. } | Fact::Lead { term, .. } => format!("term {term}"),
         Fact::Cancel { reason } => reason.clone(),
         Fact::Finish { outcome, .. } | Fact::Seal { outcome, .. } => describe_outcome(outcome),
         Fact::Receipt(executed) => format!("{} tasks, {} ms CPU", executed.tasks, executed.usage.cpu_ms),

@@ -51,6 +51,7 @@ pub struct Terms {
     pub secrets: Vec<SecretUse>,
     pub volumes: Vec<Volume>,
     pub alone: Option<Alone>,
+    pub pace: u8,
 }
 
 impl Deref for JobSpec {
@@ -84,6 +85,7 @@ impl From<SpecFields> for JobSpec {
             secrets: fields.secrets,
             volumes: fields.volumes,
             alone: fields.alone,
+            pace: fields.pace,
         };
         Self {
             serial: fields.serial,
@@ -119,6 +121,7 @@ impl From<JobSpec> for SpecFields {
             volumes: terms.volumes,
             alone: terms.alone,
             submit_key: spec.submit_key,
+            pace: terms.pace,
         }
     }
 }
@@ -205,6 +208,7 @@ mod tests {
             volumes: Vec::new(),
             alone: Some(Alone { in_reach: 1, known: 5 }),
             submit_key: Some(format!("key-{serial}")),
+            pace: 3,
         }
     }
 

@@ -54,6 +54,7 @@ fn spec() -> JobSpec {
         volumes: Vec::new(),
         alone: None,
         submit_key: None,
+        pace: 1,
     })
 }
 
@@ -104,7 +105,7 @@ fn fact() -> impl Strategy<Value = (u8, Fact)> {
         (fence(), any::<bool>()).prop_map(move |(fence, lost)| (brain(fence.term), Fact::Revoke { fence, lost })),
         (1u32..6, prop::collection::vec(accepted(), 1..4))
             .prop_map(move |(term, items)| (brain(term), Fact::Accept { term, phase: 0, items })),
-        (0u8..3, 1u32..6).prop_map(|(n, term)| (n, Fact::Vote { term })),
+        (0u8..3, 1u32..6).prop_map(|(n, term)| (n, Fact::Vote { term, pace: 1 })),
         (0u8..3, 0u64..5, 1u32..6).prop_map(|(n, disk, term)| (n, Fact::Rejoin { disk: DiskId(disk), term })),
         Just((0, Fact::Cancel { reason: "enough".to_owned() })),
         (1u32..6, outcome()).prop_map(move |(term, outcome)| (brain(term), Fact::Finish { term, outcome })),
@@ -127,7 +128,7 @@ fn facts() -> impl Strategy<Value = Vec<(u8, Fact)>> {
             let known = accepts.iter().enumerate().filter(|(i, _)| mask >> (i % 64) & 1 == 1);
             let base = known.map(|(_, id)| *id).collect();
             let voters = vec![who(0).id(), who(1).id(), who(2).id()];
-            facts.push((((term - 1) % 3) as u8, Fact::Lead { term, voters, base }));
+            facts.push((((term - 1) % 3) as u8, Fact::Lead { term, voters, base, pace: 1 + (term % 3) as u8 }));
         }
         facts
     })
@@ -200,7 +201,7 @@ proptest! {
             Fact::Award { fence, node, slots: 1, lease_ms: 1 },
             Fact::Revoke { fence, lost: true },
             Fact::Accept { term, phase: 0, items: Vec::new() },
-            Fact::Lead { term, voters: spec.brain_set.clone(), base: Vec::new() },
+            Fact::Lead { term, voters: spec.brain_set.clone(), base: Vec::new(), pace: 1 },
             Fact::Finish { term, outcome: Outcome::Cancelled },
             Fact::Seal { term, outcome: Outcome::Cancelled, receipts: Vec::new() },
         ];
@@ -210,7 +211,7 @@ proptest! {
             prop_assert_eq!(rules::check(&spec, author, Roles::ALL, &fact).is_ok(), may, "{}", fact.name());
         }
         let member = spec.brain_set.contains(&author);
-        prop_assert_eq!(rules::check(&spec, author, Roles::RUN, &Fact::Vote { term }).is_ok(), member);
+        prop_assert_eq!(rules::check(&spec, author, Roles::RUN, &Fact::Vote { term, pace: 1 }).is_ok(), member);
         let cancel = Fact::Cancel { reason: String::new() };
         let submitter = author == spec.submitter;
         prop_assert_eq!(rules::check(&spec, author, Roles::RUN.union(Roles::SUBMIT), &cancel).is_ok(), submitter);

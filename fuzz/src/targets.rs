@@ -263,6 +263,7 @@ pub fn ledger_job() -> SignedSpec {
         volumes: Vec::new(),
         alone: None,
         submit_key: None,
+        pace: 1,
     });
     SignedSpec::sign(&who(1), &spec)
 }

@@ -1,11 +1,21 @@
 //! The daemon's two clocks, in the core's units.
 
 use std::sync::LazyLock;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use rustix::time::{ClockId, clock_gettime};
 use sinew_scheduler::time::{Now, Time};
 
-static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+static START: LazyLock<Duration> = LazyLock::new(since_boot);
+
+/// Time since the machine was started, sleep included: a lease goes on running out while a laptop or a virtual machine is
+/// suspended, as it does for everybody else.
+#[must_use]
+pub fn since_boot() -> Duration {
+    let time = clock_gettime(ClockId::Boottime);
+    let seconds = u64::try_from(time.tv_sec).unwrap_or_default();
+    Duration::new(seconds, u32::try_from(time.tv_nsec).unwrap_or_default())
+}
 
 /// Unix ms; 0 on a clock before 1970.
 #[must_use]
@@ -25,6 +35,7 @@ pub fn unix_us() -> u64 {
 #[must_use]
 pub fn now() -> Now {
     // From one second on, so that "a second ago" always exists.
-    let us = u64::try_from(START.elapsed().as_micros()).unwrap_or(u64::MAX).saturating_add(1_000_000);
+    let us =
+        u64::try_from(since_boot().saturating_sub(*START).as_micros()).unwrap_or(u64::MAX).saturating_add(1_000_000);
     Now { at: Time(us), unix_ms: unix_ms() }
 }

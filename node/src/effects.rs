@@ -115,6 +115,9 @@ impl Effects {
     fn note(note: &Note) {
         match note {
             Note::Peer { node, state } => tracing::info!(node = %node.short(), %state, "node"),
+            Note::Speculated { job, phase, task } => {
+                tracing::info!(job = %job.short(), phase, task, "takes long: started a second time");
+            }
             Note::Took { job, term } => tracing::info!(job = %job.short(), term, "leading"),
             Note::Lost { lease, node, silent_ms } => {
                 let (job, epoch) = (lease.job.short(), lease.fence.epoch);

@@ -19,7 +19,7 @@ use sinew_crdt_state::planted::{Bug, planted};
 use crate::config::{BOOT_NOTED_EVERY, SURE_AFTER};
 use crate::ctx::{After, Ctx};
 use crate::io::{Note, Record};
-use crate::time::Time;
+use crate::time::{Span, Time};
 use crate::wire::{Card, Message};
 
 /// Disks remembered that a node had before: each is one more loss.
@@ -185,6 +185,11 @@ impl Boots {
             self.written.insert(*node, now);
         }
         due.iter().filter_map(|node| Some(Record::Seen { node: *node, seen: self.seen.get(node)?.clone() })).collect()
+    }
+
+    /// Whether this start, or any of a node that had none before, is older than that.
+    pub(crate) fn began_before(&self, now: Time, span: Span) -> bool {
+        self.fresh || now - self.began >= span
     }
 
     /// What is remembered of a node, for checks.

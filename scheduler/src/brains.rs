@@ -33,21 +33,22 @@ pub(crate) struct Brains {
     waiting: Waiting,
     sets: Sets,
     /// Jobs of brains that have ended since somebody asked: sealed, or led elsewhere.
-    ended: Vec<JobId>,
+    /// Each with the pace that its next term is to have at least.
+    ended: Vec<(JobId, u8)>,
 }
 
 impl Brains {
     pub(crate) fn insert(&mut self, job: JobId, brain: Brain) {
         self.remove(&job);
         self.arrivals += 1;
-        self.sets.insert(brain.set(), job);
+        self.sets.insert(brain.set(), brain.pace(), job);
         self.map.insert(job, Box::new(Led { brain, arrival: self.arrivals, waits_in: None, timer: None }));
         self.dirty.insert(job);
     }
 
     fn remove(&mut self, job: &JobId) {
         let Some(led) = self.map.remove(job) else { return };
-        self.sets.remove(led.brain.set(), job);
+        self.sets.remove(led.brain.set(), led.brain.pace(), job);
         if let Some(class) = led.waits_in {
             self.waiting.leave(class, led.arrival);
         }
@@ -151,12 +152,15 @@ impl Brains {
         ctx.looks += suspects.len() as u64;
         let mut doubts = BTreeSet::new();
         for job in suspects {
-            let Some(led) = self.map.get(&job) else { continue };
+            let Some(led) = self.map.get_mut(&job) else { continue };
             if led.brain.goes_with_its_set(ctx) {
                 self.sets.no_longer_odd(&job);
             }
             if led.brain.is_in_doubt(ctx) {
                 doubts.insert(job);
+            }
+            if led.brain.change_pace(ctx) {
+                self.dirty.insert(job);
             }
         }
         doubts
@@ -180,8 +184,9 @@ impl Brains {
         let Some(led) = self.map.get_mut(&job) else { return };
         if led.brain.is_over() {
             led.brain.drop_offers(ctx);
+            let pace = led.brain.pace_wanted();
             self.remove(&job);
-            self.ended.push(job);
+            self.ended.push((job, pace));
             return;
         }
         if led.brain.take_rest() {
@@ -239,7 +244,7 @@ impl Brains {
         true
     }
 
-    pub(crate) fn take_ended(&mut self) -> Vec<JobId> {
+    pub(crate) fn take_ended(&mut self) -> Vec<(JobId, u8)> {
         std::mem::take(&mut self.ended)
     }
 

@@ -278,7 +278,7 @@ impl Core {
                 Request::Cancel { job, reason } => self.cancel(id, job, reason),
                 Request::Holders { job, blobs } => self.custody.on_request(&mut self.ctx, id, job, blobs),
             },
-            Input::Rtt { node, rtt_us } => self.ctx.peers.set_rtt(node, rtt_us),
+            Input::Rtt { node, rtt_us } => self.ctx.peers.pinged(node, Span(u64::from(rtt_us))),
             Input::Twin => self.muted = true,
             Input::Tick => {}
         }

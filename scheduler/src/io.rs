@@ -551,6 +551,15 @@ pub enum Note {
         /// How long it had been silent, ms.
         silent_ms: u64,
     },
+    /// A task that takes long is started a second time.
+    Speculated {
+        /// The job.
+        job: JobId,
+        /// The phase.
+        phase: Phase,
+        /// The task.
+        task: u32,
+    },
     /// This node stopped its own attempts because nobody answered.
     Fenced {
         /// The lease.

@@ -10,6 +10,7 @@ pub mod config;
 pub mod core;
 mod ctx;
 mod custody;
+mod distance;
 pub mod io;
 pub mod kind;
 mod members;

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use sinew_crdt_state::certificate::Roles;
 use sinew_crdt_state::ids::{DiskId, NodeId};
-use sinew_crdt_state::spec::{JobSpec, Strategy};
+use sinew_crdt_state::spec::{JobSpec, PACE_MIN, Strategy};
 use sinew_crdt_state::state::JobState;
 
 use crate::config::{ASK_AGAIN, ASK_AGAIN_DOUBLED_MAX, silent_after};
+use crate::distance::{RoundTrip, pace_at_best, pace_for_member};
 use crate::table::Table;
 use crate::time::{Span, Time};
 use crate::wire::{Card, LoadDigest};
@@ -46,8 +47,10 @@ pub struct Peer {
     cpu_offered: u64,
     /// The same for memory.
     memory_offered: u64,
-    /// Smoothed round-trip time, microseconds.
-    pub rtt_us: u32,
+    /// The round trip to it, where it was measured.
+    pub(crate) trip: Option<RoundTrip>,
+    /// What the transport measured last.
+    ping: Span,
     /// Share of its tasks that failed lately, faded.
     pub failure_rate: f64,
     /// Protocol offences counted.
@@ -92,7 +95,8 @@ impl Peers {
             offers: 0,
             cpu_offered: 0,
             memory_offered: 0,
-            rtt_us: 0,
+            trip: None,
+            ping: Span(0),
             failure_rate: 0.0,
             offences: 0,
         });
@@ -181,10 +185,41 @@ impl Peers {
         }
     }
 
-    pub(crate) fn set_rtt(&mut self, node: NodeId, rtt_us: u32) {
-        if let Some(peer) = self.map.get_mut(&node) {
-            peer.rtt_us = if peer.rtt_us == 0 { rtt_us } else { peer.rtt_us - peer.rtt_us / 4 + rtt_us / 4 };
+    /// The transport measured a round trip, now or some time ago.
+    pub(crate) fn pinged(&mut self, node: NodeId, trip: Span) {
+        if let Some(peer) = self.map.get_mut(&node)
+            && std::mem::replace(&mut peer.ping, trip) != trip
+        {
+            self.measured(node, trip);
         }
+    }
+
+    /// A message and its answer took so long.
+    pub(crate) fn measured(&mut self, node: NodeId, trip: Span) {
+        if let Some(peer) = self.map.get_mut(&node) {
+            peer.trip = Some(RoundTrip::with(peer.trip, trip));
+        }
+    }
+
+    /// The round trip to a node. To this node itself there is none.
+    pub(crate) fn trip(&self, node: NodeId) -> Option<RoundTrip> {
+        self.map.get(&node).filter(|_| node != self.own).and_then(|peer| peer.trip)
+    }
+
+    /// The pace at which a brain here stays in charge by the answers of the nearest majority of a set.
+    pub(crate) fn pace_of_set(&self, set: &[NodeId]) -> u8 {
+        self.pace_of_majority(set, pace_for_member)
+    }
+
+    /// The pace below which it never does.
+    pub(crate) fn pace_of_set_at_best(&self, set: &[NodeId]) -> u8 {
+        self.pace_of_majority(set, pace_at_best)
+    }
+
+    fn pace_of_majority(&self, set: &[NodeId], pace: impl Fn(Option<RoundTrip>) -> u8) -> u8 {
+        let mut paces: Vec<u8> = set.iter().map(|node| pace(self.trip(*node))).collect();
+        paces.sort_unstable();
+        paces.get(set.len() / 2).copied().unwrap_or(PACE_MIN)
     }
 
     pub(crate) fn count_offence(&mut self, node: NodeId) {
@@ -377,7 +412,7 @@ fn has_labels(card: &Card, spec: &JobSpec) -> bool {
 fn penalty(peer: &Peer, strategy: Strategy, slots: u32) -> u64 {
     let unreliable = u64::from(peer.failure_rate > 0.5);
     // 20 ms steps: nodes in one room count as equally near.
-    let far = u64::from(peer.rtt_us / 20_000);
+    let far = peer.trip.map_or(0, |trip| trip.smoothed().as_ms() / 20);
     let fill = match strategy {
         Strategy::Binpack => u64::from(slots),
         Strategy::Spread => u64::from(u32::MAX - slots),

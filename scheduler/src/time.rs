@@ -17,6 +17,12 @@ impl Span {
         Self(ms * 1_000)
     }
 
+    /// So many times as long: a span of the protocol at a job's pace.
+    #[must_use]
+    pub const fn at(self, pace: u8) -> Self {
+        Self(self.0 * pace as u64)
+    }
+
     /// Whole milliseconds.
     #[must_use]
     pub const fn as_ms(self) -> u64 {

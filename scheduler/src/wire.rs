@@ -11,7 +11,7 @@ use sinew_crdt_state::envelope::Envelope;
 use sinew_crdt_state::fact::{Fence, Run};
 use sinew_crdt_state::ids::{DiskId, FactId, Hash, JobId, NodeId};
 use sinew_crdt_state::reconcile::{Claim, Item, Listing};
-use sinew_crdt_state::spec::{BlobRef, Phase, Runners};
+use sinew_crdt_state::spec::{BlobRef, Phase, Runners, is_pace_min, pace_min};
 use sinew_crdt_state::volume::Volumes;
 
 pub use crate::boots::Seen;
@@ -298,6 +298,9 @@ pub enum Message {
         trial: bool,
         /// Facts that the candidate has; none in a trial.
         have: Vec<ShortId>,
+        /// The pace of its term: see [`sinew_crdt_state::spec::SpecFields::pace`].
+        #[serde(default = "pace_min", skip_serializing_if = "is_pace_min")]
+        pace: u8,
     },
     /// Member to candidate, after a trial: I would vote for you.
     Willing {

@@ -12,13 +12,13 @@ use sinew_crdt_state::fact::{Executed, Fact, Fence, ReportItem, Run, Statement, 
 use sinew_crdt_state::ids::{FactId, Hash, JobId, NodeId};
 use sinew_crdt_state::planted::{Bug, planted};
 use sinew_crdt_state::rules::brain_of;
-use sinew_crdt_state::spec::{JobSpec, Phase, Resources};
+use sinew_crdt_state::spec::{JobSpec, PACE_MAX, PACE_MIN, Phase, Resources};
 
-use crate::config::{BEAT_EVERY, FENCE_AFTER};
+use crate::config::{BEAT_EVERY, FENCE_AFTER, LEASE};
 use crate::ctx::Ctx;
 use crate::io::{Effect, Note, RunId, StartTask, TaskKey, TaskResult};
 use crate::resources::Pool;
-use crate::time::Time;
+use crate::time::{Span, Time};
 use crate::wire::{Assign, Lease, LoadDigest, Located, Message};
 
 mod beats;
@@ -48,6 +48,9 @@ struct Held {
     /// When the last answered beat was sent.
     renewed: Time,
     stewards_renewed: BTreeMap<NodeId, Time>,
+    /// The pace at which it runs out, and the one that counts from when its brain renews it next.
+    pace: u8,
+    pace_next: u8,
     /// How often tasks failed before they were assigned here.
     attempts: BTreeMap<(Phase, u32), u32>,
     sources: Sources,
@@ -87,7 +90,7 @@ pub(crate) struct Worker {
     beats: VecDeque<(u64, Time)>,
     /// Bids, and when they were made: an award renews nothing by coming late. By job as well: a fact's id is of what it says,
     /// and bids for two jobs made in one millisecond often say the same.
-    bids: BTreeMap<(JobId, FactId), Time>,
+    bids: BTreeMap<(JobId, FactId), (Time, u8)>,
     /// Old bids are dropped once there are so many.
     bids_max: usize,
     /// Blobs that this node holds, as far as the driver told: for locality in bids. That they are kept for a job is another
@@ -193,17 +196,18 @@ impl Worker {
         let held_bytes: u64 = spec.input_blobs().iter().filter(|b| self.blobs.contains(&b.hash)).map(|b| b.size).sum();
         let free_share = u64::from(self.pool.free().cpu_milli) * 100 / u64::from(ctx.config.cpu_milli.max(1));
         let score = i32::try_from(free_share).unwrap_or(100);
+        let pace = live.state.pace(live.state.term);
         let (id, bid) = ctx.state(job, Fact::Bid { slots: can, score, held_bytes, start_in_ms: 0 });
-        self.note_bid(job, id, ctx.now.at);
+        self.note_bid((job, id), ctx.now.at, pace);
         ctx.send(from, Message::Bid(Box::new(bid)));
     }
 
-    fn note_bid(&mut self, job: JobId, id: FactId, now: Time) {
+    fn note_bid(&mut self, bid: (JobId, FactId), now: Time, pace: u8) {
         if self.bids.len() >= self.bids_max {
-            self.bids.retain(|_, at| now - *at < FENCE_AFTER);
+            self.bids.retain(|_, (at, pace)| now - *at < FENCE_AFTER.at(*pace));
             self.bids_max = 2 * self.bids.len() + BIDS_KEPT;
         }
-        self.bids.entry((job, id)).or_insert(now);
+        self.bids.entry(bid).or_insert((now, pace));
     }
 
     pub(crate) fn on_advert(&self, ctx: &mut Ctx, from: NodeId, advert: &crate::wire::Advert) {
@@ -224,15 +228,17 @@ impl Worker {
         if award.entry != lease.job || ctx.admit(from, award).is_err() || self.held.contains_key(&lease) {
             return;
         }
-        let Ok(Statement { fact: Fact::Award { fence, node, slots, .. }, .. }) = cbor::from_slice(&award.payload)
+        let Ok(Statement { fact: Fact::Award { fence, node, slots, lease_ms }, .. }) = cbor::from_slice(&award.payload)
         else {
             return ctx.offence(from, "an award message without an award".to_owned());
         };
         if node != ctx.own || fence != lease.fence || award.author != from {
             return ctx.offence(from, "an award for somebody else".to_owned());
         }
-        let bid_at = self.bids.remove(&(lease.job, bid)).filter(|at| ctx.now.at - *at < FENCE_AFTER);
-        if bid_at.is_some_and(|at| self.claim(ctx, from, lease, slots, at)) {
+        let pace = pace_of_lease(lease_ms);
+        let bid_at = self.bids.remove(&(lease.job, bid)).map(|(at, _)| at);
+        let bid_at = bid_at.filter(|at| ctx.now.at - *at < FENCE_AFTER.at(pace));
+        if bid_at.is_some_and(|at| self.claim(ctx, from, (lease, pace), slots, at)) {
             self.on_assign(ctx, from, assign);
         } else {
             self.turned_away.insert(from);
@@ -240,7 +246,7 @@ impl Worker {
         }
     }
 
-    fn claim(&mut self, ctx: &mut Ctx, brain: NodeId, lease: Lease, slots: u32, bid_at: Time) -> bool {
+    fn claim(&mut self, ctx: &mut Ctx, brain: NodeId, (lease, pace): (Lease, u8), slots: u32, bid_at: Time) -> bool {
         let Some(live) = ctx.ledger.live(&lease.job) else { return false };
         let state = &live.state;
         if lease.fence.term < state.term || state.outcome().is_some() || state.cancel.is_some() {
@@ -269,6 +275,8 @@ impl Worker {
             unsettled_sent: ctx.now.at,
             renewed: bid_at,
             stewards_renewed: BTreeMap::new(),
+            pace,
+            pace_next: pace,
             attempts: BTreeMap::new(),
             sources: Sources::default(),
             providers: Arc::new(providers),
@@ -441,7 +449,7 @@ impl Worker {
         let job_slots = self.leases_of(lease.job).iter().filter_map(|l| self.held.get(l)).map(|h| h.slots).sum();
         let Some(held) = self.held.get_mut(&lease) else { return };
         // A machine that stood still learns of a task's end before its timers fire: the lease may be long over.
-        if ctx.now.at - held.answered() >= FENCE_AFTER {
+        if ctx.now.at >= held.fenced_at() {
             return;
         }
         let ahead = ctx.config.start_ahead.saturating_mul(held.slots) + u32::from(planted(Bug::OneTaskTooMany));
@@ -515,6 +523,12 @@ impl Held {
             }
         }
     }
+}
+
+/// The pace at which a brain gives leases of this length.
+fn pace_of_lease(lease_ms: u32) -> u8 {
+    let pace = Span::ms(u64::from(lease_ms)).0 / LEASE.0;
+    u8::try_from(pace).unwrap_or(PACE_MAX).clamp(PACE_MIN, PACE_MAX)
 }
 
 fn push_run(queue: &mut VecDeque<(Phase, Run)>, phase: Phase, task: u32) {

@@ -22,6 +22,8 @@ pub(crate) struct Doubles {
     by_task: BTreeMap<Task, Vec<usize>>,
     /// When a brain gave an award up, first.
     given_up: BTreeMap<Lease, Time>,
+    /// Tasks that a brain started a second time because they took long, first.
+    speculated: BTreeMap<Task, Time>,
     found: BTreeSet<Task>,
     /// Pairs of which the earlier one's machine stands still: whether it goes on with the task is not yet known.
     undecided: Vec<(usize, usize)>,
@@ -31,8 +33,12 @@ impl Doubles {
     /// Looks at what is new. Executions must be looked at no earlier than they start, which they always are.
     pub(crate) fn look(&mut self, world: &World) {
         for (at, _, note) in &world.notes[self.notes_seen..] {
-            if let Note::Lost { lease, .. } = note {
-                self.given_up.entry(*lease).or_insert(*at);
+            match note {
+                Note::Lost { lease, .. } => _ = self.given_up.entry(*lease).or_insert(*at),
+                Note::Speculated { job, phase, task } => {
+                    self.speculated.entry((*job, *phase, *task)).or_insert(*at);
+                }
+                _ => {}
             }
         }
         self.notes_seen = world.notes.len();
@@ -45,7 +51,7 @@ impl Doubles {
             let (a_ran, b_ran) = (&world.executions[a], &world.executions[b]);
             if a_ran.end.is_none() && world.stands_still(a_ran.node) {
                 self.undecided.push((a, b));
-            } else if doubled(world, a_ran, b_ran, &self.given_up) {
+            } else if doubled(world, a_ran, b_ran, &self.given_up, &self.speculated) {
                 self.found.insert((b_ran.job, b_ran.phase, b_ran.task));
             }
         }
@@ -68,13 +74,22 @@ impl Doubles {
 }
 
 /// Whether `b` started while `a` ran elsewhere, although their brain meant the task to run once. A brain that starts a
-/// straggler a second time does so in the same term and without having given the first award up.
-fn doubled(world: &World, a: &Execution, b: &Execution, given_up: &BTreeMap<Lease, Time>) -> bool {
+/// straggler a second time says so, and does it without having given the first award up, which may be one that it has from an earlier
+/// brain.
+fn doubled(
+    world: &World,
+    a: &Execution,
+    b: &Execution,
+    given_up: &BTreeMap<Lease, Time>,
+    speculated: &BTreeMap<Task, Time>,
+) -> bool {
     let end = |e: &Execution| e.end.map_or(Time(u64::MAX), |(at, _)| at);
     let overlap = a.node != b.node && world.both_went_on(a.node, b.node, b.start, end(a).min(end(b)));
     let lost = |e: &Execution| given_up.get(&Lease { job: e.job, fence: e.fence }).is_some_and(|at| *at <= b.start);
     // An older award than the one that was given up: a straggler whose twin ran first. What was given up and begins only
     // then came late, whatever ran before it.
     let older_lost = |older: &Execution, newer: &Execution| older.fence.epoch < newer.fence.epoch && lost(older);
-    overlap && (a.fence.term != b.fence.term || older_lost(a, b) || older_lost(b, a))
+    let meant = speculated.get(&(b.job, b.phase, b.task)).is_some_and(|at| *at <= b.start && a.start <= *at);
+    let other_term = a.fence.term != b.fence.term && !meant;
+    overlap && (other_term || older_lost(a, b) || older_lost(b, a))
 }

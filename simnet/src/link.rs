@@ -278,7 +278,9 @@ impl World {
             let (id, roles) = (self.roll.id(peer), self.nodes[peer].setup.roles);
             let credential = self.nodes[peer].credential.clone();
             let size = Input::MeshSize(self.nodes.len());
-            self.inputs(node, [size, Input::Member(credential), Input::PeerUp { node: id, roles }]);
+            let rtt_us = u32::try_from(self.round_trip(a, b).0).unwrap_or(u32::MAX);
+            let rtt = Input::Rtt { node: id, rtt_us };
+            self.inputs(node, [size, Input::Member(credential), Input::PeerUp { node: id, roles }, rtt]);
         }
     }
 

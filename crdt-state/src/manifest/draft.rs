@@ -14,8 +14,8 @@ use crate::program::{ContainerOf, ImageOf, ProgramOf, WasmOf};
 use crate::remote::{GitTree, HttpFile};
 use crate::secret::SecretUse;
 use crate::spec::{
-    Batch, BlobRef, Builtin, InputFile, JobSpec, Limits, MapReduce, Program, Resources, Retry, SpecFields, Strategy,
-    UnknownBuiltin, Work,
+    Batch, BlobRef, Builtin, InputFile, JobSpec, Limits, MapReduce, PACE_MIN, Program, Resources, Retry, SpecFields,
+    Strategy, UnknownBuiltin, Work,
 };
 use crate::volume::Volume;
 
@@ -446,6 +446,7 @@ impl JobDraft {
             volumes: self.volumes,
             alone: None,
             submit_key: self.key,
+            pace: PACE_MIN,
         })
     }
 }

@@ -50,6 +50,7 @@ fn spec(identity: &Identity, serial: u64) -> SignedSpec {
         volumes: Vec::new(),
         alone: None,
         submit_key: None,
+        pace: 1,
     });
     SignedSpec::sign(identity, &spec)
 }

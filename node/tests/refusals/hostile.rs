@@ -152,6 +152,7 @@ fn own_job(who: &Identity, mesh: MeshId, serial: u64) -> SignedSpec {
         volumes: Vec::new(),
         alone: None,
         submit_key: None,
+        pace: 1,
     });
     SignedSpec::sign(who, &spec)
 }

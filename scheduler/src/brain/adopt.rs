@@ -29,6 +29,8 @@ pub(crate) struct Mandate {
     pub(crate) shared: BTreeSet<ShortId>,
     /// Whether the brain before was this same node, which may have renewed leases an instant ago.
     pub(crate) own_return: bool,
+    /// The term's pace, as the voters know it.
+    pub(crate) pace: u8,
 }
 
 /// A node that may hold work of the job.
@@ -44,6 +46,10 @@ struct Asked {
 #[derive(Debug)]
 pub(super) struct Adoption {
     since: Time,
+    /// The slowest pace of the terms before: what they awarded may last as long.
+    before: u8,
+    /// Of this term.
+    pace: u8,
     /// Until then somebody may hold an award that nobody here knows.
     not_before: Time,
     again: Time,
@@ -55,9 +61,9 @@ impl Adoption {
     /// How long to wait for those that have not answered.
     fn until(&self, ctx: &Ctx) -> Time {
         let wait = |(node, asked): (&NodeId, &Asked)| match (asked.award.is_some(), asked.alive) {
-            (true, true) => ADOPT_WAIT_ALIVE,
-            _ if ctx.peers.is_connected(*node) => ADOPT_WAIT,
-            (true, false) => ADOPT_WAIT_GONE,
+            (true, true) => ADOPT_WAIT_ALIVE.at(self.before),
+            _ if ctx.peers.is_connected(*node) => ADOPT_WAIT.at(self.before.max(self.pace)),
+            (true, false) => ADOPT_WAIT_GONE.at(self.before),
             (false, _) => Span(0),
         };
         let longest = self.nodes.iter().map(wait).max().unwrap_or_default();
@@ -84,7 +90,7 @@ impl Brain {
             .filter(|(id, _, s)| matches!(s.fact, Fact::Accept { term, .. } if state.counts(*id, term)))
             .map(|(id, ..)| id)
             .collect();
-        let mut brain = Self::new(ctx, job, spec, term, Stage::Running);
+        let mut brain = Self::new(ctx, job, spec, (term, mandate.pace), Stage::Running);
         let lead = brain.take_office(ctx, mandate.voters, &base, &mandate.shared);
         ctx.note(Note::Took { job, term });
         brain.load_progress(ctx);
@@ -114,7 +120,8 @@ impl Brain {
         let mut grounds: Vec<FactId> = base.iter().filter(|id| !shared.contains(&short_id(id))).copied().collect();
         let mut lead = Vec::new();
         for base in parts {
-            let (id, _) = ctx.state(self.job, Fact::Lead { term: self.term, voters: voters.clone(), base });
+            let lead_fact = Fact::Lead { term: self.term, voters: voters.clone(), base, pace: self.pace };
+            let (id, _) = ctx.state(self.job, lead_fact);
             grounds.push(id);
             lead.push(id);
         }
@@ -156,6 +163,7 @@ impl Brain {
         lead: Vec<FactId>,
     ) {
         let Some(live) = ctx.ledger.live(&self.job) else { return };
+        let before = live.state.slowest_before(self.term);
         let kept: BTreeSet<NodeId> = holders.iter().map(|(node, _)| *node).collect();
         // Slots of each node; none for those whose awards are all over.
         let mut slots: BTreeMap<NodeId, u32> = kept.iter().map(|node| (*node, 0)).collect();
@@ -173,15 +181,16 @@ impl Brain {
         self.stage = Stage::Adopting;
         // Its former life may have sent awards that reached no other disk, nor its own: their holders stop by themselves. After
         // a silence that made others elect somebody else, they have stopped already.
-        let not_before = if own_return { now + ADOPT_WAIT_ALIVE } else { now };
-        self.adoption = Some(Box::new(Adoption { since: now, not_before, again: now, nodes, lead }));
+        let not_before = if own_return { now + ADOPT_WAIT_ALIVE.at(before) } else { now };
+        let pace = self.pace;
+        self.adoption = Some(Box::new(Adoption { since: now, before, pace, not_before, again: now, nodes, lead }));
         self.step_adopting(ctx);
     }
 
     fn seat_for(&mut self, ctx: &mut Ctx, node: NodeId, slots: u32) -> (Fence, FactId) {
         self.epoch_last += 1;
         let fence = Fence { term: self.term, epoch: self.epoch_last };
-        let lease_ms = u32::try_from(LEASE.as_ms()).unwrap_or(u32::MAX);
+        let lease_ms = u32::try_from(LEASE.at(self.pace).as_ms()).unwrap_or(u32::MAX);
         let (award, _) = ctx.state(self.job, Fact::Award { fence, node, slots, lease_ms });
         self.work.seats.insert(fence, Seat { answered: false, ..Seat::new(node, slots, ctx.now.at) });
         (fence, award)
@@ -192,7 +201,7 @@ impl Brain {
         let Some(adoption) = &mut self.adoption else { return };
         let now = ctx.now.at;
         if now >= adoption.again {
-            adoption.again = now + ADOPT_AGAIN;
+            adoption.again = now + ADOPT_AGAIN.at(adoption.pace);
             let Some(live) = ctx.ledger.live(&self.job) else { return };
             let submit = live.submit;
             let mut messages = Vec::new();
@@ -256,6 +265,7 @@ impl Brain {
         seat.heard = ctx.now.at;
         seat.slots = slots;
         seat.answered = true;
+        seat.adopted = Some(ctx.now.at);
         for (_, run) in tasks.iter().filter(|(p, run)| *p == phase && run.start < total) {
             let run = Run { start: run.start, len: run.len.min(total - run.start) };
             seat.open.insert(run, &ctx.now.at, |_| false);

@@ -35,7 +35,7 @@ impl Brain {
     /// The verdict is final: tell everyone concerned and ask for receipts.
     pub(super) fn finished(&mut self, ctx: &mut Ctx) {
         let Stage::Ending { finish, .. } = self.stage else { return };
-        let until = ctx.now.at + RECEIPTS_WAIT;
+        let until = ctx.now.at + RECEIPTS_WAIT.at(self.pace);
         self.stage = Stage::Sealing { until };
         if let Some(refusal) = self.refusal.take() {
             // It was never started, and never will be.

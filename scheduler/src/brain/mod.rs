@@ -20,7 +20,7 @@ use sinew_crdt_state::ids::{FactId, JobId, NodeId};
 use sinew_crdt_state::intervals::IntervalMap;
 use sinew_crdt_state::planted::{Bug, planted};
 use sinew_crdt_state::rare::{Empty, Rare};
-use sinew_crdt_state::spec::{JobSpec, PHASE_MAP, Phase};
+use sinew_crdt_state::spec::{JobSpec, PACE_MIN, PHASE_MAP, Phase};
 
 use self::adopt::Adoption;
 pub(crate) use self::adopt::Mandate;
@@ -31,7 +31,7 @@ pub(crate) use self::place::Sought;
 use self::quorum::Quorum;
 use self::results::Ready;
 use self::seats::Seat;
-use crate::config::{BEAT_EVERY, CHECK_EVERY, IN_CHARGE_FOR, PROGRESS_EVERY, SUBMIT_TIMEOUT};
+use crate::config::{BEAT_EVERY, CHECK_EVERY, IN_CHARGE_FOR, LEASE, PROGRESS_EVERY, SUBMIT_TIMEOUT};
 use crate::ctx::Ctx;
 use crate::io::{Effect, RequestId, SubmitError};
 use crate::time::{Span, Time};
@@ -63,6 +63,10 @@ pub(crate) struct Brain {
     job: JobId,
     spec: Arc<JobSpec>,
     pub(crate) term: u32,
+    /// The term's pace: see [`crate::distance`].
+    pace: u8,
+    /// The pace that the next term is to have at least, because this one's is too fast for whom the job needs.
+    pace_wanted: u8,
     /// When this term began here.
     since: Time,
     stage: Stage,
@@ -165,23 +169,26 @@ impl Brain {
     /// The brain of a job that was just submitted here. That the job is on this node's disk is for the caller to say.
     pub(crate) fn submitted(ctx: &mut Ctx, job: JobId, submit: FactId, request: RequestId) -> Option<Self> {
         let spec = Arc::clone(&ctx.ledger.live(&job)?.state.spec);
-        let mut brain = Self::new(ctx, job, spec, 1, Stage::Storing);
+        let first = (1, spec.pace);
+        let mut brain = Self::new(ctx, job, spec, first, Stage::Storing);
         brain.answer = Some((request, ctx.now.at + SUBMIT_TIMEOUT));
         brain.quorum.add_unsaved(&[submit]);
         Some(brain)
     }
 
-    fn new(ctx: &Ctx, job: JobId, spec: Arc<JobSpec>, term: u32, stage: Stage) -> Self {
+    fn new(ctx: &Ctx, job: JobId, spec: Arc<JobSpec>, (term, pace): (u32, u8), stage: Stage) -> Self {
         let now = ctx.now.at;
         let mut brain = Self {
             job,
             term,
+            pace,
+            pace_wanted: PACE_MIN,
             since: now,
             stage,
             adoption: None,
             answer: None,
             refusal: None,
-            quorum: Quorum::new(job, term, Arc::clone(&spec)),
+            quorum: Quorum::new(job, (term, pace), Arc::clone(&spec)),
             phase: 0,
             total: 0,
             pending: VecDeque::new(),
@@ -279,15 +286,41 @@ impl Brain {
     /// term. The first brain needs no answers for a moment: nobody else can have been elected yet.
     fn in_charge(&self, ctx: &Ctx) -> bool {
         planted(Bug::SkipInCharge)
-            || self.term == 1 && ctx.now.at - self.since <= IN_CHARGE_FOR
+            || self.term == 1 && ctx.now.at - self.since <= IN_CHARGE_FOR.at(self.pace)
             || self.quorum.reachable(ctx, self.since)
     }
 
     /// Whether members must be asked if this brain still leads: it was out of touch with them, and meanwhile another one may
-    /// have been elected, and even have brought the job to its end. While the first brain's spec is still on its way, nobody
-    /// can have been.
+    /// have been elected, and even have brought the job to its end. So may they while its spec seems to be still on its
+    /// way: that they have it may be what this brain has not heard.
     pub(crate) fn is_in_doubt(&self, ctx: &Ctx) -> bool {
-        !matches!(self.stage, Stage::Storing | Stage::Over) && !self.in_charge(ctx)
+        self.stage != Stage::Over && !self.in_charge(ctx)
+    }
+
+    pub(crate) const fn pace(&self) -> u8 {
+        self.pace
+    }
+
+    pub(crate) const fn pace_wanted(&self) -> u8 {
+        self.pace_wanted
+    }
+
+    /// Gives the term up where its pace is too fast for the members of its set that answer, so that none is ever in charge, or for
+    /// every node that would work for it: this node stands again, for a term with the pace that was measured. Says whether it did.
+    pub(crate) fn change_pace(&mut self, ctx: &mut Ctx) -> bool {
+        if matches!(self.stage, Stage::Storing | Stage::Over) || planted(Bug::OnePaceForAll) {
+            return false;
+        }
+        let tried = ctx.now.at - self.since >= LEASE.at(self.pace);
+        let set = &self.spec.brain_set;
+        if tried && ctx.peers.pace_of_set_at_best(set) > self.pace && !self.in_charge(ctx) {
+            self.pace_wanted = self.pace_wanted.max(ctx.peers.pace_of_set(set));
+        }
+        let changes = tried && self.pace_wanted > self.pace;
+        if changes {
+            self.depose(ctx);
+        }
+        changes
     }
 
     /// Whether the answers of its set's members count for this job just as for any other: they come from disks that it trusts, and
@@ -298,7 +331,7 @@ impl Brain {
             let contact = ctx.peers.contact(n);
             contact.is_none_or(|(sent, disk)| live.state.trusts(n, disk) && self.quorum.vouches(n, sent))
         };
-        ctx.now.at - self.since > IN_CHARGE_FOR && self.members().filter(|n| *n != ctx.own).all(plain)
+        ctx.now.at - self.since > IN_CHARGE_FOR.at(self.pace) && self.members().filter(|n| *n != ctx.own).all(plain)
     }
 
     /// An answer of `node` to a beat sent at `sent` says nothing about this job.
@@ -311,7 +344,7 @@ impl Brain {
         match &statement.fact {
             Fact::Submit(_) => return,
             Fact::Lead { term, .. } if *term > self.term => self.depose(ctx),
-            Fact::Vote { term } if *term > self.term && author == ctx.own => self.depose(ctx),
+            Fact::Vote { term, .. } if *term > self.term && author == ctx.own => self.depose(ctx),
             // Another brain's seal, or that of this node before it crashed: the job is over, whatever this one was about to do.
             Fact::Seal { term, .. } if author != ctx.own || *term != self.term => self.depose(ctx),
             _ => {}

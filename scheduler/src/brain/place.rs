@@ -5,10 +5,13 @@ use std::collections::BTreeMap;
 use sinew_crdt_state::envelope::Envelope;
 use sinew_crdt_state::fact::{Fact, Fence};
 use sinew_crdt_state::ids::{FactId, NodeId};
+use sinew_crdt_state::planted::{Bug, planted};
+use sinew_crdt_state::spec::PACE_MIN;
 
 use super::{Brain, Seat, Stage};
 use crate::config::{BID_WINDOW, LEASE, OFFERS, PLACE_AGAIN, SEATS_MAX};
 use crate::ctx::Ctx;
+use crate::distance::pace_for_worker;
 use crate::io::Effect;
 use crate::time::{Span, Time};
 use crate::wire::{Lease, Message};
@@ -136,7 +139,7 @@ impl Brain {
         for node in asked.keys() {
             ctx.send(*node, Message::Offer { submit: Box::new(submit.clone()), slots: wanted });
         }
-        self.placement = Some(Box::new(Placement { asked, until: ctx.now.at + BID_WINDOW, wanted }));
+        self.placement = Some(Box::new(Placement { asked, until: ctx.now.at + BID_WINDOW.at(self.pace), wanted }));
         Sought::Offered
     }
 
@@ -204,6 +207,16 @@ impl Brain {
             // Their answers told what they have free; others are asked now.
             return self.in_vain(ctx);
         }
+        // Whoever is too far for this pace would lose its leases as fast as it gets them.
+        let need = |node: NodeId| pace_for_worker(ctx.peers.trip(node));
+        let nearest = bids.iter().map(|(node, _)| need(*node)).min().unwrap_or(PACE_MIN);
+        if nearest > self.pace && !planted(Bug::OnePaceForAll) {
+            self.pace_wanted = self.pace_wanted.max(nearest);
+            ctx.peers.room_given_back();
+            self.change_pace(ctx);
+            return self.in_vain(ctx);
+        }
+        bids.retain(|(node, _)| need(*node) <= self.pace || planted(Bug::OnePaceForAll));
         let order: Vec<NodeId> = ctx.peers.candidates(&self.spec, ctx.now.at).into_iter().map(|(n, _)| n).collect();
         let rank = |node: &NodeId| order.iter().position(|n| n == node).unwrap_or(usize::MAX);
         // Input bytes already there weigh most, then our ranking, then the bidder's own estimate.
@@ -224,7 +237,7 @@ impl Brain {
     fn award_to(&mut self, ctx: &mut Ctx, node: NodeId, slots: u32, bid: FactId) {
         self.epoch_last += 1;
         let fence = Fence { term: self.term, epoch: self.epoch_last };
-        let lease_ms = u32::try_from(LEASE.as_ms()).unwrap_or(u32::MAX);
+        let lease_ms = u32::try_from(LEASE.at(self.pace).as_ms()).unwrap_or(u32::MAX);
         let (_, award) = ctx.state(self.job, Fact::Award { fence, node, slots, lease_ms });
         ctx.peers.promise(node, &self.spec, slots);
         self.work.seats.insert(fence, Seat::new(node, slots, ctx.now.at));

@@ -18,6 +18,7 @@ use crate::wire::Message;
 pub(super) struct Quorum {
     job: JobId,
     term: u32,
+    pace: u8,
     spec: Arc<JobSpec>,
     sent: Time,
     // Of thousands of jobs that wait for room hardly any has some.
@@ -48,8 +49,8 @@ impl News {
 }
 
 impl Quorum {
-    pub(super) fn new(job: JobId, term: u32, spec: Arc<JobSpec>) -> Self {
-        Self { job, term, spec, sent: Time::default(), news: Rare::new() }
+    pub(super) fn new(job: JobId, (term, pace): (u32, u8), spec: Arc<JobSpec>) -> Self {
+        Self { job, term, pace, spec, sent: Time::default(), news: Rare::new() }
     }
 
     fn majority(&self) -> usize {
@@ -124,7 +125,7 @@ impl Quorum {
     /// Whether a majority, this node included, answered a set beat that was sent lately, and after `since`.
     pub(super) fn reachable(&self, ctx: &Ctx, since: Time) -> bool {
         let Some(live) = ctx.ledger.live(&self.job) else { return false };
-        let near = |t: Time| t >= since && ctx.now.at - t <= IN_CHARGE_FOR;
+        let near = |t: Time| t >= since && ctx.now.at - t <= IN_CHARGE_FOR.at(self.pace);
         let contact = |n: &NodeId| ctx.peers.set_contact(*n, &live.state);
         let near = |n: &NodeId| *n == ctx.own || contact(n).is_some_and(|t| near(t) && self.vouches(*n, t));
         self.spec.brain_set.iter().filter(|n| near(n)).count() >= self.majority()
@@ -146,7 +147,10 @@ impl Quorum {
 
     /// Repeats what was not acknowledged for too long.
     pub(super) fn resend(&mut self, ctx: &mut Ctx) {
-        if !self.news.pending.is_empty() && self.news.fresh.is_empty() && ctx.now.at - self.sent >= RESEND_EVERY {
+        if !self.news.pending.is_empty()
+            && self.news.fresh.is_empty()
+            && ctx.now.at - self.sent >= RESEND_EVERY.at(self.pace)
+        {
             let ids: Vec<FactId> = self.news.pending.keys().copied().collect();
             self.send(ctx, &ids);
         }
@@ -178,6 +182,6 @@ impl Quorum {
     }
 
     pub(super) fn timeout(&self) -> Option<Time> {
-        (!self.news.pending.is_empty()).then_some(self.sent + RESEND_EVERY)
+        (!self.news.pending.is_empty()).then_some(self.sent + RESEND_EVERY.at(self.pace))
     }
 }

@@ -125,7 +125,9 @@ impl Brain {
         outputs: &[Output],
     ) {
         if let Some(seat) = self.work.seats.get_mut(&fence) {
-            for (part, at) in seat.open.take(run) {
+            let adopted = seat.adopted;
+            // Those that it had from an earlier brain began before that.
+            for (part, at) in seat.open.take(run).into_iter().filter(|(_, at)| adopted != Some(*at)) {
                 self.work.mean.0 += u64::from(part.len);
                 self.work.mean.1 += (ctx.now.at - at).0;
             }

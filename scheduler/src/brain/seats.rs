@@ -31,6 +31,8 @@ pub(super) struct Seat {
     pub(super) sources_sent: bool,
     /// Whether its worker knows it: one that worked for an earlier brain may not yet.
     pub(super) answered: bool,
+    /// When it said what it works at since an earlier brain.
+    pub(super) adopted: Option<Time>,
 }
 
 impl Seat {
@@ -46,6 +48,7 @@ impl Seat {
             reported: now,
             sources_sent: false,
             answered: true,
+            adopted: None,
         }
     }
 }
@@ -87,7 +90,8 @@ impl Brain {
 
     pub(super) fn drop_lost_seats(&mut self, ctx: &mut Ctx) {
         let now = ctx.now.at;
-        let lease = if planted(Bug::LeaseTooShort) { Span(LEASE.0 / 2) } else { LEASE };
+        let lease = LEASE.at(self.pace);
+        let lease = if planted(Bug::LeaseTooShort) { Span(lease.0 / 2) } else { lease };
         let over = |s: &Seat| now - s.heard >= lease && !planted(Bug::LeaseNeverExpires);
         let lost: Vec<Fence> = self.work.seats.iter().filter(|(_, s)| over(s)).map(|(fence, _)| *fence).collect();
         for fence in lost {
@@ -206,6 +210,7 @@ impl Brain {
         if let Some((fence, _)) = idle {
             let fence = *fence;
             self.work.speculated.insert(run.start);
+            ctx.note(Note::Speculated { job: self.job, phase: self.phase, task: run.start });
             self.send_assign(ctx, fence, vec![run], false);
         }
     }
@@ -220,17 +225,17 @@ impl Brain {
             // Who has not said yet what it holds must not take silence, nor a hasty word, for an answer.
             return (!adopting && fence.term <= self.term).then_some(false);
         };
-        let now = ctx.now.at;
+        let (now, fence_after) = (ctx.now.at, FENCE_AFTER.at(self.pace));
         self.fruitless = 0;
         seat.heard = now;
         // Tasks may be under way in either direction; fewer than expected for a whole fencing time, without any report,
         // means that some got lost.
-        if u64::from(open) >= seat.open.count() || now - seat.reported < FENCE_AFTER {
+        if u64::from(open) >= seat.open.count() || now - seat.reported < fence_after {
             seat.mismatches = 0;
         } else {
             seat.mismatches += 1;
         }
-        if u64::from(seat.mismatches) * BEAT_EVERY.0 >= FENCE_AFTER.0 {
+        if u64::from(seat.mismatches) * BEAT_EVERY.0 >= fence_after.0 {
             seat.mismatches = 0;
             let runs: Vec<Run> = seat.open.iter().map(|(r, _)| r).collect();
             self.send_assign(ctx, fence, runs, true);

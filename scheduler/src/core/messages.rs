@@ -112,8 +112,8 @@ impl Core {
             }
             Message::Led(jobs) => Stewards::on_led(ctx, &self.brains, from, jobs),
             Message::NotLed(jobs) => self.stewards.on_not_led(ctx, from, &jobs),
-            Message::VoteRequest { job, term, trial, have } => {
-                self.stewards.on_vote_request(ctx, &self.brains, from, job, term, trial, &have);
+            Message::VoteRequest { job, term, trial, have, pace } => {
+                self.stewards.on_vote_request(ctx, &self.brains, from, job, term, (trial, pace), &have);
             }
             Message::Willing { job, term } => self.stewards.on_willing(ctx, &mut self.brains, from, job, term),
             Message::Vote { job, term, facts, lacks, holders, .. } => {

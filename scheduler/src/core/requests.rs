@@ -3,16 +3,20 @@
 use sinew_crdt_state::certificate::Roles;
 use sinew_crdt_state::fact::Fact;
 use sinew_crdt_state::ids::{FactId, JobId, NodeId};
-use sinew_crdt_state::spec::{JobSpec, SignedSpec, SpecFields};
+use sinew_crdt_state::planted::{Bug, planted};
+use sinew_crdt_state::spec::{JobSpec, PACE_MIN, SignedSpec, SpecFields};
 
 use super::Core;
 use super::clients::{BRAIN_SET, Reach};
 use crate::brain::Brain;
 use crate::ctx::After;
 use crate::io::{Effect, NewJob, RequestId, Response, SubmitError};
+use crate::time::Span;
 
 /// Nodes asked for an input that is named by its hash and is not here.
 const INPUT_PROVIDERS: usize = 16;
+/// Stewards whose round trips differ by less count as equally near.
+const NEAR: Span = Span::ms(50);
 
 impl Core {
     /// Begins a job.
@@ -73,6 +77,7 @@ impl Core {
         // In a mesh of one there will be nobody to hold a second copy. Where others are only out of reach they may come back.
         let only = brain_set.len() == 1 && alone.is_none() && self.ctx.peers.connected().next().is_none();
         let (own, disk) = (self.ctx.own, self.ctx.disk);
+        let pace = if planted(Bug::OnePaceForAll) { PACE_MIN } else { self.ctx.peers.pace_of_set(&brain_set) };
         let spec = JobSpec::from(SpecFields {
             mesh: self.ctx.mesh,
             submitter: self.ctx.own,
@@ -93,6 +98,7 @@ impl Core {
             volumes: new.volumes,
             alone,
             submit_key: new.key.map(|key| key.text),
+            pace,
         });
         let signed = SignedSpec::sign(self.ctx.identity(), &spec);
         signed.decode()?;
@@ -100,22 +106,23 @@ impl Core {
         Ok((signed, spec))
     }
 
-    /// This node and two stewards, chosen by rendezvous hashing over `others`, healthy nodes whose card has come; this node
-    /// alone where there are fewer than two.
+    /// This node and two stewards of `others`, healthy nodes whose card has come: near ones first, and of these by rendezvous hashing.
+    /// This node alone where there are fewer than two.
     fn choose_brain_set(&self, serial: u64, others: Vec<NodeId>) -> Vec<NodeId> {
         let own = self.ctx.own;
-        let mut others: Vec<([u8; 32], NodeId)> = others
+        let mut others: Vec<(u64, [u8; 32], NodeId)> = others
             .into_iter()
             .map(|n| {
                 let mut hasher = blake3::Hasher::new_derive_key("sinew rendezvous 1");
                 hasher.update(&own.0).update(&serial.to_le_bytes()).update(&n.0);
-                (*hasher.finalize().as_bytes(), n)
+                let far = self.ctx.peers.trip(n).map_or(0, |trip| trip.smoothed().0 / NEAR.0);
+                (far, *hasher.finalize().as_bytes(), n)
             })
             .collect();
         others.sort_unstable();
         let mut set = vec![own];
         if others.len() + 1 >= BRAIN_SET {
-            set.extend(others.into_iter().take(BRAIN_SET - 1).map(|(_, n)| n));
+            set.extend(others.into_iter().take(BRAIN_SET - 1).map(|(.., n)| n));
         }
         set
     }

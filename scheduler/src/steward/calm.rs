@@ -186,7 +186,8 @@ impl Stewards {
     }
 
     fn is_busy(&self, ctx: &Ctx, job: JobId) -> bool {
-        let busy = self.watched.get(&job).is_none_or(|w| w.disowned || w.campaign.is_some() || w.recall.is_some());
+        let busy =
+            self.watched.get(&job).is_none_or(|w| w.disowned.is_some() || w.campaign.is_some() || w.recall.is_some());
         busy || !counts(ctx, job)
     }
 
@@ -196,11 +197,12 @@ impl Stewards {
         let (Some(watched), Some(live)) = (self.watched.get(&job), ctx.ledger.live(&job)) else {
             return Time(u64::MAX);
         };
-        let spec = &live.state.spec;
-        match brain_of(spec, self.leader_term(ctx, job)).filter(|_| !self.is_busy(ctx, job)) {
+        let (spec, term) = (&live.state.spec, self.leader_term(ctx, job));
+        match brain_of(spec, term).filter(|_| !self.is_busy(ctx, job)) {
             Some(brain) => {
                 let quiet_at = watched.quiet_since.max(watched.since) + QUIET_AFTER;
-                quiet_at.min(self.brain_heard(job, brain) + election::patience(spec, ctx.own, brain))
+                quiet_at
+                    .min(self.brain_heard(job, brain) + election::patience(spec, ctx.own, brain, live.state.pace(term)))
             }
             None => Time::default(),
         }
@@ -209,6 +211,6 @@ impl Stewards {
     /// Whether the job's brain, alive, has not spoken of it for long: then it should be asked.
     pub(super) fn is_quiet(&self, ctx: &Ctx, job: JobId) -> bool {
         let watched = self.watched.get(&job);
-        watched.is_some_and(|w| !w.disowned && ctx.now.at - w.quiet_since.max(w.since) >= QUIET_AFTER)
+        watched.is_some_and(|w| w.disowned.is_none() && ctx.now.at - w.quiet_since.max(w.since) >= QUIET_AFTER)
     }
 }

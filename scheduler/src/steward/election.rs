@@ -11,7 +11,7 @@ use sinew_crdt_state::fact::{Fact, Fence};
 use sinew_crdt_state::ids::{FactId, JobId, NodeId};
 use sinew_crdt_state::planted::{Bug, planted};
 use sinew_crdt_state::rules::{brain_of, next_term_of};
-use sinew_crdt_state::spec::JobSpec;
+use sinew_crdt_state::spec::{JobSpec, PACE_MAX, PACE_MIN};
 use sinew_crdt_state::state::JobState;
 
 use super::rejoin::speaks;
@@ -37,6 +37,8 @@ pub(super) struct Campaign {
     /// Facts that some voter has too.
     shared: BTreeSet<ShortId>,
     asked: Time,
+    /// The pace that the term is to have.
+    pace: u8,
     /// Whether the brain before was this node itself, so that leases may be younger than its silence tells.
     own_return: bool,
 }
@@ -46,13 +48,15 @@ impl Stewards {
     /// is alive but should be asked about this job.
     pub(super) fn watch_over(&mut self, ctx: &mut Ctx, brains: &mut Brains, job: JobId) -> Option<NodeId> {
         let term = self.leader_term(ctx, job);
-        let spec = &ctx.ledger.live(&job)?.state.spec;
+        let state = &ctx.ledger.live(&job)?.state;
+        let (spec, pace) = (&state.spec, state.pace(term));
         let brain = brain_of(spec, term)?;
-        let patience = patience(spec, ctx.own, brain);
+        let patience = patience(spec, ctx.own, brain, pace);
+        let disowned = self.is_disowned(ctx, job, pace);
         let silent = ctx.now.at - self.brain_heard(job, brain);
         let quiet = brain != ctx.own && self.is_quiet(ctx, job);
         let watched = self.watched.get_mut(&job)?;
-        if silent < patience && !watched.disowned {
+        if silent < patience && !disowned {
             watched.campaign = watched.campaign.take().filter(|c| !c.trial);
             if watched.campaign.is_none() {
                 return quiet.then_some(brain);
@@ -64,7 +68,7 @@ impl Stewards {
         }
         let spec = spec.clone();
         match &mut watched.campaign {
-            Some(campaign) if ctx.now.at - campaign.asked >= CAMPAIGN_EVERY => {
+            Some(campaign) if ctx.now.at - campaign.asked >= CAMPAIGN_EVERY.at(campaign.pace) => {
                 campaign.asked = ctx.now.at;
                 ask(ctx, job, &spec, campaign);
             }
@@ -77,6 +81,7 @@ impl Stewards {
 
     fn stand(&mut self, ctx: &mut Ctx, job: JobId, spec: &JobSpec, above: u32, brain: NodeId) {
         let Some(term) = next_term_of(spec, ctx.own, above) else { return };
+        let measured = ctx.peers.pace_of_set(&spec.brain_set);
         let Some(watched) = self.watched.get_mut(&job) else { return };
         let campaign = watched.campaign.insert(Box::new(Campaign {
             term,
@@ -87,6 +92,7 @@ impl Stewards {
             had: BTreeSet::new(),
             shared: BTreeSet::new(),
             asked: ctx.now.at,
+            pace: measured.max(watched.pace_wanted),
             own_return: brain == ctx.own,
         }));
         ask(ctx, job, spec, campaign);
@@ -114,7 +120,7 @@ impl Stewards {
         campaign.trial = false;
         campaign.asked = ctx.now.at;
         campaign.had = had;
-        let (vote, _) = ctx.state(job, Fact::Vote { term: campaign.term });
+        let (vote, _) = ctx.state(job, Fact::Vote { term: campaign.term, pace: campaign.pace });
         // The own vote counts once it is on disk.
         ctx.after_persist(After::Own { job, ids: vec![vote] });
         ask(ctx, job, &spec, campaign);
@@ -155,7 +161,7 @@ impl Stewards {
         from: NodeId,
         job: JobId,
         term: u32,
-        trial: bool,
+        (trial, pace): (bool, u8),
         have: &[ShortId],
     ) {
         let Some(live) = ctx.ledger.live(&job) else {
@@ -165,7 +171,8 @@ impl Stewards {
             return;
         };
         let spec = &live.state.spec;
-        if brain_of(spec, term) != Some(from) || !spec.brain_set.contains(&ctx.own) {
+        let fair = (PACE_MIN..=PACE_MAX).contains(&pace);
+        if brain_of(spec, term) != Some(from) || !spec.brain_set.contains(&ctx.own) || !fair {
             return ctx.offence(from, "asks for votes that it cannot have".to_owned());
         }
         if !speaks(ctx, job) {
@@ -178,16 +185,18 @@ impl Stewards {
         }
         let voted = live.state.votes.get(&term).is_some_and(|v| v.contains(&ctx.own));
         let highest = promised(ctx, job);
-        if !(voted && term == highest || term > highest && self.may_follow(ctx, brains, job, from)) {
+        // A vote stands for the pace too: whoever asks again must ask for the same.
+        let again = voted && term == highest && live.state.pace(term) == pace;
+        if !(again || term > highest && self.may_follow(ctx, brains, job, from)) {
             return ctx.send(from, Message::VoteRefused { job, term, highest });
         }
         if trial {
             return ctx.send(from, Message::Willing { job, term });
         }
         if !voted {
-            ctx.state(job, Fact::Vote { term });
+            ctx.state(job, Fact::Vote { term, pace });
         }
-        self.promise(ctx, job);
+        self.promise(ctx, job, pace);
         self.send_vote(ctx, from, job, term, have);
     }
 
@@ -195,32 +204,48 @@ impl Stewards {
     fn may_follow(&self, ctx: &Ctx, brains: &Brains, job: JobId, candidate: NodeId) -> bool {
         let Some(live) = ctx.ledger.live(&job) else { return false };
         let spec = &live.state.spec;
+        let term = self.leader_term(ctx, job);
+        let pace = live.state.pace(term);
+        let slowest = live.state.slowest_before(term.saturating_add(1));
         // Whoever led until just now votes for no successor before the leases that it renewed last have run out: their
         // holders may not be within the successor's reach.
         let led_until = self.watched.get(&job).and_then(|w| w.led_until);
-        if led_until.is_some_and(|until| ctx.now.at - until < FENCE_AFTER) {
+        if led_until.is_some_and(|until| ctx.now.at - until < FENCE_AFTER.at(slowest)) {
             return false;
         }
-        match brain_of(spec, self.leader_term(ctx, job)) {
+        match brain_of(spec, term) {
             Some(brain) if brain == candidate => true,
-            // A brain that reaches a majority will not be voted out by itself.
-            Some(brain) if brain == ctx.own => brains.get(&job).is_none() || !in_touch(ctx, &live.state),
+            // A brain that reaches a majority will not be voted out by itself. And one that was started just now may have renewed
+            // leases until a moment before.
+            Some(brain) if brain == ctx.own => {
+                let renewed_none =
+                    ctx.boots.began_before(ctx.now.at, FENCE_AFTER.at(pace)) || planted(Bug::VoteAtStart);
+                renewed_none && (brains.get(&job).is_none() || !in_touch(ctx, &live.state, pace))
+            }
             Some(brain) => {
-                let disowned = self.watched.get(&job).is_some_and(|w| w.disowned);
-                disowned || ctx.now.at - self.brain_heard(job, brain) >= STICKY_FOR || planted(Bug::VoteWhileHeard)
+                let silent = ctx.now.at - self.brain_heard(job, brain);
+                self.is_disowned(ctx, job, pace) || silent >= STICKY_FOR.at(pace) || planted(Bug::VoteWhileHeard)
             }
             None => false,
         }
     }
 
+    /// Whether the brain said so long ago that it does not lead the job, that whatever it renewed in a former life has run out. Until
+    /// then a disowned job waits like any other.
+    fn is_disowned(&self, ctx: &Ctx, job: JobId, pace: u8) -> bool {
+        let since = self.watched.get(&job).and_then(|w| w.disowned);
+        let wait = if planted(Bug::DisownedAtOnce) { Span(0) } else { FENCE_AFTER.at(pace) };
+        since.is_some_and(|since| ctx.now.at - since >= wait)
+    }
+
     /// A vote was given: the elected one gets time to show itself.
-    fn promise(&mut self, ctx: &Ctx, job: JobId) {
+    fn promise(&mut self, ctx: &Ctx, job: JobId, pace: u8) {
         self.note_promise(ctx, job);
         if let Some(watched) = self.watched.get_mut(&job) {
             watched.campaign = None;
-            watched.disowned = false;
+            watched.disowned = None;
             watched.since = ctx.now.at;
-            watched.not_before = ctx.now.at + TAKEOVER_AFTER;
+            watched.not_before = ctx.now.at + TAKEOVER_AFTER.at(pace);
         }
     }
 
@@ -237,7 +262,7 @@ impl Stewards {
 
     fn holders(&self, ctx: &Ctx, job: JobId) -> impl Iterator<Item = (NodeId, Fence)> {
         let now = ctx.now.at;
-        let recent = self.kept.iter().filter(move |((j, ..), at)| *j == job && now - **at <= LEASE);
+        let recent = self.kept.iter().filter(move |((j, ..), kept)| *j == job && now - kept.at <= LEASE.at(kept.pace));
         recent.map(|((_, node, fence), _)| (*node, *fence))
     }
 
@@ -275,11 +300,13 @@ impl Stewards {
         let member = ctx.ledger.live(&job).is_some_and(|l| l.state.spec.brain_set.contains(&from));
         let Some(watched) = self.watched.get_mut(&job).filter(|_| member) else { return };
         if watched.campaign.as_ref().is_some_and(|c| c.term == term && highest >= term) {
+            let pace = watched.campaign.as_ref().map_or(PACE_MIN, |campaign| campaign.pace);
             // Someone is ahead: stand again later, with a higher term, unless a brain shows up first.
             watched.campaign = None;
             watched.heard_term = watched.heard_term.max(highest);
-            let jitter = Span(ctx.rng.random_range(0..CAMPAIGN_EVERY.0));
-            watched.not_before = ctx.now.at + CAMPAIGN_EVERY + jitter;
+            let every = CAMPAIGN_EVERY.at(pace);
+            let jitter = Span(ctx.rng.random_range(0..every.0));
+            watched.not_before = ctx.now.at + every + jitter;
         }
     }
 
@@ -306,6 +333,7 @@ impl Stewards {
             holders: campaign.holders.into_iter().chain(self.holders(ctx, job)).collect(),
             shared: if alone { campaign.had } else { campaign.shared },
             own_return: campaign.own_return,
+            pace: campaign.pace,
         };
         if let Some(brain) = Brain::elected(ctx, job, mandate) {
             brains.insert(job, brain);
@@ -316,17 +344,17 @@ impl Stewards {
 }
 
 /// Whether a majority of the set answered a beat of this node lately.
-pub(super) fn in_touch(ctx: &Ctx, state: &JobState) -> bool {
+pub(super) fn in_touch(ctx: &Ctx, state: &JobState, pace: u8) -> bool {
     let spec = &state.spec;
-    let near =
-        |n: &NodeId| *n == ctx.own || ctx.peers.set_contact(*n, state).is_some_and(|t| ctx.now.at - t <= STICKY_FOR);
+    let lately = |t: Time| ctx.now.at - t <= STICKY_FOR.at(pace);
+    let near = |n: &NodeId| *n == ctx.own || ctx.peers.set_contact(*n, state).is_some_and(lately);
     spec.brain_set.iter().filter(|n| near(n)).count() >= spec.majority()
 }
 
 /// How long `brain` may be silent before `own` stands for it.
-pub(super) fn patience(spec: &JobSpec, own: NodeId, brain: NodeId) -> Span {
+pub(super) fn patience(spec: &JobSpec, own: NodeId, brain: NodeId, pace: u8) -> Span {
     // The brain itself, restarted, need not wait for its own silence.
-    if brain == own { BEAT_EVERY } else { TAKEOVER_AFTER + stagger(spec, own) }
+    if brain == own { BEAT_EVERY } else { (TAKEOVER_AFTER + stagger(spec, own)).at(pace) }
 }
 
 fn stagger(spec: &JobSpec, own: NodeId) -> Span {
@@ -338,7 +366,8 @@ fn ask(ctx: &mut Ctx, job: JobId, spec: &JobSpec, campaign: &Campaign) {
     let have: Vec<ShortId> = campaign.had.iter().copied().collect();
     let own = ctx.own;
     for member in spec.brain_set.iter().copied().filter(|n| *n != own) {
-        let message = Message::VoteRequest { job, term: campaign.term, trial: campaign.trial, have: have.clone() };
+        let (term, trial, pace) = (campaign.term, campaign.trial, campaign.pace);
+        let message = Message::VoteRequest { job, term, trial, have: have.clone(), pace };
         ctx.send(member, message);
     }
 }

@@ -17,6 +17,7 @@ use sinew_crdt_state::ids::{DiskId, FactId, JobId, NodeId};
 use sinew_crdt_state::ledger::{Admitted, Refusal};
 use sinew_crdt_state::planted::{Bug, planted};
 use sinew_crdt_state::rules::brain_of;
+use sinew_crdt_state::spec::PACE_MIN;
 
 use self::calm::Group;
 use self::election::Campaign;
@@ -37,8 +38,10 @@ struct Watched {
     since: Time,
     /// When the brain last spoke of this very job, or was asked about it.
     quiet_since: Time,
-    /// The brain said that it does not lead the job.
-    disowned: bool,
+    /// Since when the brain says that it does not lead the job.
+    disowned: Option<Time>,
+    /// What a brain here found that the next term needs, if it stands for it.
+    pace_wanted: u8,
     /// The highest term that others spoke of.
     heard_term: u32,
     // Boxed: of thousands of watched jobs hardly any has one.
@@ -51,6 +54,13 @@ struct Watched {
     led_until: Option<Time>,
     /// The brain of which nothing need be known but that it lives; `None` while the job is looked at by itself, or led here.
     calm: Option<NodeId>,
+}
+
+/// When a lease was kept alive, and at which pace it runs out.
+#[derive(Debug, Clone, Copy)]
+struct Kept {
+    at: Time,
+    pace: u8,
 }
 
 /// Acknowledgements that wait for input blobs.
@@ -72,7 +82,7 @@ pub(crate) struct Stewards {
     /// When each brain last gave a sign of life.
     heard: BTreeMap<NodeId, Time>,
     /// Leases kept alive here, and when last.
-    kept: BTreeMap<(JobId, NodeId, Fence), Time>,
+    kept: BTreeMap<(JobId, NodeId, Fence), Kept>,
     /// Jobs for which this node promised a later term, with that term's brain.
     moved: BTreeMap<JobId, (u32, NodeId)>,
     awaiting: BTreeMap<FetchId, AwaitingBlobs>,
@@ -87,7 +97,7 @@ pub(crate) struct Stewards {
 /// Jobs that a set beat asks about: a quarter of a MiB.
 const DOUBTS_MAX: usize = 8_192;
 /// Set beats whose answers are still awaited.
-const BEATS_KEPT: usize = 16;
+const BEATS_KEPT: usize = 64;
 
 impl Stewards {
     /// Starts to watch a job of whose brain set this node is.
@@ -102,7 +112,8 @@ impl Stewards {
             entry.insert(Watched {
                 since: now,
                 quiet_since: now,
-                disowned: false,
+                disowned: None,
+                pace_wanted: PACE_MIN,
                 heard_term: 0,
                 campaign: None,
                 recall: None,
@@ -142,7 +153,7 @@ impl Stewards {
         if let Some(watched) = self.watched.get_mut(&job) {
             watched.since = ctx.now.at;
             watched.quiet_since = ctx.now.at;
-            watched.disowned = false;
+            watched.disowned = None;
             if watched.campaign.as_ref().is_some_and(|c| c.term <= term) {
                 watched.campaign = None;
             }
@@ -151,7 +162,10 @@ impl Stewards {
 
     /// A brain of this node was told that `term` has begun elsewhere.
     pub(crate) fn on_deposed(&mut self, ctx: &Ctx, job: JobId, term: u32) {
-        let near = ctx.ledger.live(&job).is_some_and(|live| election::in_touch(ctx, &live.state));
+        let near = ctx.ledger.live(&job).is_some_and(|live| {
+            // The lead that deposed it may be known by now; its own term was one before.
+            election::in_touch(ctx, &live.state, live.state.slowest_before(term))
+        });
         if let Some(watched) = self.watched.get_mut(&job) {
             watched.heard_term = watched.heard_term.max(term);
             watched.since = ctx.now.at;
@@ -204,7 +218,7 @@ impl Stewards {
         self.heard.insert(from, ctx.now.at);
         if let Some(watched) = self.watched.get_mut(&job) {
             watched.quiet_since = ctx.now.at;
-            watched.disowned = false;
+            watched.disowned = None;
         }
         if !speaks(ctx, job) {
             // Its word would make a majority with a member that knows less than it once did.
@@ -266,7 +280,7 @@ impl Stewards {
             return;
         }
         let member = |job: &JobId| ctx.ledger.live(job).is_some_and(|l| l.state.spec.brain_set.contains(&from));
-        let kept = self.kept.iter().filter(|((job, ..), at)| now - **at <= LEASE && member(job));
+        let kept = self.kept.iter().filter(|((job, ..), kept)| now - kept.at <= LEASE.at(kept.pace) && member(job));
         let kept = kept.map(|((job, node, fence), _)| (*node, Lease { job: *job, fence: *fence })).collect();
         let moved = self.moved.iter().filter(|(job, (_, brain))| *brain != from && member(job));
         let moved = moved.map(|(job, (term, _))| (*job, *term)).filter(|_| !planted(Bug::SkipTermCheck)).collect();
@@ -330,6 +344,7 @@ impl Stewards {
             }
         }
         if let Some((_, sent)) = self.beats.iter().find(|(s, _)| *s == seq) {
+            ctx.peers.measured(from, ctx.now.at - *sent);
             let other_disk = ctx.peers.touch_contact(from, *sent, disk);
             brains.on_contact(ctx, from, other_disk);
         }
@@ -353,19 +368,20 @@ impl Stewards {
         let Some(live) = ctx.ledger.live(&job).filter(|_| watched) else { return false };
         let term = self.leader_term(ctx, job);
         let silent = match brain_of(&live.state.spec, term) {
-            Some(brain) => ctx.now.at - self.brain_heard(job, brain) >= KEEP_AFTER,
+            Some(brain) => ctx.now.at - self.brain_heard(job, brain) >= KEEP_AFTER.at(live.state.pace(term)),
             None => false,
         };
         let fits = silent && lease.fence.term >= term && live.state.outcome().is_none();
         if fits {
-            self.kept.insert((job, from, lease.fence), ctx.now.at);
+            let pace = live.state.slowest_before(term.saturating_add(1));
+            self.kept.insert((job, from, lease.fence), Kept { at: ctx.now.at, pace });
         }
         fits
     }
 
     pub(crate) fn tick(&mut self, ctx: &mut Ctx, brains: &mut Brains) {
         if ctx.now.at >= self.check_at {
-            self.kept.retain(|_, at| ctx.now.at - *at <= LEASE);
+            self.kept.retain(|_, kept| ctx.now.at - kept.at <= LEASE.at(kept.pace));
             self.check(ctx, brains);
             self.check_at = self.next_check(ctx).max(ctx.now.at + CHECK_EVERY);
         }
@@ -404,7 +420,10 @@ impl Stewards {
 
     /// Jobs that were led from here until now, and may need another brain if they go on.
     pub(crate) fn after_steps(&mut self, ctx: &Ctx, brains: &mut Brains) {
-        for job in brains.take_ended() {
+        for (job, pace) in brains.take_ended() {
+            if let Some(watched) = self.watched.get_mut(&job) {
+                watched.pace_wanted = pace;
+            }
             self.check_by(ctx, job);
         }
     }
@@ -428,7 +447,7 @@ impl Stewards {
         for job in jobs {
             let brain = ctx.ledger.live(job).and_then(|l| brain_of(&l.state.spec, self.leader_term(ctx, *job)));
             if let Some(watched) = self.watched.get_mut(job).filter(|_| brain == Some(from)) {
-                watched.disowned = true;
+                watched.disowned.get_or_insert(ctx.now.at);
                 self.check_by(ctx, *job);
             }
         }

@@ -18,7 +18,7 @@ use crate::time::{Span, Time};
 use crate::wire::{Lease, Message};
 
 /// Beats whose answers are still awaited: older ones could not renew anything.
-const BEATS_KEPT: usize = 16;
+const BEATS_KEPT: usize = 64;
 
 impl Worker {
     /// A new brain leads: what is held under earlier terms goes on under its one award, or, without one, ends.
@@ -57,6 +57,7 @@ impl Worker {
         let mut renewed = whole.answered();
         for held in all {
             renewed = renewed.min(held.answered());
+            whole.pace = whole.pace.min(held.pace);
             whole.slots += held.slots;
             whole.queue.extend(held.queue);
             whole.unsettled.extend(held.unsettled);
@@ -72,6 +73,9 @@ impl Worker {
             }
         }
         whole.brain = brain;
+        // Only the new brain's answer makes it last longer than the old one's word did.
+        whole.pace_next = ctx.ledger.live(&lease.job).map_or(whole.pace, |live| live.state.pace(lease.fence.term));
+        whole.pace = whole.pace.min(whole.pace_next);
         whole.renewed = renewed;
         whole.stewards_renewed.clear();
         if !old.is_empty() {
@@ -96,8 +100,7 @@ impl Worker {
         if now < self.look_at {
             return;
         }
-        let fence_after = if planted(Bug::FenceTooLate) { Span(2 * FENCE_AFTER.0) } else { FENCE_AFTER };
-        let is_silent = |h: &Held| now - h.answered() >= fence_after && !planted(Bug::FenceNever);
+        let is_silent = |h: &Held| now >= h.fenced_at() && !planted(Bug::FenceNever);
         let silent: Vec<Lease> = self.held.iter().filter(|(_, h)| is_silent(h)).map(|(l, _)| *l).collect();
         for lease in silent {
             ctx.note(Note::Fenced { lease });
@@ -110,7 +113,7 @@ impl Worker {
             done.offer_orphans(ctx, *job);
         }
         // A renewal in between moves a lease's end on; that only makes the next look an early one.
-        let fences = self.held.values().map(|h| h.answered() + fence_after);
+        let fences = self.held.values().map(Held::fenced_at);
         self.look_at = fences.fold(now + RESEND_EVERY, Time::min);
     }
 
@@ -124,7 +127,7 @@ impl Worker {
         for (lease, held) in &self.held {
             let open = (*lease, held.open());
             by_node.entry(held.brain).or_default().push(open);
-            if ctx.now.at - held.renewed >= ASK_STEWARDS_AFTER {
+            if ctx.now.at - held.renewed >= ASK_STEWARDS_AFTER.at(held.pace) {
                 // A brain that restarted is only a member, until it is elected again.
                 for steward in held.spec.brain_set.iter().filter(|n| **n != held.brain) {
                     by_node.entry(*steward).or_default().push(open);
@@ -146,10 +149,12 @@ impl Worker {
         void: &[Lease],
     ) {
         let Some((_, sent)) = self.beats.iter().find(|(s, _)| *s == seq).copied() else { return };
+        ctx.peers.measured(from, ctx.now.at - sent);
         let sent = if planted(Bug::RenewAtArrival) { ctx.now.at } else { sent };
         for lease in renewed {
             if let Some(held) = self.held.get_mut(lease).filter(|h| h.brain == from) {
                 held.renewed = held.renewed.max(sent);
+                held.pace = held.pace_next;
             }
         }
         for lease in kept {
@@ -177,7 +182,7 @@ impl Held {
     /// Repeats what was not answered: reports, and the wish for sources.
     pub(super) fn ask_again(&mut self, ctx: &mut Ctx, lease: Lease) {
         let now = ctx.now.at;
-        if !self.unsettled.is_empty() && now - self.unsettled_sent >= RESEND_EVERY {
+        if !self.unsettled.is_empty() && now - self.unsettled_sent >= RESEND_EVERY.at(self.pace) {
             self.unsettled_sent = now;
             let facts = envelopes(ctx, lease.job, &self.unsettled);
             ctx.send(self.brain, Message::Report { lease, facts });
@@ -187,6 +192,12 @@ impl Held {
             self.sources.asked = Some(now);
             ctx.send(self.brain, Message::WantSources { lease });
         }
+    }
+
+    /// When it is over, unless a beat is answered before.
+    pub(super) fn fenced_at(&self) -> Time {
+        let after = FENCE_AFTER.at(self.pace);
+        self.answered() + if planted(Bug::FenceTooLate) { Span(2 * after.0) } else { after }
     }
 
     /// When the last beat was sent that someone with the say answered: the brain, or else a majority of its set.

@@ -10,6 +10,7 @@ mod clocks;
 mod copies;
 mod custody;
 mod disks;
+mod far;
 mod kills;
 mod late;
 mod leases;

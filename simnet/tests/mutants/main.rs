@@ -13,10 +13,10 @@ use std::panic::{catch_unwind, set_hook, take_hook};
 use std::sync::Once;
 
 use scenarios::{
-    alone, bad_link, calm, cancelled, cut_off_worker, deaf_submitter, disk_lost, equal_inputs, equal_jobs, failed_sync,
-    failing, far_cancel, forgotten, gone_for_good, hung_disk, just_completed, late_answers, late_replication,
-    late_result, liar, one_number_for_two, power_cut, rolled_back, rotten_member, slow_submitter, split,
-    takeover_with_room, tried_again, wiped_member, withdrawn,
+    alone, bad_link, calm, cancelled, cut_off_worker, deaf_heir, deaf_submitter, disk_lost, equal_inputs, equal_jobs,
+    failed_sync, failing, far_cancel, far_submitter, forgotten, gone_for_good, hung_disk, just_completed, late_answers,
+    late_replication, late_result, liar, one_number_for_two, power_cut, quick_return, rolled_back, rotten_member,
+    slow_submitter, split, takeover_with_room, tried_again, wiped_member, withdrawn,
 };
 use sinew_crdt_state::planted::{Bug, plant};
 use support::mixed;
@@ -100,6 +100,9 @@ macro_rules! mutants {
 
 mutants! {
     a_result_after_the_award_was_given_up: SkipEpochCheck, late_result, 3, ["LateResult"];
+    a_vote_of_a_brain_that_was_started_just_now: VoteAtStart, deaf_heir, 60, ["DoubleStart"];
+    a_disowned_job_taken_at_once: DisownedAtOnce, quick_return, 400, ["DoubleStart"];
+    one_pace_for_all: OnePaceForAll, far_submitter, 3, ["not within"];
     a_result_of_a_task_not_awarded: AcceptUnawarded, liar, 3, ["Invented"];
     an_unsigned_fact: AcceptUnsigned, liar, 3, ["Unsigned"];
     a_steward_that_stores_for_the_deposed: SkipTermCheck, late_replication, 30, ["not at rest", "Diverged"];

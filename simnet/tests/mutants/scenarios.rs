@@ -5,8 +5,8 @@ use sinew_crdt_state::fact::Outcome;
 use sinew_crdt_state::ids::JobId;
 use sinew_scheduler::io::SubmitError;
 use sinew_simnet::{
-    DiskSetup, Distribution, NodeSetup, Plan, World, completed, done, ended, failed, finished, job, millis, round,
-    running, seconds, started, taken_over,
+    DiskSetup, Distribution, Latency, Network, NodeSetup, Plan, World, completed, done, ended, failed, finished, job,
+    micros, millis, round, running, seconds, started, taken_over,
 };
 
 /// A node that leads and stores but runs nothing.
@@ -557,4 +557,74 @@ pub(crate) fn one_number_for_two(seed: u64) {
     assert!(world.entries().iter().all(|entries| *entries == 1), "a job that runs is forgotten");
     world.run_until(completed(twin));
     world.check_safety();
+}
+
+/// A leader that runs nothing itself, and four workers with some room to spare, one of which does not reach the stewards.
+fn out_of_reach_of_stewards(seed: u64) -> (World, JobId, [String; 2], String) {
+    let mut world = World::seed(seed).with(idle()).nodes(["a"]).with(NodeSetup::default()).nodes(["b", "c", "d", "e"]);
+    let task = world.submit("a", &job().tasks(6).lasting(seconds(6)).spread());
+    world.run_for(millis(500));
+    let stewards: [String; 2] = world.stewards(&task).try_into().expect("two");
+    let others = world.bystanders(&task);
+    let far = others.iter().find(|n| *n != "a" && !world.running_on(n, &task).is_empty()).expect("a worker").clone();
+    world.partition([far.as_str()], stewards.iter().map(String::as_str));
+    (world, task, stewards, far)
+}
+
+/// The leader's process ends and is back within an instant, and takes another job at once: its beats for that one go on, so nobody
+/// waits for silence, while leases that it renewed a moment ago live on.
+pub(crate) fn quick_return(seed: u64) {
+    let (mut world, task, _, far) = out_of_reach_of_stewards(seed);
+    // Stewards ask about a job of which they heard nothing for two seconds.
+    let wait = 300 + world.pick(2_200) as u64;
+    world.run_for(millis(wait));
+    world.kill("a");
+    let away = 10 + world.pick(60) as u64;
+    world.run_for(millis(away));
+    world.restart("a");
+    world.partition([far.as_str()], ["a"]);
+    world.submit_later("a", &job().lasting(millis(100)));
+    for _ in 0..60 {
+        world.run_for(millis(50));
+        world.check_safety();
+    }
+    world.heal();
+    world.run_until(ended(task));
+    world.run_until_idle();
+    world.check_invariants();
+}
+
+/// A steward has not heard the leader for long. The leader, which led on with the other steward's answers, ends and is back
+/// within an instant.
+pub(crate) fn deaf_heir(seed: u64) {
+    let (mut world, task, [b, c], _) = out_of_reach_of_stewards(seed);
+    world.cut_one_way("a", &b);
+    world.partition([b.as_str()], [c.as_str()]);
+    world.run_for(seconds(2));
+    world.kill("a");
+    let away = 10 + world.pick(60) as u64;
+    world.run_for(millis(away));
+    world.restart("a");
+    world.mend_one_way("a", &b);
+    for _ in 0..60 {
+        world.run_for(millis(50));
+        world.check_safety();
+    }
+    world.heal();
+    world.run_until(ended(task));
+    world.run_until_idle();
+    world.check_invariants();
+}
+
+/// The submitter is far from everybody.
+pub(crate) fn far_submitter(seed: u64) {
+    let us = |from: usize, to: usize| if (from == 3) == (to == 3) { 500 } else { 300_000 };
+    let median_us = (0..4).map(|from| (0..4).map(|to| us(from, to)).collect()).collect();
+    let network = Network { latency: Latency::Regions { median_us, sigma: 0.1 }, ..Network::lan() };
+    let mut world = World::seed(seed).network(network).nodes(["a", "b", "c", "far"]);
+    world.run_for(seconds(10));
+    let task = world.submit("far", &job().tasks(6).lasting(seconds(2)).spread());
+    world.run_until_within(completed(task), seconds(60));
+    world.run_until_idle();
+    world.check_invariants();
 }

@@ -48,6 +48,7 @@ fn job(secrets: Vec<SecretUse>) -> SignedSpec {
         volumes: Vec::new(),
         alone: None,
         submit_key: None,
+        pace: 1,
         secrets,
     });
     SignedSpec::sign(&who(1), &spec)
