@@ -278,7 +278,7 @@ impl Core {
                 Request::Cancel { job, reason } => self.cancel(id, job, reason),
                 Request::Holders { job, blobs } => self.custody.on_request(&mut self.ctx, id, job, blobs),
             },
-            Input::Rtt { node, rtt_us } => self.ctx.peers.pinged(node, Span(u64::from(rtt_us))),
+            Input::Rtt { node, rtt_us } => self.ctx.peers.pinged(node, Span(u64::from(rtt_us)), now.at),
             Input::Twin => self.muted = true,
             Input::Tick => {}
         }
@@ -542,6 +542,7 @@ impl Core {
         while let Some(effect) = self.membership.poll_effect() {
             match effect {
                 MembershipEffect::Send { to, bytes } => self.send_packet(to, bytes),
+                MembershipEffect::RoundTrip { node, trip } => self.ctx.peers.measured(node, trip, self.ctx.now.at),
                 MembershipEffect::Changed { node, to, .. } => {
                     if matches!(to, NodeState::Suspect | NodeState::Lost) {
                         self.ctx.peers.gave_up(node);

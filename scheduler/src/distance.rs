@@ -9,14 +9,16 @@
 use sinew_crdt_state::spec::{PACE_MAX, PACE_MIN};
 
 use crate::config::{BEAT_EVERY, FENCE_AFTER, IN_CHARGE_FOR};
-use crate::time::Span;
+use crate::time::{Span, Time};
 
 /// Time for the other node to get round to an answer, beside the way there and back.
 const ANSWER_WITHIN: Span = Span::ms(80);
 /// Longer ones tell of machines that stood still, not of distance.
 const ROUND_TRIP_MAX: Span = Span::ms(6_000);
-/// Of so many measurements in a row the shortest is the way without what else took time.
+/// Of so many measurements in a row, of that time, the shortest is the way without what else took time.
 const KEPT: usize = 8;
+/// See [`KEPT`].
+const KEPT_FOR: Span = Span::ms(6_000);
 /// What is taken for distance is no longer than so many times that, and this much more: a machine that stands still, or is busy, makes
 /// some answers late, not all.
 const SHORTEST_TIMES: u64 = 4;
@@ -28,23 +30,27 @@ const SHORTEST_MORE: Span = Span::ms(50);
 pub(crate) struct RoundTrip {
     smoothed: Span,
     variation: Span,
-    /// The last ones, in microseconds.
-    last: [u32; KEPT],
+    /// The last ones, and when.
+    last: [(Time, Span); KEPT],
     next: u8,
 }
 
 impl RoundTrip {
     /// What one more measurement makes of what is known.
-    pub(crate) fn with(known: Option<Self>, measured: Span) -> Self {
+    pub(crate) fn with(known: Option<Self>, measured: Span, now: Time) -> Self {
         let measured = measured.min(ROUND_TRIP_MAX);
-        let us = u32::try_from(measured.0).unwrap_or(u32::MAX);
         let Some(mut trip) = known else {
-            return Self { smoothed: measured, variation: Span(measured.0 / 2), last: [us; KEPT], next: 0 };
+            return Self {
+                smoothed: measured,
+                variation: Span(measured.0 / 8),
+                last: [(now, measured); KEPT],
+                next: 0,
+            };
         };
         let off = Span(trip.smoothed.0.abs_diff(measured.0));
         trip.smoothed = Span(trip.smoothed.0 - trip.smoothed.0 / 8 + measured.0 / 8);
         trip.variation = Span(trip.variation.0 - trip.variation.0 / 4 + off.0 / 4);
-        trip.last[usize::from(trip.next)] = us;
+        trip.last[usize::from(trip.next)] = (now, measured);
         trip.next = (trip.next + 1) % KEPT as u8;
         trip
     }
@@ -55,7 +61,9 @@ impl RoundTrip {
 
     /// The shortest of the last few.
     fn shortest(&self) -> Span {
-        Span(u64::from(self.last.into_iter().min().unwrap_or_default()))
+        let newest = self.last.iter().map(|(at, _)| *at).max().unwrap_or_default();
+        let recent = self.last.iter().filter(|(at, _)| newest - *at <= KEPT_FOR);
+        recent.map(|(_, trip)| *trip).min().unwrap_or_default()
     }
 
     /// By when an answer is there as a rule.
@@ -91,9 +99,17 @@ fn pace(timeout: Option<Span>, within: Span) -> u8 {
 mod tests {
     use super::*;
 
+    /// When the n-th beat was answered.
+    fn at(n: u64) -> Time {
+        Time(BEAT_EVERY.0 * n)
+    }
+
     fn trip(around_ms: u64, give_or_take_ms: u64) -> RoundTrip {
         let samples = (0..200).map(|n| [around_ms - give_or_take_ms, around_ms, around_ms + give_or_take_ms][n % 3]);
-        samples.fold(None, |known, ms| Some(RoundTrip::with(known, Span::ms(ms)))).expect("samples")
+        samples
+            .zip(0..)
+            .fold(None, |known, (ms, n)| Some(RoundTrip::with(known, Span::ms(ms), at(n))))
+            .expect("samples")
     }
 
     #[test]
@@ -115,14 +131,22 @@ mod tests {
     fn a_node_that_stands_still_now_and_then_is_not_far() {
         let mut trip = trip(2, 1);
         for n in 0..40 {
-            trip = RoundTrip::with(Some(trip), Span::ms(if n % 4 == 0 { 3_000 } else { 2 }));
+            trip = RoundTrip::with(Some(trip), Span::ms(if n % 4 == 0 { 3_000 } else { 2 }), at(200 + n));
             assert_eq!((pace_for_member(Some(trip)), pace_at_best(Some(trip))), (1, 1));
         }
     }
 
     #[test]
     fn a_node_that_has_moved_away_is_soon_known_to_be_far() {
-        let moved = (0..KEPT).fold(trip(2, 1), |trip, _| RoundTrip::with(Some(trip), Span::ms(600)));
-        assert!(pace_at_best(Some(moved)) > 1 && pace_for_member(Some(moved)) >= pace_at_best(Some(moved)));
+        let moved = |times: u64, every: u64| {
+            let samples = (0..times).map(|n| at(200 + n * every));
+            let moved = samples.fold(trip(2, 1), |trip, at| RoundTrip::with(Some(trip), Span::ms(600), at));
+            (pace_at_best(Some(moved)), pace_for_member(Some(moved)))
+        };
+        // By beats, and by a failure detector that looks at each node every few seconds.
+        for (times, every) in [(8, 1), (3, 20)] {
+            let (best, usual) = moved(times, every);
+            assert!(best > 1 && usual >= best, "{times} times: {best}, {usual}");
+        }
     }
 }

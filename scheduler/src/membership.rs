@@ -80,6 +80,13 @@ pub enum MembershipEffect {
         /// At most a few KiB.
         bytes: Vec<u8>,
     },
+    /// A probe of the member was answered after so long.
+    RoundTrip {
+        /// The member.
+        node: NodeId,
+        /// There and back.
+        trip: Span,
+    },
     /// A member is now seen differently. A restart quicker than the detector shows in [`Membership::iter`] only.
     Changed {
         /// The member.

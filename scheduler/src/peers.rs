@@ -186,18 +186,18 @@ impl Peers {
     }
 
     /// The transport measured a round trip, now or some time ago.
-    pub(crate) fn pinged(&mut self, node: NodeId, trip: Span) {
+    pub(crate) fn pinged(&mut self, node: NodeId, trip: Span, now: Time) {
         if let Some(peer) = self.map.get_mut(&node)
             && std::mem::replace(&mut peer.ping, trip) != trip
         {
-            self.measured(node, trip);
+            self.measured(node, trip, now);
         }
     }
 
     /// A message and its answer took so long.
-    pub(crate) fn measured(&mut self, node: NodeId, trip: Span) {
+    pub(crate) fn measured(&mut self, node: NodeId, trip: Span, now: Time) {
         if let Some(peer) = self.map.get_mut(&node) {
-            peer.trip = Some(RoundTrip::with(peer.trip, trip));
+            peer.trip = Some(RoundTrip::with(peer.trip, trip, now));
         }
     }
 

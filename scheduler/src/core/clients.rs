@@ -21,6 +21,8 @@ use crate::wire::Message;
 
 /// Nodes in the brain set of a job: one that decides and two that could. More would cost latency for little.
 pub(super) const BRAIN_SET: usize = 3;
+/// A node so far away answers the failure detector too late now and then.
+const FAR: Span = Span::ms(150);
 
 /// Who waits for what.
 #[derive(Debug, Default)]
@@ -81,7 +83,13 @@ impl Clients {
 impl Core {
     /// Who could be in a brain set now, this node left out.
     pub(super) fn reach(&self) -> Reach {
-        let gone = |n: &NodeId| matches!(self.membership.state(*n), Some(NodeState::Lost | NodeState::Suspect));
+        // The failure detector's patience is that of a LAN: it doubts a node that is far away now and then, while it is heard.
+        let far = |n: NodeId| self.ctx.peers.trip(n).is_some_and(|trip| trip.smoothed() >= FAR);
+        let gone = |n: &NodeId| match self.membership.state(*n) {
+            Some(NodeState::Lost) => true,
+            Some(NodeState::Suspect) => !(far(*n) && self.ctx.peers.is_heard(*n, self.ctx.now.at)),
+            _ => false,
+        };
         // One whose card has not come would be named with a disk that it does not have: it would have to be recalled into the
         // set, by both others, and two such could never be.
         let ready = |n: &NodeId| {

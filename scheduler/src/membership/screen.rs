@@ -9,7 +9,7 @@ use foca::{Member, Message};
 use sinew_crdt_state::ids::NodeId;
 
 use super::packet::{Identity, PACKET_MAX, Packet, PacketError};
-use super::{HEARSAY_MAX, Membership, NodeState};
+use super::{HEARSAY_MAX, Membership, MembershipEffect, NodeState};
 use crate::time::Time;
 
 /// How far ahead of our own start a claimed incarnation is followed. In milliseconds 34 years: any clock set back between
@@ -76,6 +76,10 @@ impl Membership {
         let claim = self.screen(&mut packet);
         self.touch(&packet);
         let answered = matches!(packet.header.message, Message::Ack(_)) && self.io.probing == Some(from);
+        if answered && let Some(sent) = self.io.probed_at.take() {
+            let trip = self.io.now - sent;
+            self.io.effects.push_back(MembershipEffect::RoundTrip { node: from, trip });
+        }
         let handled = self.foca.handle_data(&packet.to_bytes(), &mut self.io);
         // The second stage asks others only if there was no answer. With one it need not wake us; a wrong answer brings it
         // forward, to the liar's cost.

@@ -115,6 +115,7 @@ impl World {
                 MembershipEffect::Changed { node: about, to, .. } => {
                     self.changes.push((self.now, node, index(about), to));
                 }
+                MembershipEffect::RoundTrip { trip, .. } => assert!(trip <= Span::ms(1_100), "{trip:?}"),
                 MembershipEffect::Send { to, bytes } => {
                     assert!(bytes.len() <= PACKET_MAX);
                     self.trace.update(&self.now.0.to_be_bytes()).update(&to.0).update(&bytes);

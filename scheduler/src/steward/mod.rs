@@ -344,7 +344,7 @@ impl Stewards {
             }
         }
         if let Some((_, sent)) = self.beats.iter().find(|(s, _)| *s == seq) {
-            ctx.peers.measured(from, ctx.now.at - *sent);
+            ctx.peers.measured(from, ctx.now.at - *sent, ctx.now.at);
             let other_disk = ctx.peers.touch_contact(from, *sent, disk);
             brains.on_contact(ctx, from, other_disk);
         }

@@ -149,7 +149,7 @@ impl Worker {
         void: &[Lease],
     ) {
         let Some((_, sent)) = self.beats.iter().find(|(s, _)| *s == seq).copied() else { return };
-        ctx.peers.measured(from, ctx.now.at - sent);
+        ctx.peers.measured(from, ctx.now.at - sent, ctx.now.at);
         let sent = if planted(Bug::RenewAtArrival) { ctx.now.at } else { sent };
         for lease in renewed {
             if let Some(held) = self.held.get_mut(lease).filter(|h| h.brain == from) {
