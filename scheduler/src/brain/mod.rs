@@ -312,15 +312,22 @@ impl Brain {
             return false;
         }
         let tried = ctx.now.at - self.since >= LEASE.at(self.pace);
-        let set = &self.spec.brain_set;
-        if tried && ctx.peers.pace_of_set_at_best(set) > self.pace && !self.in_charge(ctx) {
-            self.pace_wanted = self.pace_wanted.max(ctx.peers.pace_of_set(set));
-        }
-        let changes = tried && self.pace_wanted > self.pace;
+        let too_fast = tried && !self.in_charge(ctx) && self.is_too_fast(ctx);
+        let changes = too_fast || tried && self.pace_wanted > self.pace;
         if changes {
             self.depose(ctx);
         }
         changes
+    }
+
+    /// Whether not even the fastest answers of its set keep a brain of this pace in charge; notes which pace would do.
+    fn is_too_fast(&mut self, ctx: &Ctx) -> bool {
+        let set = &self.spec.brain_set;
+        let too_fast = ctx.peers.pace_of_set_at_best(set) > self.pace && !planted(Bug::OnePaceForAll);
+        if too_fast {
+            self.pace_wanted = self.pace_wanted.max(ctx.peers.pace_of_set(set));
+        }
+        too_fast
     }
 
     /// Whether the answers of its set's members count for this job just as for any other: they come from disks that it trusts, and
@@ -401,6 +408,10 @@ impl Brain {
                     self.answer_submit(ctx, Ok(self.job));
                 }
                 ctx.effect(Effect::Changed(self.job));
+                // Its set was thought to be nearer than its first answers show: better before anything is awarded.
+                if self.is_too_fast(ctx) {
+                    self.depose(ctx);
+                }
             }
             Stage::Ending { finish, is_final } => {
                 *is_final |= *finish == id;

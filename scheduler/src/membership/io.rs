@@ -35,8 +35,8 @@ pub(super) struct Io {
     pub(super) effects: VecDeque<MembershipEffect>,
     /// The node foca probes in this period. foca does not compare it with what a forwarded answer is about; we do.
     pub(super) probing: Option<NodeId>,
-    /// When that probe went out, until it is answered.
-    pub(super) probed_at: Option<Time>,
+    /// Probes that were not answered yet, and when they went out; `None` for a second one, whose answer might be the first one's.
+    pub(super) unanswered: BTreeMap<NodeId, Option<Time>>,
     timers: BTreeMap<(Time, u64), Due>,
     /// When the first of them is due: nearly every call asks, and few find anything due.
     first: Option<Time>,
@@ -53,7 +53,7 @@ impl Io {
             now: Time::default(),
             effects: VecDeque::new(),
             probing: None,
-            probed_at: None,
+            unanswered: BTreeMap::new(),
             timers: BTreeMap::new(),
             first: None,
             parked: None,
@@ -158,7 +158,8 @@ impl foca::Runtime<Identity> for Io {
         let mut after = Span(u64::try_from(after.as_micros()).unwrap_or(u64::MAX));
         if let Timer::SendIndirectProbe { probed_id, .. } = &event {
             self.probing = Some(probed_id.node);
-            self.probed_at = Some(self.now);
+            let now = Some(self.now);
+            self.unanswered.entry(probed_id.node).and_modify(|sent| *sent = None).or_insert(now);
         }
         if repeats(&event) {
             after = self.jitter(after);

@@ -76,7 +76,9 @@ impl Membership {
         let claim = self.screen(&mut packet);
         self.touch(&packet);
         let answered = matches!(packet.header.message, Message::Ack(_)) && self.io.probing == Some(from);
-        if answered && let Some(sent) = self.io.probed_at.take() {
+        if matches!(packet.header.message, Message::Ack(_))
+            && let Some(sent) = self.io.unanswered.remove(&from).flatten()
+        {
             let trip = self.io.now - sent;
             self.io.effects.push_back(MembershipEffect::RoundTrip { node: from, trip });
         }

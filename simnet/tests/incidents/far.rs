@@ -72,3 +72,20 @@ fn a_brain_far_away_dies() {
         all_ends_well(&mut world);
     }
 }
+
+/// The submitter's links got longer a moment ago, and it has hardly measured that.
+#[test]
+fn a_job_soon_after_links_got_longer() {
+    for seed in 2_440..2_446 {
+        let mut world = World::seed(seed).network(with_far(1, 0.1)).nodes(NAMES);
+        world.run_for(seconds(30));
+        world.set_network(with_far(225, 0.05));
+        let wait = 6_000 + world.pick(4_000) as u64;
+        world.run_for(millis(wait));
+        let tasks = world.submit("far", &job().tasks(6).lasting(seconds(8)).spread());
+        world.run_until_within(completed(tasks), seconds(90));
+        let starts = world.executions_of(&tasks).count();
+        assert!(starts <= 9, "seed {seed}: {starts} starts of six tasks");
+        all_ends_well(&mut world);
+    }
+}
