@@ -136,7 +136,8 @@ fn statements() -> Vec<(u8, Statement)> {
         ReportItem::Outputs { task: 0, outputs: vec![output.clone()], usage },
         ReportItem::Failed { task: 1, failure: failure.clone(), usage },
     ];
-    let accepted = |run, outputs| Accepted { run, node: who(2).id(), fence, outputs, copy: Some(who(3).id()) };
+    let accepted =
+        |run, outputs| Accepted { run, node: who(2).id(), fence, outputs, copy: Some(who(3).id()), again: 0 };
     let accept = vec![accepted(Run { start: 0, len: 1 }, vec![output]), accepted(run, Vec::new())];
     let receipt = Executed { tasks: 7, usage, outputs: Hash([4; 32]) };
     let award = |node| Fact::Award { fence, node, slots: 2, lease_ms: 1_500 };
@@ -154,7 +155,15 @@ fn statements() -> Vec<(u8, Statement)> {
         (0, Fact::Cancel { reason: "enough".to_owned() }),
         (1, Fact::Finish { term: 2, outcome: Outcome::Failed { phase: 0, task: 1, node: None, failure } }),
         (1, Fact::Receipt(receipt)),
-        (1, Fact::Seal { term: 2, outcome: Outcome::Completed, receipts: vec![(who(2).id(), FactId([8; 32]))] }),
+        (
+            1,
+            Fact::Seal {
+                term: 2,
+                outcome: Outcome::Completed,
+                receipts: vec![(who(2).id(), FactId([8; 32]))],
+                anew: 0,
+            },
+        ),
     ];
     facts.into_iter().zip(NOW_MS..).map(|((author, fact), at_ms)| (author, Statement { at_ms, fact })).collect()
 }
