@@ -107,6 +107,8 @@ fn frames() -> Vec<Vec<u8>> {
         Message::Holds { seq: 1, blobs: vec![(job, vec![Hash([3; 32])])] },
         Message::Keep { job, blobs: vec![BlobRef { hash: Hash([3; 32]), size: 9 }], holders: vec![NodeId([4; 32])] },
         Message::Kept { job, ok: true },
+        Message::Blocked { lease, phase: 1, tasks: vec![0, 3], missing: vec![Hash([4; 32])] },
+        Message::Fetching { job, copy: Some((0, 1)), done: 5, total: 9 },
         Message::Swim(vec![1, 2, 3]),
     ];
     let data = LogData { job, phase: 0, task: 3, attempt: 1, stderr: true, offset: 9, bytes: b"hello\n".to_vec() };
@@ -216,6 +218,7 @@ fn card() -> Card {
         from: 4,
         seen: None,
         copies: true,
+        fetching: true,
     }
 }
 

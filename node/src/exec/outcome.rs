@@ -63,7 +63,7 @@ pub struct Failure {
     /// Something of the mesh that the task needs was out of reach, before anything ran: these blobs, or what is no blob. It is no
     /// attempt then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub out_of_reach: Option<Vec<Hash>>,
+    pub out_of_reach: Option<Box<[Hash]>>,
 }
 
 impl Failure {
@@ -84,7 +84,7 @@ impl Failure {
     /// The same failure, of a task that could not begin because these blobs of the mesh are out of reach.
     #[must_use]
     pub fn out_of_reach(mut self, blobs: Vec<Hash>) -> Self {
-        self.out_of_reach = Some(blobs);
+        self.out_of_reach = Some(blobs.into_boxed_slice());
         self
     }
 

@@ -38,7 +38,7 @@ pub(super) fn run(host: &TaskHost, slot: &mut Slot, task: &StartTask, stop: &Sto
     let (result, usage) = match attempt(host, slot, task, stop, began) {
         Ok((outputs, usage)) => (Ok(outputs), usage),
         Err((mut failure, usage)) => {
-            missing = failure.out_of_reach.take();
+            missing = failure.out_of_reach.take().map(<[_]>::into_vec);
             (Err(failure_fact(failure)), usage)
         }
     };
@@ -196,26 +196,19 @@ fn reduce_inputs(
 /// What all of these gave. Where several are out of reach the failure names them together, as far as they come to light soon.
 async fn all_or_missing<T>(fetches: impl futures::Stream<Item = Result<T, Failure>>) -> Result<Vec<T>, Failure> {
     let mut fetches = std::pin::pin!(fetches);
-    let (mut had, mut missing): (Vec<T>, Option<Failure>) = (Vec::new(), None);
-    let mut failed = 0;
+    let (mut had, mut away): (Vec<T>, Vec<Failure>) = (Vec::new(), Vec::new());
     while let Some(fetched) = fetches.next().await {
         match fetched {
             Ok(one) => had.push(one),
             Err(failure) if failure.out_of_reach.is_none() => return Err(failure),
-            Err(failure) => {
-                failed += 1;
-                let more = failure.out_of_reach.clone();
-                let first = missing.get_or_insert(failure);
-                if failed > 1 {
-                    first.out_of_reach.iter_mut().for_each(|all| all.extend(more.iter().flatten().copied()));
-                }
-                if failed >= FETCHES {
-                    break;
-                }
-            }
+            Err(failure) => away.push(failure),
+        }
+        if away.len() >= FETCHES {
+            break;
         }
     }
-    missing.map_or(Ok(had), Err)
+    let missing = away.iter().flat_map(|failure| failure.out_of_reach.iter().flatten().copied()).collect();
+    away.into_iter().next().map_or(Ok(had), |first| Err(first.out_of_reach(missing)))
 }
 
 /// Fetches the index and then the task's range of one map output; `None` when the partition is empty there.
@@ -287,7 +280,7 @@ mod tests {
         let gather = |all: Vec<Result<u8, Failure>>| all_or_missing(futures::stream::iter(all));
         assert_eq!(gather(vec![Ok(1), Ok(2)]).await.expect("all"), [1, 2]);
         let failure = gather(vec![Err(away(1)), Ok(2), Err(away(3))]).await.expect_err("two are away");
-        assert_eq!(failure.out_of_reach, Some(vec![Hash([1; 32]), Hash([3; 32])]));
+        assert_eq!(failure.out_of_reach.as_deref(), Some(&[Hash([1; 32]), Hash([3; 32])][..]));
         let broken = Failure::new(ErrorCode::Fetch, "not sorted");
         let failure = gather(vec![Err(away(1)), Err(broken)]).await.expect_err("one is broken");
         assert_eq!((failure.out_of_reach, failure.message.as_str()), (None, "not sorted"));
