@@ -97,7 +97,7 @@ fn frames() -> Vec<Vec<u8>> {
         Message::Assign(assign),
         Message::Beat { seq: 3, leases: vec![(lease, 2)] },
         Message::BeatAck { seq: 3, renewed: vec![lease], kept: vec![lease], void: Vec::new() },
-        Message::VoteRequest { job, term: 2, trial: false, have: vec![1, 2] },
+        Message::VoteRequest { job, term: 2, trial: false, have: vec![1, 2], pace: 1 },
         Message::Recall { submit: Box::new(facts()), disk: DiskId(9), have: vec![1] },
         Message::Recalled { job, disk: DiskId(9), remembers: true, known: vec![1, 2] },
         Message::Report { lease, facts: vec![facts()] },
