@@ -144,6 +144,15 @@ pub struct Accepted {
     pub outputs: Vec<Output>,
     /// Who else holds the outputs.
     pub copy: Option<NodeId>,
+    /// How often the result was made anew, because nobody held its outputs any more: the highest counts. Never of the last phase,
+    /// whose results are final.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub again: u32,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+const fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// How a job ended.
@@ -287,6 +296,9 @@ pub enum Fact {
         outcome: Outcome,
         /// The executors' receipts that arrived in time.
         receipts: Vec<(NodeId, FactId)>,
+        /// How often results that count were made anew, in all ([`Accepted::again`]): who knows fewer lacks an accept.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        anew: u32,
     },
 }
 

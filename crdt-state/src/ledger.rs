@@ -247,8 +247,8 @@ impl Ledger {
     /// After a seal nothing more is taken in, so a completed job's waits until all that it seals is here: otherwise this
     /// node would never learn where the missing outputs are.
     fn check_complete(&self, entry: JobId, statement: &Statement) -> Result<(), Refusal> {
-        let Fact::Seal { term, outcome: Outcome::Completed, .. } = &statement.fact else { return Ok(()) };
-        let whole = self.live.get(&entry).is_none_or(|live| live.state.is_whole(*term));
+        let Fact::Seal { term, outcome: Outcome::Completed, anew, .. } = &statement.fact else { return Ok(()) };
+        let whole = self.live.get(&entry).is_none_or(|live| live.state.is_whole(*term, *anew));
         if whole || planted(Bug::SealUnseen) { Ok(()) } else { Err(Refusal::Incomplete) }
     }
 

@@ -114,6 +114,18 @@ pub enum Bug {
     NoWitness,
     /// A withdrawal is not kept on disk.
     WithdrawInMemory,
+    /// An attempt that could not begin, because an input of the mesh was out of reach, counts as a failed one.
+    CountBlocked,
+    /// A map output whose holders are gone for good is not made anew.
+    NeverAnew,
+    /// A node that keeps its lease and ends nothing keeps it for ever.
+    HogUnseen,
+    /// A node that never answers a request for a copy is waited for as long as one that copies.
+    MuteUnseen,
+    /// A job's only attempt is never started a second time.
+    NoTwin,
+    /// A submit's time runs from its beginning, whatever its inputs have to travel.
+    SubmitByTheClock,
 }
 
 #[cfg(feature = "planted")]

@@ -102,7 +102,7 @@ pub fn check(spec: &JobSpec, author: NodeId, roles: Roles, fact: &Fact) -> Resul
             brain(*term)?;
             check_outcome(outcome).map_err(|what| RuleError::Bounds { fact: name, what })
         }
-        Fact::Seal { term, outcome, receipts } => {
+        Fact::Seal { term, outcome, receipts, .. } => {
             brain(*term)?;
             if receipts.len() > ITEMS_MAX {
                 return Err(RuleError::Bounds { fact: name, what: "its list of receipts" });
@@ -180,8 +180,13 @@ fn check_accept(spec: &JobSpec, phase: Phase, items: &[Accepted]) -> Result<(), 
     if items.len() > ITEMS_MAX {
         return Err("the number of items");
     }
+    let last = usize::from(phase) + 1 == spec.phases().len();
     items.iter().try_for_each(|item| {
         check_run(item.run, tasks)?;
+        // What a user is shown is never replaced.
+        if last && item.again > 0 {
+            return Err("how often it was made");
+        }
         // Outputs are one task's own: a long run of them would make every reader's memory grow by a few bytes' word.
         if !item.outputs.is_empty() && item.run.len != 1 {
             return Err("a task number");

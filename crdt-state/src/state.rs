@@ -62,7 +62,9 @@ pub struct AwardState {
 /// A result that counts.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct AcceptedResult {
-    /// The term that accepted it; the highest wins.
+    /// How often it was made anew; the highest wins.
+    pub again: u32,
+    /// The term that accepted it; of those made anew as often the highest wins.
     pub term: u32,
     /// Under which award.
     pub fence: Fence,
@@ -272,7 +274,7 @@ impl JobState {
                     *newest = (id, executed.clone());
                 }
             }
-            Fact::Seal { term, outcome, receipts } => {
+            Fact::Seal { term, outcome, receipts, .. } => {
                 self.saw_term(*term);
                 if self.course.seal.as_ref().is_none_or(|old| (*term, id) > (old.0, old.1)) {
                     self.course.seal = Some(Box::new((*term, id, outcome.clone(), receipts.clone())));
@@ -365,6 +367,7 @@ impl JobState {
         let Some(accepted) = self.accepted.get_mut(usize::from(phase)) else { return };
         for item in items {
             let result = AcceptedResult {
+                again: item.again,
                 term,
                 fence: item.fence,
                 node: item.node,
@@ -409,10 +412,18 @@ impl JobState {
         self.seal.as_ref().map(|s| &s.2).or_else(|| finish.map(|f| &f.2))
     }
 
-    /// Whether everything that the seal of `term` stands for is known: who led then, and where all results are.
+    /// Whether everything that the seal of `term` stands for is known: who led then, and where all results are, `anew` of which
+    /// took the place of others.
     #[must_use]
-    pub fn is_whole(&self, term: u32) -> bool {
-        term <= self.lead_term() && self.phase().is_none()
+    pub fn is_whole(&self, term: u32, anew: u32) -> bool {
+        term <= self.lead_term() && self.phase().is_none() && self.anew() >= anew
+    }
+
+    /// How often results that count were made anew, in all.
+    #[must_use]
+    pub fn anew(&self) -> u32 {
+        let runs = self.accepted.iter().flat_map(|phase| phase.iter());
+        runs.fold(0, |sum, (run, result)| sum.saturating_add(run.len.saturating_mul(result.again)))
     }
 
     /// The state (L4).

@@ -81,7 +81,7 @@ fn accepted() -> impl Strategy<Value = Accepted> {
         let blob = BlobRef { hash: Hash::of(&run.start.to_le_bytes()), size: 4 };
         let outputs = if plain { Vec::new() } else { vec![Output { name: "stdout".to_owned(), blob }] };
         let run = if plain { run } else { Run { len: 1, ..run } };
-        Accepted { run, node: who(node).id(), fence, outputs, copy: None }
+        Accepted { run, node: who(node).id(), fence, outputs, copy: None, again: 0 }
     })
 }
 
@@ -203,7 +203,7 @@ proptest! {
             Fact::Accept { term, phase: 0, items: Vec::new() },
             Fact::Lead { term, voters: spec.brain_set.clone(), base: Vec::new(), pace: 1 },
             Fact::Finish { term, outcome: Outcome::Cancelled },
-            Fact::Seal { term, outcome: Outcome::Cancelled, receipts: Vec::new() },
+            Fact::Seal { term, outcome: Outcome::Cancelled, receipts: Vec::new(), anew: 0 },
         ];
         let author = who(author).id();
         let may = brain_of(&spec, term) == Some(author);

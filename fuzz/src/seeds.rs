@@ -97,7 +97,7 @@ fn frames() -> Vec<Vec<u8>> {
         Message::Assign(assign),
         Message::Beat { seq: 3, leases: vec![(lease, 2)] },
         Message::BeatAck { seq: 3, renewed: vec![lease], kept: vec![lease], void: Vec::new() },
-        Message::VoteRequest { job, term: 2, trial: false, have: vec![1, 2] },
+        Message::VoteRequest { job, term: 2, trial: false, have: vec![1, 2], pace: 1 },
         Message::Recall { submit: Box::new(facts()), disk: DiskId(9), have: vec![1] },
         Message::Recalled { job, disk: DiskId(9), remembers: true, known: vec![1, 2] },
         Message::Report { lease, facts: vec![facts()] },
@@ -107,6 +107,8 @@ fn frames() -> Vec<Vec<u8>> {
         Message::Holds { seq: 1, blobs: vec![(job, vec![Hash([3; 32])])] },
         Message::Keep { job, blobs: vec![BlobRef { hash: Hash([3; 32]), size: 9 }], holders: vec![NodeId([4; 32])] },
         Message::Kept { job, ok: true },
+        Message::Blocked { lease, phase: 1, tasks: vec![0, 3], missing: vec![Hash([4; 32])] },
+        Message::Fetching { job, copy: Some((0, 1)), done: 5, total: 9 },
         Message::Swim(vec![1, 2, 3]),
     ];
     let data = LogData { job, phase: 0, task: 3, attempt: 1, stderr: true, offset: 9, bytes: b"hello\n".to_vec() };
@@ -136,7 +138,8 @@ fn statements() -> Vec<(u8, Statement)> {
         ReportItem::Outputs { task: 0, outputs: vec![output.clone()], usage },
         ReportItem::Failed { task: 1, failure: failure.clone(), usage },
     ];
-    let accepted = |run, outputs| Accepted { run, node: who(2).id(), fence, outputs, copy: Some(who(3).id()) };
+    let accepted =
+        |run, outputs| Accepted { run, node: who(2).id(), fence, outputs, copy: Some(who(3).id()), again: 0 };
     let accept = vec![accepted(Run { start: 0, len: 1 }, vec![output]), accepted(run, Vec::new())];
     let receipt = Executed { tasks: 7, usage, outputs: Hash([4; 32]) };
     let award = |node| Fact::Award { fence, node, slots: 2, lease_ms: 1_500 };
@@ -154,7 +157,15 @@ fn statements() -> Vec<(u8, Statement)> {
         (0, Fact::Cancel { reason: "enough".to_owned() }),
         (1, Fact::Finish { term: 2, outcome: Outcome::Failed { phase: 0, task: 1, node: None, failure } }),
         (1, Fact::Receipt(receipt)),
-        (1, Fact::Seal { term: 2, outcome: Outcome::Completed, receipts: vec![(who(2).id(), FactId([8; 32]))] }),
+        (
+            1,
+            Fact::Seal {
+                term: 2,
+                outcome: Outcome::Completed,
+                receipts: vec![(who(2).id(), FactId([8; 32]))],
+                anew: 0,
+            },
+        ),
     ];
     facts.into_iter().zip(NOW_MS..).map(|((author, fact), at_ms)| (author, Statement { at_ms, fact })).collect()
 }
@@ -207,6 +218,7 @@ fn card() -> Card {
         from: 4,
         seen: None,
         copies: true,
+        fetching: true,
     }
 }
 

@@ -205,6 +205,9 @@ impl Daemon {
                         if let Err(error) = crate::prune::outputs(&shared.store, shared.outputs_kept_ms, false).await {
                             tracing::warn!(%error, "cannot let go of old outputs");
                         }
+                        if let Err(error) = crate::prune::partials(&shared.store, crate::clock::unix_ms()).await {
+                            tracing::warn!(%error, "cannot let go of what came in part");
+                        }
                     });
                 }
                 Ok(()) = collections.changed() => tell_blobs(&self.shared),

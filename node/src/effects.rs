@@ -1,13 +1,15 @@
 //! Carries the core's effects out: to the mesh, the disk, the task threads, the blob store and whoever waits for an answer.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use sinew_blobs::{FetchOptions, Format};
+use sinew_blobs::{FetchOptions, FetchProgress, Format, OnFetchProgress};
 use sinew_crdt_state::fact::Usage;
 use sinew_crdt_state::ids::{Hash, JobId, NodeId};
 use sinew_crdt_state::spec::{BlobRef, Builtin, Program, Work};
 use sinew_mesh::{DropReason, FrameClass, Topic};
+use sinew_scheduler::config::FETCHING_EVERY;
 use sinew_scheduler::io::{Effect, FetchId, Input, Note, StartTask, TaskResult};
 use sinew_scheduler::wire;
 
@@ -42,7 +44,7 @@ impl Effects {
     fn fetch(&self, id: FetchId, job: JobId, blobs: Vec<BlobRef>, providers: Vec<NodeId>) {
         let shared = Arc::clone(&self.shared);
         self.runtime.spawn(async move {
-            let ok = match fetch_all(&shared, job, &blobs, &providers).await {
+            let ok = match fetch_all(&shared, id, job, &blobs, &providers).await {
                 Ok(()) => true,
                 Err(error) => {
                     tracing::warn!(job = %job.short(), %error, "cannot fetch blobs");
@@ -123,6 +125,14 @@ impl Effects {
                 let (job, epoch) = (lease.job.short(), lease.fence.epoch);
                 tracing::warn!(%job, epoch, node = %node.short(), silent_ms, "award lost; its tasks are awarded anew");
             }
+            Note::Overdue { lease, node, silent_ms } => {
+                let (job, epoch) = (lease.job.short(), lease.fence.epoch);
+                tracing::warn!(%job, epoch, node = %node.short(), silent_ms, "tasks are past their time limit; their award ends");
+            }
+            Note::MadeAnew { job, phase, tasks, .. } => {
+                let (job, tasks) = (job.short(), tasks.len());
+                tracing::warn!(%job, phase, tasks, "the outputs of tasks are lost with all who held them; they are made anew");
+            }
             Note::Fenced { lease } => {
                 tracing::warn!(job = %lease.job.short(), epoch = lease.fence.epoch, "lease over; attempts stopped");
             }
@@ -152,20 +162,68 @@ impl Effects {
     }
 }
 
+/// Tells the core how far a fetch of several blobs is.
+#[derive(Clone)]
+struct Progress {
+    shared: Arc<Shared>,
+    id: FetchId,
+    total: u64,
+    /// Bytes of blobs that are here, and when it was last told.
+    state: Arc<Mutex<(u64, Instant)>>,
+}
+
+impl Progress {
+    fn new(shared: &Arc<Shared>, id: FetchId, blobs: &[BlobRef]) -> Self {
+        let total = blobs.iter().map(|b| b.size).fold(0, u64::saturating_add);
+        Self { shared: Arc::clone(shared), id, total, state: Arc::new(Mutex::new((0, Instant::now()))) }
+    }
+
+    /// Hears of the next blob.
+    fn of_next(&self) -> OnFetchProgress {
+        let told = self.clone();
+        Arc::new(move |progress: FetchProgress| told.tell(progress.resumed.saturating_add(progress.fetched)))
+    }
+
+    /// A blob is here.
+    fn came(&self, bytes: u64) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).0 += bytes;
+        self.tell(0);
+    }
+
+    /// So much of the blob that is on its way has come.
+    fn tell(&self, part: u64) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.1.elapsed() >= Duration::from_millis(FETCHING_EVERY.as_ms()) {
+            state.1 = Instant::now();
+            let (id, total) = (self.id, self.total);
+            let done = state.0.saturating_add(part).min(total);
+            self.shared.engine.input(Input::FetchProgress { id, done, total });
+        }
+    }
+}
+
 async fn fetch_all(
-    shared: &Shared,
+    shared: &Arc<Shared>,
+    id: FetchId,
     job: JobId,
     blobs: &[BlobRef],
     providers: &[NodeId],
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let own = shared.identity.id();
     let others: Vec<NodeId> = providers.iter().copied().filter(|n| *n != own).collect();
+    let progress = Progress::new(shared, id, blobs);
     for blob in blobs.iter().filter(|b| b.size > 0) {
         // Tagged first, so that what arrives is not collected in between.
         let guard = shared.store.temp_tag(blob.hash, Format::Raw).await;
-        let options = FetchOptions { max_size: blob.size, ..FetchOptions::default() };
-        shared.store.fetch(blob.hash, &others, &shared.link, &options).await?;
+        let options =
+            FetchOptions { max_size: blob.size, on_progress: Some(progress.of_next()), ..FetchOptions::default() };
+        if let Err(error) = shared.store.fetch(blob.hash, &others, &shared.link, &options).await {
+            // What came is there for the next try.
+            crate::prune::keep_partial(&shared.store, blob.hash).await?;
+            return Err(error.into());
+        }
         shared.blobs.keep(job, blob.hash).await?;
+        progress.came(blob.size);
         drop(guard);
     }
     let hashes: Vec<_> = blobs.iter().filter(|b| b.size > 0).map(|b| b.hash).collect();

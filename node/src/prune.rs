@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 use sinew_blobs::{BlobStore, Format, StoreError};
-use sinew_crdt_state::ids::JobId;
+use sinew_crdt_state::ids::{Hash, JobId};
 
 use crate::clock::unix_ms;
 use crate::daemon::Shared;
@@ -12,6 +12,35 @@ use crate::tasks::TaskHost;
 
 /// Tags that say when a job was forgotten begin with this.
 const FORGOTTEN: &str = "forgotten/";
+
+/// Tags of blobs that came in part begin with this.
+const PARTIAL: &str = "partial/";
+
+/// What came of a blob whose fetch failed is kept this long for the next try: long enough for a user to try again.
+const PARTIAL_KEPT_MS: u64 = 3_600_000;
+
+/// Keeps what is here of a blob for a while.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn keep_partial(store: &BlobStore, hash: Hash) -> Result<(), StoreError> {
+    store.tag(&format!("{PARTIAL}{hash}/{}", unix_ms() / PARTIAL_KEPT_MS), hash, Format::Raw).await
+}
+
+/// Lets go of what has been kept by [`keep_partial`] for long enough: between one and two times as long as it is meant to be.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn partials(store: &BlobStore, now_ms: u64) -> Result<(), StoreError> {
+    for tag in store.tags(PARTIAL).await? {
+        let parts = tag.name.strip_prefix(PARTIAL).and_then(|rest| rest.split_once('/'));
+        let at = parts.filter(|(hash, _)| hash.parse::<Hash>().is_ok()).and_then(|(_, at)| at.parse::<u64>().ok());
+        if at.is_some_and(|at| now_ms / PARTIAL_KEPT_MS > at.saturating_add(1)) {
+            store.untag(&tag.name).await?;
+        }
+    }
+    Ok(())
+}
 
 /// Something that was, or would be, removed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,6 +98,9 @@ pub async fn outputs(store: &BlobStore, kept_ms: u64, dry_run: bool) -> Result<V
 /// # Errors
 /// [`StoreError`].
 pub async fn prune(shared: &Shared, host: &TaskHost, kept_ms: u64, dry_run: bool) -> Result<Vec<Leftover>, StoreError> {
+    if !dry_run {
+        partials(&shared.store, unix_ms()).await?;
+    }
     let mut found = outputs(&shared.store, kept_ms, dry_run).await?;
     found.extend(host.leftovers(dry_run).await);
     if !dry_run {
@@ -88,6 +120,26 @@ mod tests {
 
     use super::*;
     use crate::job_blobs::job_tag;
+
+    #[tokio::test]
+    async fn what_came_in_part_is_kept_for_a_while() {
+        let dir = tempfile::tempdir().expect("dir");
+        let store = BlobStore::open(dir.path(), StoreOptions::default()).await.expect("store");
+        let hash = {
+            let added = store.add_bytes(b"a part".to_vec()).await.expect("add");
+            keep_partial(&store, added.hash).await.expect("tagged");
+            added.hash
+        };
+        store.tag("partial/mine", hash, Format::Raw).await.expect("a user's own");
+        let now = unix_ms();
+        partials(&store, now + PARTIAL_KEPT_MS / 2).await.expect("looked");
+        store.run_gc_once().await.expect("gc");
+        assert!(store.reader(hash).await.is_ok(), "for the next try");
+        partials(&store, now + 3 * PARTIAL_KEPT_MS).await.expect("looked");
+        let left: Vec<String> = store.tags("").await.expect("tags").into_iter().map(|tag| tag.name).collect();
+        assert_eq!(left, ["partial/mine"]);
+        store.shutdown().await;
+    }
 
     #[tokio::test]
     async fn outputs_of_a_forgotten_job_go_when_they_are_old() {

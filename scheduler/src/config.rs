@@ -89,14 +89,50 @@ pub const REPORT_ITEMS: usize = 1_024;
 pub const RESEND_EVERY: Span = Span::ms(1_000);
 /// A request for a copy that was not answered is repeated this often: it, or its answer, may be lost.
 pub const COPY_AGAIN: Span = Span::ms(2_000);
-/// A copy that took this long goes to somebody else.
+/// A copy that took this long goes to somebody else, unless it still comes in at [`COPY_BYTES_PER_S`] or faster.
 pub const COPY_TIMEOUT: Span = Span::ms(60_000);
+/// ... and so does one of which the node that was asked says nothing for this long. A fetch that is under way tells of itself every
+/// [`FETCHING_EVERY`], and a provider that stalls is given up after five seconds.
+pub const COPY_SILENCE: Span = Span::ms(10_000);
+/// The slowest that a copy may be in the mean once [`COPY_TIMEOUT`] is over, bytes a second: a modem's upstream.
+pub const COPY_BYTES_PER_S: u64 = 64 << 10;
+/// A node that was asked for a copy and said nothing is asked for none by the same job for this long, while there are others.
+pub const MUTE_FOR: Span = Span::ms(300_000);
+/// How far a fetch is, is told no more often than this.
+pub const FETCHING_EVERY: Span = Span::ms(1_000);
+/// An input of the mesh that nobody could fetch is asked for again after this, on all nodes that have room, ...
+pub const BLOCKED_AGAIN: Span = Span::ms(500);
+/// ... then after twice as long each time, up to this: a node that comes back is noticed sooner, if this one hears of it.
+pub const BLOCKED_AGAIN_MAX: Span = Span::ms(8_000);
+/// Blobs named as out of reach in one message, and remembered of one job: which ones there are shows as they come.
+pub const MISSING_MAX: usize = 64;
+/// Lost map outputs are looked for this often while tasks wait for some.
+pub const LOST_LOOK_EVERY: Span = Span::ms(1_000);
 /// Work queued at a worker: about this much time, so that it never idles for a round trip.
 pub const QUEUE_AHEAD: Span = Span::ms(200);
 /// Most tasks queued at one award.
 pub const WINDOW_MAX: u32 = 16_384;
 /// A task that runs longer than this and twice the mean of its phase is started elsewhere too.
 pub const SPECULATE_AFTER: Span = Span::ms(2_000);
+/// The only attempt of a job that has a time limit is started elsewhere too once half of that is over, and no sooner than this:
+/// nothing else tells what is slow, and a second run of a short task would be waste.
+pub const SPECULATE_ALONE_AFTER: Span = Span::ms(60_000);
+/// ... and of a job without a limit after this.
+pub const SPECULATE_UNLIMITED_AFTER: Span = Span::ms(600_000);
+/// An attempt is past its limit once nothing was reported for the time limit and this: time to start and to report ...
+pub const OVERDUE_MARGIN: Span = Span::ms(20_000);
+/// ... and to store the largest output allowed, bytes a second: a slow disk.
+pub const STORE_BYTES_PER_S: u64 = 64 << 20;
+/// ... and to fetch inputs, bytes a second: a slow link.
+pub const FETCH_BYTES_PER_S: u64 = 1 << 20;
+/// ... and this where something has to come from outside of the mesh, or has to be made ready to run, whose size nobody knows.
+pub const GATHER_MARGIN: Span = Span::ms(600_000);
+/// A node that held tasks past their limit gets none of that job for this long while others can take them ...
+pub const OVERDUE_SHUN_FOR: Span = Span::ms(600_000);
+/// ... and none of others for this long; twice as long each time in a row, ...
+pub const SHUN_ALL_FOR: Span = Span::ms(60_000);
+/// ... that often.
+pub const SHUN_ALL_DOUBLED_MAX: u32 = 6;
 /// A node that could not fetch what a task needs gets no more of that job's tasks for this long while others can take them:
 /// it fails fast, so it would soon have had every task more often than retries allow.
 pub const SHUN_FOR: Span = Span::ms(30_000);
@@ -121,7 +157,8 @@ pub const WITNESSES: usize = 2;
 pub const WITNESS_EVERY: Span = Span::ms(2_000);
 /// A witness that has not answered is asked again after this: it may be fetching.
 pub const WITNESS_AGAIN: Span = Span::ms(10_000);
-/// A submit that is on no majority's disk by then has an unknown outcome, counted from when its inputs were replicated last.
+/// A submit that is on no majority's disk by then has an unknown outcome, counted from when more of its inputs last came to a
+/// member of its set.
 pub const SUBMIT_TIMEOUT: Span = Span::ms(15_000);
 
 /// A node whose load changed tells all its peers, no sooner than this after the last time ...

@@ -18,7 +18,7 @@ use crate::brains::Brains;
 use crate::config::{CARD_EVERY, CoreConfig, FORGOTTEN_FOR, PACE, PACE_JOBS, load_news_every};
 use crate::ctx::{After, Ctx, Setup};
 use crate::custody::Custody;
-use crate::io::{Effect, FetchId, Input, Note, Record, Request};
+use crate::io::{Effect, FetchId, Input, Note, Record, Request, RequestId};
 use crate::members;
 use crate::membership::{Membership, MembershipConfig, MembershipEffect, NodeState};
 use crate::pace::Pace;
@@ -217,6 +217,7 @@ impl Core {
             from: 0,
             seen: None,
             copies: true,
+            fetching: true,
         }
     }
 
@@ -260,6 +261,8 @@ impl Core {
                 self.refresh_own_load();
             }
             Input::Task { run, result } => self.worker.on_task(&mut self.ctx, run, result),
+            Input::Blocked { run, missing, failure } => self.worker.on_blocked(&mut self.ctx, run, missing, failure),
+            Input::FetchProgress { id, done, total } => self.on_fetch_progress(id, done, total),
             Input::Fetched { id, ok } => self.on_fetched(id, ok),
             Input::BlobsCame(hashes) => self.worker.blobs.extend(hashes),
             Input::BlobsLeft(left) => self.worker.blobs.clone_from(left.as_ref()),
@@ -673,6 +676,17 @@ impl Core {
     #[must_use]
     pub const fn looks(&self) -> u64 {
         self.ctx.looks
+    }
+
+    /// How much of the inputs of a submit that waits for its answer has come to the other members of its set: bytes, and of how many.
+    #[must_use]
+    pub fn submit_progress(&self, request: RequestId) -> Option<(u64, u64)> {
+        let asked = |brain: &&Brain| brain.waits().is_some_and(|(id, _)| id == request);
+        self.brains.iter().map(|(_, brain)| brain).find(asked)?.copied()
+    }
+
+    pub(crate) fn blocked(&self, brain: &Brain) -> Option<crate::view::BlockedView> {
+        brain.blocked_view(&self.ctx)
     }
 
     pub(crate) fn brain(&self, job: &JobId) -> Option<&Brain> {

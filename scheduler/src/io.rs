@@ -258,6 +258,24 @@ pub enum Input {
         /// How.
         result: TaskResult,
     },
+    /// An attempt could not begin: blobs of the mesh that it needs are out of reach. It ran nothing.
+    Blocked {
+        /// Which.
+        run: RunId,
+        /// The blobs that nobody in reach gave, as far as is known.
+        missing: Vec<Hash>,
+        /// The same as a failure, for a brain of an earlier version.
+        failure: TaskResult,
+    },
+    /// A fetch has come so far. At most once in [`crate::config::FETCHING_EVERY`].
+    FetchProgress {
+        /// Which.
+        id: FetchId,
+        /// Bytes that are here.
+        done: u64,
+        /// Bytes in all.
+        total: u64,
+    },
     /// A fetch ended.
     Fetched {
         /// Which.
@@ -559,6 +577,26 @@ pub enum Note {
         phase: Phase,
         /// The task.
         task: u32,
+    },
+    /// A node kept its lease and reported nothing for longer than the tasks' limit allows: the award ends.
+    Overdue {
+        /// The lease.
+        lease: Lease,
+        /// Whose it is.
+        node: NodeId,
+        /// How long it reported nothing, ms.
+        silent_ms: u64,
+    },
+    /// Nobody holds the outputs of these tasks any more: they run again, and what they leave takes the place of what was lost.
+    MadeAnew {
+        /// The job.
+        job: JobId,
+        /// The term of the brain that says so.
+        term: u32,
+        /// The phase.
+        phase: Phase,
+        /// The tasks.
+        tasks: Vec<u32>,
     },
     /// This node stopped its own attempts because nobody answered.
     Fenced {

@@ -116,6 +116,8 @@ kinds! {
     Assign "assign" Work
     Sources "sources" Work
     WantSources "want sources" Work
+    Blocked "blocked" Work
+    Fetching "fetching" Work
     Report "report" Work
     Settled "settled" Work
     Stop "stop" Work

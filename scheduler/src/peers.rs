@@ -7,7 +7,7 @@ use sinew_crdt_state::ids::{DiskId, NodeId};
 use sinew_crdt_state::spec::{JobSpec, PACE_MIN, Strategy};
 use sinew_crdt_state::state::JobState;
 
-use crate::config::{ASK_AGAIN, ASK_AGAIN_DOUBLED_MAX, silent_after};
+use crate::config::{ASK_AGAIN, ASK_AGAIN_DOUBLED_MAX, SHUN_ALL_DOUBLED_MAX, SHUN_ALL_FOR, silent_after};
 use crate::distance::{RoundTrip, pace_at_best, pace_for_member};
 use crate::table::Table;
 use crate::time::{Span, Time};
@@ -55,6 +55,10 @@ pub struct Peer {
     pub failure_rate: f64,
     /// Protocol offences counted.
     pub offences: u64,
+    /// It held tasks past their limit: it gets none before this ...
+    shunned_until: Time,
+    /// ... because of that, so often in a row.
+    shuns: u32,
 }
 
 /// All known nodes, this one included.
@@ -99,6 +103,8 @@ impl Peers {
             ping: Span(0),
             failure_rate: 0.0,
             offences: 0,
+            shunned_until: Time::default(),
+            shuns: 0,
         });
         peer.roles = roles;
         self.news += u64::from(!peer.connected);
@@ -228,8 +234,29 @@ impl Peers {
         }
     }
 
+    /// The node kept tasks past their limit, and is given none for a while.
+    pub(crate) fn shun(&mut self, node: NodeId, now: Time) {
+        if let Some(peer) = self.map.get_mut(&node) {
+            peer.shunned_until = now + Span(SHUN_ALL_FOR.0 << peer.shuns.min(SHUN_ALL_DOUBLED_MAX));
+            peer.shuns = peer.shuns.saturating_add(1);
+        }
+    }
+
+    /// Whether the node tells of its fetches, and wants to hear of those of others.
+    pub(crate) fn understands_fetching(&self, node: NodeId) -> bool {
+        node == self.own || self.map.get(&node).and_then(|p| p.card.as_ref()).is_some_and(|card| card.fetching)
+    }
+
+    /// How long nothing has been heard of the node; `None` of one that is not known.
+    pub(crate) fn silent_for(&self, node: NodeId, now: Time) -> Option<Span> {
+        if node == self.own { Some(Span(0)) } else { self.map.get(&node).map(|p| now - p.heard) }
+    }
+
     pub(crate) fn count_results(&mut self, node: NodeId, done: u32, failed: u32) {
         if let Some(peer) = self.map.get_mut(&node) {
+            if done > 0 {
+                peer.shuns = 0;
+            }
             let share = f64::from(failed) / f64::from(done.saturating_add(failed).max(1));
             peer.failure_rate = peer.failure_rate * FAILURE_DECAY + share * (1.0 - FAILURE_DECAY);
         }
@@ -344,7 +371,8 @@ impl Peers {
     /// Nodes with room for at least one task of `spec` that no offer or award of this node's has taken, best first, with their
     /// slots. When none is known to have any: those that had none when they last said, and may by now.
     pub(crate) fn candidates(&self, spec: &JobSpec, now: Time) -> Vec<(NodeId, u32)> {
-        let heard = || self.map.iter().filter(|(node, _)| self.is_heard(**node, now));
+        let takes = |node: NodeId, peer: &Peer| self.is_heard(node, now) && now >= peer.shunned_until;
+        let heard = || self.map.iter().filter(|(node, peer)| takes(**node, peer));
         let mut found: Vec<(NodeId, u32, u64)> = heard()
             .filter_map(|(node, peer)| {
                 let slots = peer.slots_for(spec).filter(|s| *s > 0)?;
@@ -364,7 +392,7 @@ impl Peers {
     /// When a node that could run `spec`, and is not known to have room, is worth asking next. News of room come sooner, if any do.
     pub(crate) fn ask_at(&self, spec: &JobSpec, now: Time) -> Option<Time> {
         let able = self.map.iter().filter(|(node, peer)| self.is_heard(**node, now) && peer.can_ever(spec));
-        able.filter_map(|(_, peer)| peer.ask_at()).min()
+        able.filter_map(|(_, peer)| peer.ask_at().map(|at| at.max(peer.shunned_until))).min()
     }
 }
 

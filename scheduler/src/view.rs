@@ -102,11 +102,53 @@ pub struct JobView {
     /// Members of the brain set that this node does not reach, where too few are left for a majority.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lost: Vec<LostView>,
+    /// Inputs of the mesh that its tasks wait for, as far as this node decides for the job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blocked: Option<BlockedView>,
+    /// Bytes of its inputs that have come to the other members of its brain set, and how many there are for them, while it is not
+    /// acknowledged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copied: Option<(u64, u64)>,
     /// Whether a cancel is known that has not taken effect.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub cancelling: bool,
     /// The last failure of each task with failed attempts, by phase and task; the first 100.
     pub failures: Vec<(u8, u32, NodeId, Failure)>,
+}
+
+/// What tasks wait for that is out of reach.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockedView {
+    /// Since when, unix ms on the brain's clock.
+    pub since_ms: u64,
+    /// The blobs, as far as they are known.
+    pub missing: Vec<MissingView>,
+}
+
+/// A blob that nobody in reach could give.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MissingView {
+    /// Which.
+    pub blob: Hash,
+    /// Who is on record for it; nobody for an input of the job.
+    pub holders: Vec<NodeId>,
+}
+
+/// What a job waits for whose inputs are out of reach, for people.
+#[must_use]
+pub fn blocked_text(blocked: &BlockedView) -> String {
+    const NAMED: usize = 5;
+    let holders: std::collections::BTreeSet<NodeId> =
+        blocked.missing.iter().flat_map(|missing| missing.holders.iter().copied()).collect();
+    let mut names: Vec<String> = holders.iter().take(NAMED).map(NodeId::short).collect();
+    names.extend((holders.len() > NAMED).then(|| format!("{} more", holders.len() - NAMED)));
+    let of = if names.is_empty() { String::new() } else { format!(" on {}", names.join(", ")) };
+    let what = match blocked.missing.as_slice() {
+        [] => "an input".to_owned(),
+        [one] => format!("blob {}", one.blob),
+        more => format!("{} blobs", more.len()),
+    };
+    format!("waiting for {what}{of}: out of reach since {} UTC", utc(blocked.since_ms))
 }
 
 /// A member of a brain set that is not in reach.
@@ -237,6 +279,8 @@ pub fn from_state(id: JobId, state: &JobState) -> JobView {
         outputs: outputs(state),
         outcome: state.outcome().cloned(),
         lost: Vec::new(),
+        blocked: None,
+        copied: None,
         cancelling: state.cancel.is_some() && state.outcome().is_none(),
         failures: failures(state),
     }
@@ -334,6 +378,8 @@ impl Core {
                 view.done = view.done.max(done);
                 view.running = running;
             }
+            view.blocked = self.blocked(brain);
+            view.copied = brain.copied();
             if brain.is_storing() {
                 view.durability = "not acknowledged yet: its inputs and spec are being copied to stewards".to_owned();
             }

@@ -205,6 +205,30 @@ pub enum Message {
         ok: bool,
     },
 
+    /// Worker to brain: these tasks could not begin, as blobs of the mesh that they need are out of reach. Nothing was run, and it is
+    /// no attempt: the tasks are the brain's again.
+    Blocked {
+        /// The award.
+        lease: Lease,
+        /// The phase.
+        phase: Phase,
+        /// The tasks.
+        tasks: Vec<u32>,
+        /// Blobs that nobody in reach gave: at most [`crate::config::MISSING_MAX`].
+        missing: Vec<Hash>,
+    },
+    /// To the brain that waits for it: a fetch has come so far. At most once in [`crate::config::FETCHING_EVERY`].
+    Fetching {
+        /// The job.
+        job: JobId,
+        /// Phase and task of a [`Self::Copy`]; none of the job's inputs.
+        copy: Option<(Phase, u32)>,
+        /// Bytes that are here.
+        done: u64,
+        /// Bytes in all.
+        total: u64,
+    },
+
     /// Brain to steward: put these on disk and say so. Under `term`.
     Replicate {
         /// The job.
@@ -447,6 +471,9 @@ pub struct Card {
     /// Whether it answers [`Message::WhoHolds`] and [`Message::Keep`]: builds before these take them for an offence.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub copies: bool,
+    /// Whether it understands [`Message::Blocked`] and [`Message::Fetching`], and tells of its own fetches.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub fetching: bool,
 }
 
 /// What a node has free right now.

@@ -14,7 +14,7 @@ use sinew_crdt_state::planted::{Bug, planted};
 use sinew_crdt_state::rules::brain_of;
 use sinew_crdt_state::spec::{JobSpec, PACE_MAX, PACE_MIN, Phase, Resources};
 
-use crate::config::{BEAT_EVERY, FENCE_AFTER, LEASE};
+use crate::config::{BEAT_EVERY, FENCE_AFTER, LEASE, MISSING_MAX};
 use crate::ctx::Ctx;
 use crate::io::{Effect, Note, RunId, StartTask, TaskKey, TaskResult};
 use crate::resources::Pool;
@@ -360,6 +360,20 @@ impl Worker {
             }
         }
         push_item(held.buffer.entry(phase).or_default(), task, result);
+        self.start_tasks(ctx, lease);
+    }
+
+    /// A task could not begin: it goes back to its brain, and counts as nothing.
+    pub(crate) fn on_blocked(&mut self, ctx: &mut Ctx, run: RunId, missing: Vec<Hash>, failure: TaskResult) {
+        let Some((lease, phase, task)) = self.runs.get(&run).copied() else { return };
+        let Some(held) = self.held.get_mut(&lease) else { return };
+        if planted(Bug::CountBlocked) || !ctx.peers.understands_fetching(held.brain) {
+            return self.on_task(ctx, run, failure);
+        }
+        self.runs.remove(&run);
+        held.running.remove(&(phase, task));
+        let missing = missing.into_iter().take(MISSING_MAX).collect();
+        ctx.send(held.brain, Message::Blocked { lease, phase, tasks: vec![task], missing });
         self.start_tasks(ctx, lease);
     }
 

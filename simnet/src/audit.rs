@@ -8,6 +8,7 @@ use sinew_crdt_state::envelope::Envelope;
 use sinew_crdt_state::fact::{Accepted, Fact, Fence, ReportItem, Statement, short_id};
 use sinew_crdt_state::ids::{FactId, JobId, NodeId};
 use sinew_crdt_state::spec::Phase;
+use sinew_scheduler::io::Note;
 use sinew_scheduler::time::{Span, Time};
 use sinew_scheduler::wire::{Lease, Message};
 
@@ -138,8 +139,18 @@ impl World {
                 done.extend(items.iter().map(|item| (*phase, item.run.start, item.run.end())));
             }
         }
+        // What nobody held any more, by the brain's word, is to be run again.
+        let anew = |phase: Phase, task: u32| {
+            self.notes.iter().any(|(_, _, note)| match note {
+                Note::MadeAnew { job, term, phase: of, tasks } => {
+                    (*job, *term, *of) == (took.job, took.term, phase) && tasks.contains(&task)
+                }
+                _ => false,
+            })
+        };
         let again = runs
             .into_iter()
+            .filter(|e| !anew(e.phase, e.task))
             .filter(|e| done.iter().any(|(phase, start, end)| *phase == e.phase && (*start..*end).contains(&e.task)));
         again.map(|e| Violation::Rerun(e.job, e.phase, e.task)).collect()
     }

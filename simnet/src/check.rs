@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use sinew_crdt_state::cbor;
+use sinew_crdt_state::error_code::ErrorCode;
 use sinew_crdt_state::fact::{Fact, Fence, Outcome, Statement};
 use sinew_crdt_state::ids::{JobId, NodeId};
 use sinew_crdt_state::reconcile::Fingerprint;
@@ -75,6 +76,8 @@ pub enum Violation {
     KeyTwice(JobId),
     /// A node that knows three members took a job alone and did not say so.
     AloneUnsaid(JobId),
+    /// A job failed because an input of the mesh was out of reach.
+    FailedByReach(JobId),
     /// Two nodes showed a job that is over with different ends.
     TwoSeals(JobId),
     /// Two nodes showed a job that completed with different results.
@@ -271,6 +274,13 @@ impl World {
 
     fn check_results(&self, job: &JobId, outcome: &Outcome, results: &Results) -> Vec<Violation> {
         let mut found = Vec::new();
+        if let Outcome::Failed { failure, phase, task, .. } = outcome
+            && failure.code == ErrorCode::Fetch
+            && self.counters.lost_blobs == 0
+            && self.plan_of(&self.name_of(job)).failure(*phase, *task, 0).is_none_or(|f| f.code != ErrorCode::Fetch)
+        {
+            found.push(Violation::FailedByReach(*job));
+        }
         for ((phase, task), (node, _)) in results {
             let produced = self.executions_of(job).any(|e| {
                 (e.phase, e.task) == (*phase, *task)

@@ -4,6 +4,7 @@ use sinew_crdt_state::error_code::ErrorCode;
 use sinew_crdt_state::fact::{Fence, Output, Usage};
 use sinew_crdt_state::ids::{Hash, JobId, NodeId};
 use sinew_crdt_state::spec::{BlobRef, Phase};
+use sinew_scheduler::config::FETCHING_EVERY;
 use sinew_scheduler::io::{FetchId, Input, RunId, StartTask, TaskResult};
 use sinew_scheduler::time::{Span, Time};
 
@@ -19,6 +20,8 @@ const FETCH_ROUND_TRIPS: u64 = 2;
 const FETCH_TIME: Span = Span::ms(5);
 /// Seeing that a blob is here, and keeping it for one more job.
 const LOOK_TIME: Span = Span::ms(1);
+/// Reports of progress of one fetch: of one that would take longer nobody in a model waits for the end.
+const FETCHING_MAX: u64 = 600;
 /// A fetch that no provider answers.
 const FETCH_GIVES_UP: Span = Span::ms(300);
 
@@ -29,6 +32,8 @@ pub enum Stopped {
     Done,
     /// The program or its gathering failed.
     Failed,
+    /// It could not begin: what it needs was out of reach.
+    Blocked,
     /// The core stopped it.
     ByCore,
     /// The node went down.
@@ -58,6 +63,11 @@ pub struct Execution {
 
 impl World {
     pub(crate) fn start_task(&mut self, node: Index, start: StartTask) {
+        if self.nodes[node].hogs {
+            self.counters.hogged += 1;
+            return self.say(node, format!("HOGS {} {}/{}", start.spec.name, start.key.phase, start.key.task));
+        }
+        self.books.start(start.key.lease.job, &start.spec.name, self.executions.len());
         let name = start.spec.name.clone();
         let (phase, task) = (start.key.phase, start.key.task);
         let plan = self.plan_of(&name);
@@ -73,6 +83,10 @@ impl World {
             .into_iter()
             .map(|(blob, likely)| (blob, likely.into_iter().chain(all.iter().copied()).collect()))
             .collect();
+        let lacks = |(blob, from): &(BlobRef, Vec<NodeId>)| {
+            self.provider_of(node, &blob.hash, from).is_none().then_some(blob.hash)
+        };
+        let away: Vec<Hash> = missing.iter().filter_map(lacks).collect();
         let gather = self.gather(node, &missing);
         let (gathered, gather) = (gather.is_some(), gather.unwrap_or(FETCH_GIVES_UP));
         let work = if gathered { work } else { Span(0) };
@@ -98,7 +112,7 @@ impl World {
             node,
             format!("start {name} {phase}/{task} fence {:?} attempt {}", start.key.lease.fence, start.attempt),
         );
-        self.nodes[node].runs.insert(start.run, Running { execution, cpu_milli });
+        self.nodes[node].runs.insert(start.run, Running { execution, cpu_milli, missing: away });
         let life = self.roll.life(node);
         self.queue.push(self.now + Span(gather.0 + work.0), Event::TaskEnd { life, run: start.run });
     }
@@ -132,7 +146,11 @@ impl World {
             Some(failure(ErrorCode::Fetch, true))
         };
         let usage = Usage { wall_ms: 1, cpu_ms: 1, ..Usage::default() };
-        let stopped = if failed.is_some() { Stopped::Failed } else { Stopped::Done };
+        let stopped = match &failed {
+            _ if !self.gathered[running.execution] => Stopped::Blocked,
+            Some(_) => Stopped::Failed,
+            None => Stopped::Done,
+        };
         self.executions[running.execution].end = Some((self.now, stopped));
         let result = match failed {
             Some(failure) => Err(failure),
@@ -144,7 +162,12 @@ impl World {
                 Ok(blob.map(|blob| Output { name: "stdout".to_owned(), blob }).into_iter().collect())
             }
         };
-        self.input(node, Input::Task { run, result: TaskResult { result, usage } });
+        let result = TaskResult { result, usage };
+        if stopped == Stopped::Blocked {
+            self.counters.blocked += 1;
+            return self.input(node, Input::Blocked { run, missing: running.missing, failure: result });
+        }
+        self.input(node, Input::Task { run, result });
     }
 
     pub(crate) fn start_fetch(
@@ -155,11 +178,23 @@ impl World {
         blobs: Vec<BlobRef>,
         providers: Vec<NodeId>,
     ) {
+        if self.nodes[node].mute {
+            self.counters.hogged += 1;
+            return;
+        }
         let missing = blobs.iter().filter(|b| !self.nodes[node].disk.has(&b.hash));
         let wants: Vec<_> = missing.map(|b| (*b, providers.clone())).collect();
         let wait = self.gather(node, &wants).unwrap_or(FETCH_TIME).max(LOOK_TIME);
+        let wants_bytes = blobs.iter().map(|b| b.size).sum();
         self.nodes[node].fetches.insert(id, Fetching { job, blobs, providers });
         let life = self.roll.life(node);
+        let total: u64 = wants_bytes;
+        for told in 1..=(wait.0 / FETCHING_EVERY.0).min(FETCHING_MAX) {
+            let after = Span(told * FETCHING_EVERY.0);
+            let done = u64::try_from(u128::from(total) * u128::from(after.0) / u128::from(wait.0)).unwrap_or(total);
+            let input = Box::new(Input::FetchProgress { id, done: done.min(total), total });
+            self.queue.push(self.now + after, Event::Answered { life, input });
+        }
         self.queue.push(self.now + wait, Event::Fetched { life, id });
     }
 
@@ -175,7 +210,7 @@ impl World {
             let round_trip = self.round_trip(node, from);
             let dial = if self.links.is_connected(node, from) { 0 } else { DIAL_ROUND_TRIPS };
             let trips = Span(round_trip.0 * (FETCH_ROUND_TRIPS + dial)).max(FETCH_TIME);
-            let transfer = self.transmit(from, node, size) + self.retransmit(from, node, size);
+            let transfer = self.transmit_blob(from, node, size) + self.retransmit(from, node, size);
             longest = longest.max(trips + transfer);
         }
         Some(longest)

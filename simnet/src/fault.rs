@@ -162,6 +162,20 @@ impl World {
         }
     }
 
+    /// From now on a node takes tasks, answers every beat, and begins none of them.
+    pub fn hog(&mut self, name: &str) {
+        let node = self.index(name);
+        self.say(node, "HOGS from now on".to_owned());
+        self.nodes[node].hogs = true;
+    }
+
+    /// From now on a node begins every fetch that it is asked for, and none of them ends.
+    pub fn mute(&mut self, name: &str) {
+        let node = self.index(name);
+        self.say(node, "MUTE from now on".to_owned());
+        self.nodes[node].mute = true;
+    }
+
     /// Cuts the way from one node to another, and only that way.
     pub fn cut_one_way(&mut self, from: &str, to: &str) {
         let (from, to) = (self.index(from), self.index(to));

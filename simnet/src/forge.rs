@@ -42,7 +42,8 @@ impl World {
     /// `liar` sends `to` a seal of a job that says that it was cancelled.
     pub fn forge_seal(&mut self, liar: &str, to: &str, job: JobId) {
         let (liar, to) = (self.index(liar), self.index(to));
-        let seal = self.signed(liar, job, Fact::Seal { term: 1, outcome: Outcome::Cancelled, receipts: Vec::new() });
+        let seal =
+            self.signed(liar, job, Fact::Seal { term: 1, outcome: Outcome::Cancelled, receipts: Vec::new(), anew: 0 });
         self.lie(liar, to, Message::Facts(vec![seal]));
     }
 

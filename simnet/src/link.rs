@@ -41,6 +41,8 @@ pub(crate) struct Links {
     pub(crate) network: Network,
     /// Until when each way of a link is taken.
     pub(crate) free_at: BTreeMap<(Index, Index), Time>,
+    /// The same for blobs.
+    pub(crate) blobs_free_at: BTreeMap<(Index, Index), Time>,
     /// Links that go up and down, with the number of their flapping.
     pub(crate) flaps: BTreeMap<(Index, Index), u64>,
     pub(crate) flap_last: u64,
@@ -100,6 +102,7 @@ impl Default for Links {
         Self {
             network: Network::default(),
             free_at: BTreeMap::new(),
+            blobs_free_at: BTreeMap::new(),
             flaps: BTreeMap::new(),
             flap_last: 0,
             loss: 0,

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use sinew_scheduler::time::Span;
+use sinew_scheduler::time::{Span, Time};
 
 use crate::distribution::Distribution;
 use crate::queue::Index;
@@ -215,16 +215,32 @@ impl World {
 
     /// How long a message waits for the link and is on its way into it. Whatever comes later waits for it.
     pub(crate) fn transmit(&mut self, from: Index, to: Index, len: u64) -> Span {
-        let Some(bandwidth) = self.links.network.bandwidth else { return Span(0) };
-        let took = Span(len.saturating_mul(1_000_000) / bandwidth.max(1));
-        let now = self.now;
-        let free = self.links.free_at.entry((from, to)).or_default();
-        let start = (*free).max(now);
-        if start > now {
-            self.counters.queued_frames += 1;
+        let free = self.links.free_at.get(&(from, to)).copied().unwrap_or_default();
+        let (free, wait) = self.transmit_after(free, len);
+        if let Some(free) = free {
+            self.links.free_at.insert((from, to), free);
         }
-        *free = start + took;
-        *free - now
+        wait
+    }
+
+    /// The same for blobs: they wait for each other, and frames do not wait for them, which share a link in small pieces.
+    pub(crate) fn transmit_blob(&mut self, from: Index, to: Index, len: u64) -> Span {
+        let free = self.links.blobs_free_at.get(&(from, to)).copied().unwrap_or_default();
+        let (free, wait) = self.transmit_after(free, len);
+        if let Some(free) = free {
+            self.links.blobs_free_at.insert((from, to), free);
+        }
+        wait
+    }
+
+    /// When a way that is free from then on is free again after so many bytes, where it carries no more than so much, and how long
+    /// they take from now.
+    fn transmit_after(&mut self, free: Time, len: u64) -> (Option<Time>, Span) {
+        let Some(bandwidth) = self.links.network.bandwidth else { return (None, Span(0)) };
+        let start = free.max(self.now);
+        self.counters.queued_frames += u64::from(start > self.now);
+        let free = start + Span(len.saturating_mul(1_000_000) / bandwidth.max(1));
+        (Some(free), free - self.now)
     }
 
     /// How much later a frame arrives because packets of it were lost: each loss costs a probe timeout, twice as long each

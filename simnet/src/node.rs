@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use sinew_crdt_state::certificate::{Credential, Roles};
 use sinew_crdt_state::identity::Identity;
-use sinew_crdt_state::ids::{JobId, NodeId};
+use sinew_crdt_state::ids::{Hash, JobId, NodeId};
 use sinew_crdt_state::spec::BlobRef;
 use sinew_scheduler::config::CoreConfig;
 use sinew_scheduler::core::Core;
@@ -60,6 +60,8 @@ pub(crate) struct Running {
     /// Its number in the world's list of executions.
     pub(crate) execution: usize,
     pub(crate) cpu_milli: u32,
+    /// What it needs and nobody in reach gives: then it ends without having begun.
+    pub(crate) missing: Vec<Hash>,
 }
 
 /// A fetch under way.
@@ -89,6 +91,10 @@ pub(crate) struct Node {
     pub(crate) batch: crate::batch::Batch,
     /// How often its core asked to be called of late.
     pub(crate) busy: crate::busy::Busy,
+    /// It takes tasks, keeps its leases, and begins none.
+    pub(crate) hogs: bool,
+    /// It ends none of its fetches.
+    pub(crate) mute: bool,
     /// The write that it crashes at.
     pub(crate) crash_at: Option<CrashAt>,
 }
@@ -117,6 +123,8 @@ impl Node {
             frozen: None,
             batch: crate::batch::Batch::default(),
             busy: crate::busy::Busy::default(),
+            hogs: false,
+            mute: false,
             crash_at: None,
         }
     }

@@ -20,6 +20,7 @@ pub struct Plan {
     work: Shape,
     cpu_milli: u32,
     retry: Retry,
+    limit: Option<Span>,
     copies: u8,
     strategy: Strategy,
     outputs: bool,
@@ -29,6 +30,7 @@ pub struct Plan {
     spread: Option<Distribution>,
     failing_chance: u64,
     blob_len: u64,
+    input_len: Option<u64>,
     jitter: bool,
     slow: BTreeMap<(Phase, u32), Span>,
     failing: BTreeMap<(Phase, u32), u32>,
@@ -48,6 +50,7 @@ pub fn job() -> Plan {
         work: Shape::Batch { tasks: 1 },
         cpu_milli: 1_000,
         retry: Retry { attempts: 3, delay_ms: 100 },
+        limit: None,
         copies: 2,
         strategy: Strategy::Binpack,
         outputs: false,
@@ -56,6 +59,7 @@ pub fn job() -> Plan {
         spread: None,
         failing_chance: 0,
         blob_len: BLOB_LEN,
+        input_len: None,
         jitter: true,
         slow: BTreeMap::new(),
         failing: BTreeMap::new(),
@@ -114,6 +118,13 @@ impl Plan {
         self
     }
 
+    /// The size of each blob that goes in, bytes.
+    #[must_use]
+    pub const fn inputs_of(mut self, bytes: u64) -> Self {
+        self.input_len = Some(bytes);
+        self
+    }
+
     /// How long each task takes, exactly.
     #[must_use]
     pub const fn lasting_exactly(mut self, duration: Span) -> Self {
@@ -162,6 +173,13 @@ impl Plan {
     #[must_use]
     pub const fn retries(mut self, attempts: u32) -> Self {
         self.retry.attempts = attempts;
+        self
+    }
+
+    /// A task's attempt may take so long. The model's machines do not end those that do: give more than tasks take.
+    #[must_use]
+    pub const fn limit(mut self, limit: Span) -> Self {
+        self.limit = Some(limit);
         self
     }
 
@@ -241,7 +259,10 @@ impl Plan {
             name: name.to_owned(),
             work,
             resources: Resources { cpu_milli: self.cpu_milli, memory_bytes: 0 },
-            limits: Limits::default(),
+            limits: Limits {
+                timeout_ms: self.limit.map(Span::as_ms),
+                output_bytes_max: self.limit.map_or(Limits::default().output_bytes_max, |_| 1 << 20),
+            },
             retry: self.retry,
             labels: BTreeMap::new(),
             strategy: self.strategy,
@@ -260,7 +281,8 @@ impl Plan {
     }
 
     fn blob(&self, name: &str, kind: &str, phase: Phase, task: u32) -> BlobRef {
-        BlobRef { hash: Hash::of(format!("{name} {kind} {phase} {task}").as_bytes()), size: self.blob_len }
+        let size = self.input_len.filter(|_| kind != "output").unwrap_or(self.blob_len);
+        BlobRef { hash: Hash::of(format!("{name} {kind} {phase} {task}").as_bytes()), size }
     }
 
     /// The blob that a task leaves, if it does.

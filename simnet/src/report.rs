@@ -12,6 +12,14 @@ pub struct Counters {
     pub events: u64,
     /// Times that a busy core collected inputs before it answered.
     pub batches: u64,
+    /// Attempts that could not begin because an input was out of reach.
+    pub blocked: u64,
+    /// Tasks that a node took and never began.
+    pub hogged: u64,
+    /// Awards that ended because their tasks were past their limit.
+    pub overdue: u64,
+    /// Results that were made anew.
+    pub made_anew: u64,
     /// Frames sent.
     pub frames: u64,
     /// Bytes of frames.

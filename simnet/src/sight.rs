@@ -107,6 +107,15 @@ impl World {
         self.nodes.iter().filter(|n| names.contains(&n.name) && n.is_up() && n.disk.has(&blob.hash)).count()
     }
 
+    /// The names of the nodes on record for the output of a task, by the disk of the node of this name.
+    #[must_use]
+    pub fn recorded_holders(&self, name: &str, job: &JobId, phase: Phase, task: u32) -> BTreeSet<String> {
+        let state = self.state(name, job);
+        let accepted = state.as_ref().and_then(|s| s.accepted.get(usize::from(phase))).and_then(|m| m.get(task));
+        let nodes = accepted.into_iter().flat_map(|r| [r.node].into_iter().chain(r.copy));
+        nodes.map(|id| self.name_of_node(id)).collect()
+    }
+
     /// How many nodes there are, up or not.
     #[must_use]
     pub const fn known_nodes(&self) -> usize {

@@ -345,7 +345,6 @@ impl World {
             Effect::Publish { topic, payload } => self.publish_advert_or_load(node, topic, &payload),
             Effect::Persist { ticket, records, urgent } => self.persist(node, ticket, records, urgent),
             Effect::Start(start) => {
-                self.books.start(start.key.lease.job, &start.spec.name, self.executions.len());
                 self.start_task(node, start);
             }
             Effect::Stop(run) => self.stop_task(node, run),
@@ -413,6 +412,8 @@ impl World {
                 self.watch.lost.insert(*lease, node);
             }
             Note::Fenced { .. } => self.counters.fenced += 1,
+            Note::Overdue { .. } => self.counters.overdue += 1,
+            Note::MadeAnew { tasks, .. } => self.counters.made_anew += tasks.len() as u64,
             Note::Stale { .. } => self.counters.stale_results += 1,
             Note::TwoSeals { .. } => self.counters.two_seals += 1,
             Note::Speculated { .. } | Note::Peer { .. } | Note::OldDisk { .. } | Note::SerialTwice { .. } => {}

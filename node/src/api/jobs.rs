@@ -23,6 +23,10 @@ use crate::submit::{PrepareError, prepare};
 
 /// Views of a watched job are sent this often at most: often enough for a smooth progress bar.
 const WATCH_EVERY: Duration = Duration::from_millis(100);
+/// How far the copies of a submit's inputs are is told this often.
+const COPIED_EVERY: Duration = Duration::from_millis(1_000);
+/// ... in these words.
+const COPYING: &str = "copying inputs to nodes";
 /// A watched job that does not change is looked at this often all the same: its brain may be elsewhere.
 const WATCH_IDLE: Duration = Duration::from_millis(1_000);
 
@@ -70,7 +74,20 @@ pub(super) async fn submit(shared: &Arc<Shared>, draft: JobDraft, replies: &mut 
     }
     let request = CoreRequest::Submit(Box::new(job));
     let at_us = unix_us();
-    let Response::Submitted(answer) = shared.ask(request).await? else {
+    let (id, answer) = shared.begin(request);
+    let mut answer = std::pin::pin!(answer);
+    let mut look = tokio::time::interval(COPIED_EVERY);
+    let answer = loop {
+        tokio::select! {
+            answer = &mut answer => break answer?,
+            _ = look.tick() => {
+                if let Some((done, total)) = shared.engine.look(move |core| core.submit_progress(id)).await? {
+                    replies.send(&Reply::Progress { what: COPYING.to_owned(), done, total }).await?;
+                }
+            }
+        }
+    };
+    let Response::Submitted(answer) = answer else {
         return Err(ApiError::failed(ErrorCode::Invalid, "the core answered something else"));
     };
     let keep = |job| async move {

@@ -111,6 +111,6 @@ fn receipt(identity: &Identity, serial: u64) -> [(JobId, Statement); KEPT] {
     let executed = stated(Fact::Receipt(Executed { tasks: 1, usage: Usage::default(), outputs: Hash::of(&[]) }));
     let named = fact_id(identity.id(), &cbor::to_vec(&executed));
     let receipts = vec![(identity.id(), named)];
-    let seal = stated(Fact::Seal { term: 1, outcome: Outcome::Completed, receipts });
+    let seal = stated(Fact::Seal { term: 1, outcome: Outcome::Completed, receipts, anew: 0 });
     [(job, submit.clone()), (job, executed), (job, seal)]
 }

@@ -62,7 +62,7 @@ pub(crate) fn facts_of(identity: &Identity, serial: u64) -> (JobId, Vec<(JobId, 
     let fence = Fence { term: 1, epoch: 1 };
     let node = identity.id();
     let run = Run { start: 0, len: 1 };
-    let accepted = sinew_crdt_state::fact::Accepted { run, node, fence, outputs: Vec::new(), copy: None };
+    let accepted = sinew_crdt_state::fact::Accepted { run, node, fence, outputs: Vec::new(), copy: None, again: 0 };
     let facts = vec![
         Fact::Submit(signed),
         Fact::Bid { slots: 1, score: 50, held_bytes: 0, start_in_ms: 0 },
@@ -71,7 +71,7 @@ pub(crate) fn facts_of(identity: &Identity, serial: u64) -> (JobId, Vec<(JobId, 
         Fact::Report { fence, phase: 0, items: vec![ReportItem::Plain { run, usage: Usage::default() }] },
         Fact::Accept { term: 1, phase: 0, items: vec![accepted] },
         Fact::Finish { term: 1, outcome: Outcome::Completed },
-        Fact::Seal { term: 1, outcome: Outcome::Completed, receipts: Vec::new() },
+        Fact::Seal { term: 1, outcome: Outcome::Completed, receipts: Vec::new(), anew: 0 },
     ];
     (job, facts.into_iter().map(|fact| (job, Statement { at_ms: serial, fact })).collect())
 }

@@ -105,6 +105,14 @@ impl Shared {
     /// # Errors
     /// [`crate::engine::Gone`] when the daemon ends first.
     pub async fn ask(&self, request: sinew_scheduler::io::Request) -> Result<Response, crate::engine::Gone> {
+        self.begin(request).1.await
+    }
+
+    /// Asks the core. Gives the request's number and what waits for the answer.
+    pub fn begin(
+        &self,
+        request: sinew_scheduler::io::Request,
+    ) -> (RequestId, impl Future<Output = Result<Response, crate::engine::Gone>> + use<>) {
         let (tx, rx) = oneshot::channel();
         let id = {
             let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
@@ -114,7 +122,7 @@ impl Shared {
             id
         };
         self.engine.input(Input::Request { id, request });
-        rx.await.map_err(|_| crate::engine::Gone)
+        (id, async move { rx.await.map_err(|_| crate::engine::Gone) })
     }
 
     /// The core answered.

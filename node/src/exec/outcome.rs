@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use sinew_crdt_state::error_code::ErrorCode;
+use sinew_crdt_state::ids::Hash;
 
 /// Bytes of stderr that travel with a failure: enough for the end of a stack trace, small enough to be replicated.
 pub const STDERR_TAIL_MAX: usize = 4 * 1024;
@@ -59,6 +60,10 @@ pub struct Failure {
     pub stderr_tail: String,
     /// Whether another attempt may end differently.
     pub retryable: bool,
+    /// Something of the mesh that the task needs was out of reach, before anything ran: these blobs, or what is no blob. It is no
+    /// attempt then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub out_of_reach: Option<Box<[Hash]>>,
 }
 
 impl Failure {
@@ -72,7 +77,15 @@ impl Failure {
             message: message.into(),
             stderr_tail: String::new(),
             retryable: code.retryable(),
+            out_of_reach: None,
         }
+    }
+
+    /// The same failure, of a task that could not begin because these blobs of the mesh are out of reach.
+    #[must_use]
+    pub fn out_of_reach(mut self, blobs: Vec<Hash>) -> Self {
+        self.out_of_reach = Some(blobs.into_boxed_slice());
+        self
     }
 
     /// The same failure, but another attempt cannot help.

@@ -75,7 +75,7 @@ async fn ask_until(host: &TaskHost, task: &StartTask, submitter: NodeId) -> Resu
                  daemon, or see to its connection",
                 PATIENCE.as_secs()
             );
-            return Err(Failure::new(ErrorCode::Fetch, message));
+            return Err(Failure::new(ErrorCode::Fetch, message).out_of_reach(Vec::new()));
         }
         tokio::time::sleep(ASK_EVERY).await;
     }

@@ -22,6 +22,15 @@ pub(super) fn fetch_failure(error: &dyn std::error::Error) -> Failure {
     Failure::new(ErrorCode::Fetch, error.to_string())
 }
 
+/// Nobody gave a blob: where that is because nobody could be asked or had it, it may be had another time.
+fn not_fetched(error: &FetchError) -> Failure {
+    let failure = fetch_failure(error);
+    match error {
+        FetchError::NoProviders { hash } | FetchError::AllFailed { hash, .. } => failure.out_of_reach(vec![*hash]),
+        FetchError::NoSpace { .. } | FetchError::Collection(_) | FetchError::Local { .. } => failure,
+    }
+}
+
 /// Sees to it that a blob, or a range of it, is here, unless the task is to stop. Whole blobs are kept for the job.
 pub(super) fn fetch(
     host: &TaskHost,
@@ -61,10 +70,10 @@ pub(super) async fn fetch_async(
             _ => Vec::new(),
         };
         if elsewhere.is_empty() {
-            return Err(fetch_failure(&error));
+            return Err(not_fetched(&error));
         }
         let fetched = host.store.fetch(blob.hash, &elsewhere, &host.link, &options).await;
-        fetched.map_err(|_| fetch_failure(&error))?;
+        fetched.map_err(|_| not_fetched(&error))?;
     }
     if range.is_none() {
         let tagged = host.blobs.keep(job, blob.hash).await;

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Instant;
 
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt;
 use sinew_crdt_state::error_code::ErrorCode;
 use sinew_crdt_state::fact::{self, Output};
 use sinew_crdt_state::ids::NodeId;
@@ -34,9 +34,13 @@ const FETCHES: usize = 8;
 /// Runs the task; never panics on bad input, always has a result.
 pub(super) fn run(host: &TaskHost, slot: &mut Slot, task: &StartTask, stop: &StopHandle) -> CoreInput {
     let began = Instant::now();
+    let mut missing = None;
     let (result, usage) = match attempt(host, slot, task, stop, began) {
         Ok((outputs, usage)) => (Ok(outputs), usage),
-        Err((failure, usage)) => (Err(failure_fact(failure)), usage),
+        Err((mut failure, usage)) => {
+            missing = failure.out_of_reach.take().map(<[_]>::into_vec);
+            (Err(failure_fact(failure)), usage)
+        }
     };
     let key = task.key;
     let job = key.lease.job.to_string();
@@ -44,7 +48,11 @@ pub(super) fn run(host: &TaskHost, slot: &mut Slot, task: &StartTask, stop: &Sto
     if let Err(error) = host.means.work.remove_attempt(&job, key.phase, key.task, task.run.0) {
         tracing::warn!(%error, "cannot remove an attempt's directory");
     }
-    CoreInput::Task { run: task.run, result: TaskResult { result, usage } }
+    let result = TaskResult { result, usage };
+    match missing {
+        Some(missing) => CoreInput::Blocked { run: task.run, missing, failure: result },
+        None => CoreInput::Task { run: task.run, result },
+    }
 }
 
 /// The report of a task that could not even be tried.
@@ -172,7 +180,8 @@ fn reduce_inputs(
     let fetches = futures::stream::iter(sources.iter().enumerate()).map(|(chunk, source)| async move {
         partition_of(host, task, source).await.map(|range| range.map(|(at, len)| (chunk, source, at, len)))
     });
-    let ranges: Vec<_> = host.runtime.block_on(stop.unless_stopped(fetches.buffered(FETCHES).try_collect()))?;
+    let gathered = async { Ok(all_or_missing(fetches.buffered(FETCHES)).await) };
+    let ranges: Vec<_> = host.runtime.block_on(stop.unless_stopped(gathered))??;
     let inputs = ranges.into_iter().flatten().map(|(chunk, source, at, len)| Input {
         name: format!(
             "the output of map task {chunk} (blob {}, made by node {})",
@@ -182,6 +191,24 @@ fn reduce_inputs(
         reader: Box::new(BlobRange::new(host, source.blob, at, len)),
     });
     Ok(inputs.collect())
+}
+
+/// What all of these gave. Where several are out of reach the failure names them together, as far as they come to light soon.
+async fn all_or_missing<T>(fetches: impl futures::Stream<Item = Result<T, Failure>>) -> Result<Vec<T>, Failure> {
+    let mut fetches = std::pin::pin!(fetches);
+    let (mut had, mut away): (Vec<T>, Vec<Failure>) = (Vec::new(), Vec::new());
+    while let Some(fetched) = fetches.next().await {
+        match fetched {
+            Ok(one) => had.push(one),
+            Err(failure) if failure.out_of_reach.is_none() => return Err(failure),
+            Err(failure) => away.push(failure),
+        }
+        if away.len() >= FETCHES {
+            break;
+        }
+    }
+    let missing = away.iter().flat_map(|failure| failure.out_of_reach.iter().flatten().copied()).collect();
+    away.into_iter().next().map_or(Ok(had), |first| Err(first.out_of_reach(missing)))
 }
 
 /// Fetches the index and then the task's range of one map output; `None` when the partition is empty there.
@@ -237,5 +264,28 @@ fn failure_fact(failure: Failure) -> fact::Failure {
         message: failure.message,
         stderr_tail: failure.stderr_tail,
         retryable: failure.retryable,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sinew_crdt_state::ids::Hash;
+
+    use super::*;
+
+    /// What is out of reach is named together; anything else that is wrong is what counts.
+    #[tokio::test]
+    async fn blobs_out_of_reach_are_named_together() {
+        let away = |n: u8| Failure::new(ErrorCode::Fetch, "away").out_of_reach(vec![Hash([n; 32])]);
+        let gather = |all: Vec<Result<u8, Failure>>| all_or_missing(futures::stream::iter(all));
+        assert_eq!(gather(vec![Ok(1), Ok(2)]).await.expect("all"), [1, 2]);
+        let failure = gather(vec![Err(away(1)), Ok(2), Err(away(3))]).await.expect_err("two are away");
+        assert_eq!(failure.out_of_reach.as_deref(), Some(&[Hash([1; 32]), Hash([3; 32])][..]));
+        let broken = Failure::new(ErrorCode::Fetch, "not sorted");
+        let failure = gather(vec![Err(away(1)), Err(broken)]).await.expect_err("one is broken");
+        assert_eq!((failure.out_of_reach, failure.message.as_str()), (None, "not sorted"));
+        let many = (0..=u8::try_from(FETCHES).expect("few")).map(|n| Err(away(n))).collect();
+        let failure = gather(many).await.expect_err("all are away");
+        assert_eq!(failure.out_of_reach.map(|all| all.len()), Some(FETCHES), "no more is waited for");
     }
 }

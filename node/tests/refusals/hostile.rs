@@ -310,7 +310,7 @@ async fn results_and_decisions_by_the_wrong_node_change_nothing() {
         |own| {
             let run = Run { start: 0, len: 1 };
             let fence = Fence { term: 1, epoch: 1 };
-            let items = vec![Accepted { run, node: own, fence, outputs: Vec::new(), copy: None }];
+            let items = vec![Accepted { run, node: own, fence, outputs: Vec::new(), copy: None, again: 0 }];
             Fact::Accept { term: 1, phase: 0, items }
         },
         |_| Fact::Finish { term: 1, outcome: Outcome::Completed },
@@ -367,7 +367,7 @@ async fn an_equivocating_pair_converges() {
         assert_eq!(state.equivocations.iter().copied().collect::<Vec<_>>(), [fence]);
     }
     // Two seals of one job are the same lie once more: the ledgers agree that it is over.
-    let seal = |receipts| Fact::Seal { term: 1, outcome: Outcome::Cancelled, receipts };
+    let seal = |receipts| Fact::Seal { term: 1, outcome: Outcome::Cancelled, receipts, anew: 0 };
     let seals = [seal(Vec::new()), seal(vec![(a.id, FactId([1; 32]))])];
     let seals = signed(&liar.who, mesh, job, seals.to_vec());
     liar.tell(a, Message::Facts(vec![seals[0].clone()]));

@@ -136,17 +136,7 @@ impl Brain {
         let state = &live.state;
         let phases = self.spec.phases().len();
         let phase = state.phase().map_or(phases.saturating_sub(1), usize::from);
-        self.enter_phase(Phase::try_from(phase).unwrap_or(0));
-        if let Some(accepted) = state.accepted.get(phase).filter(|_| !planted(Bug::TakeoverForgets)) {
-            for (run, _) in accepted.iter() {
-                self.work.done.insert(run, &(), |()| false);
-            }
-            self.done_count = u32::try_from(accepted.count()).unwrap_or(u32::MAX);
-        }
-        for (p, task) in state.failed_tasks().filter(|(p, _)| *p == self.phase) {
-            let attempts = u32::try_from(state.failures(p, task).count()).unwrap_or(u32::MAX);
-            self.work.attempts.insert(task, attempts);
-        }
+        self.resume_phase(ctx, Phase::try_from(phase).unwrap_or(0));
         for (id, author, statement) in live.statements() {
             if matches!(statement.fact, Fact::Report { .. }) {
                 self.work.reports_by.entry(author).or_default().insert(id);

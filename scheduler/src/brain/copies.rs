@@ -8,9 +8,9 @@ use sinew_crdt_state::planted::{Bug, planted};
 use sinew_crdt_state::spec::{BlobRef, Phase};
 
 use super::Brain;
-use crate::config::{COPY_AGAIN, COPY_TIMEOUT};
+use crate::config::{COPY_AGAIN, COPY_BYTES_PER_S, COPY_SILENCE, COPY_TIMEOUT, MUTE_FOR};
 use crate::ctx::Ctx;
-use crate::time::Time;
+use crate::time::{Span, Time};
 use crate::wire::Message;
 
 /// A finished task whose outputs are being copied to a second node.
@@ -22,6 +22,9 @@ pub(super) struct Copying {
     pub(super) target: Option<NodeId>,
     since: Time,
     asked: Time,
+    /// When the target last told of more bytes, and how many.
+    told: Time,
+    done: u64,
 }
 
 impl Brain {
@@ -37,7 +40,7 @@ impl Brain {
             return self.accept(accepted, report);
         }
         let now = ctx.now.at;
-        let copying = Copying { accepted, report, target, since: now, asked: now };
+        let copying = Copying { accepted, report, target, since: now, asked: now, told: now, done: 0 };
         self.ask_copy(ctx, &copying);
         self.work.copying.insert(copying.accepted.run.start, copying);
     }
@@ -59,6 +62,9 @@ impl Brain {
             .chain(self.work.seats.values().map(|s| s.node))
             .filter(|n| *n != from && ctx.peers.is_heard(*n, ctx.now.at))
             .collect();
+        let speaks = |n: &NodeId| !self.work.mute.contains_key(n);
+        let nodes: BTreeSet<NodeId> =
+            if nodes.iter().any(speaks) { nodes.into_iter().filter(speaks).collect() } else { nodes };
         self.rotate = self.rotate.wrapping_add(1);
         let turn = self.rotate % nodes.len().max(1);
         nodes.into_iter().nth(turn)
@@ -78,6 +84,21 @@ impl Brain {
         }
     }
 
+    /// A node that holds a copy, or a member of the set that takes in the inputs, says how far it is.
+    pub(crate) fn on_fetching(&mut self, ctx: &Ctx, from: NodeId, copy: Option<(Phase, u32)>, done: u64, total: u64) {
+        match copy {
+            None => self.on_inputs_copied(ctx, from, done, total),
+            Some((phase, task)) if phase == self.phase => {
+                let copying = self.work.there().and_then(|work| work.copying.get_mut(&task));
+                if let Some(copying) = copying.filter(|c| c.target == Some(from) && done > c.done) {
+                    copying.done = done;
+                    copying.told = ctx.now.at;
+                }
+            }
+            Some(_) => {}
+        }
+    }
+
     /// Gives copies whose target went away or silent, or takes too long, to somebody else; asks again where no answer came.
     /// What is to be copied from a node that is gone itself is made again.
     pub(super) fn watch_copies(&mut self, ctx: &mut Ctx) {
@@ -85,15 +106,25 @@ impl Brain {
         for node in self.makers_gone(ctx) {
             self.drop_copies_from(ctx, node);
         }
+        let mut silent: BTreeSet<NodeId> = BTreeSet::new();
         let heard = |target: Option<NodeId>| target.is_some_and(|n| ctx.peers.is_heard(n, now));
-        let stuck = |c: &Copying| now - c.since >= COPY_TIMEOUT || !heard(c.target);
+        let tells = |target: Option<NodeId>| target.is_some_and(|n| ctx.peers.understands_fetching(n));
+        let mute = |c: &Copying| !planted(Bug::MuteUnseen) && tells(c.target) && now - c.told >= COPY_SILENCE;
+        let slow =
+            |c: &Copying| now - c.since >= COPY_TIMEOUT + Span::ms(c.done.saturating_mul(1_000) / COPY_BYTES_PER_S);
         let (mut move_on, mut again) = (Vec::new(), Vec::new());
         for (task, copying) in &self.work.copying {
-            if stuck(copying) {
+            if !heard(copying.target) {
+                move_on.push(*task);
+            } else if mute(copying) || slow(copying) {
+                silent.extend(copying.target);
                 move_on.push(*task);
             } else if now - copying.asked >= COPY_AGAIN {
                 again.push(*task);
             }
+        }
+        for node in silent {
+            self.work.mute.insert(node, now + MUTE_FOR);
         }
         for task in move_on {
             if let Some(copying) = self.work.copying.remove(&task) {
@@ -120,6 +151,7 @@ impl Brain {
     /// The disk of `node` was lost, with all that it made or stored.
     pub(crate) fn on_disk_lost(&mut self, ctx: &mut Ctx, node: NodeId) {
         self.quorum.forget_holder(node);
+        self.note_wiped(ctx, node);
         self.drop_copies_from(ctx, node);
     }
 

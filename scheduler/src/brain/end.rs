@@ -8,10 +8,10 @@ use sinew_crdt_state::ids::{FactId, JobId, NodeId};
 use sinew_crdt_state::planted::{Bug, planted};
 
 use super::{Brain, Stage};
-use crate::config::RECEIPTS_WAIT;
+use crate::config::{COPY_BYTES_PER_S, RECEIPTS_WAIT, SUBMIT_TIMEOUT};
 use crate::ctx::Ctx;
-use crate::io::{Effect, Record, Response, SubmitError};
-use crate::time::Time;
+use crate::io::{Effect, Record, RequestId, Response, SubmitError};
+use crate::time::{Span, Time};
 use crate::wire::{Lease, Message};
 
 impl Brain {
@@ -114,7 +114,8 @@ impl Brain {
         }
         let outcome = ctx.ledger.live(&self.job).and_then(|l| l.state.outcome().cloned())?;
         let carried: Vec<FactId> = receipts.iter().map(|(_, id)| *id).collect();
-        let (_, seal) = ctx.state(self.job, Fact::Seal { term: self.term, outcome, receipts });
+        let anew = ctx.ledger.live(&self.job).map_or(0, |l| l.state.anew());
+        let (_, seal) = ctx.state(self.job, Fact::Seal { term: self.term, outcome, receipts, anew });
         let mut facts: Vec<_> = ctx
             .ledger
             .live(&self.job)
@@ -140,6 +141,55 @@ impl Brain {
         }
         self.refusal = Some(Box::new(problem));
         ctx.effect(Effect::Changed(self.job));
+    }
+
+    /// More of the inputs came to a member of the set: the submit's time runs from now, within what a slow link may take for them.
+    pub(super) fn on_inputs_copied(&mut self, ctx: &Ctx, from: NodeId, done: u64, total: u64) {
+        let all: u64 = self.spec.input_blobs().iter().map(|b| b.size).fold(0, u64::saturating_add);
+        if self.stage != Stage::Storing || !self.spec.brain_set.contains(&from) || done > all || total > all {
+            return;
+        }
+        let known = self.work.copied.get(&from).map_or(0, |(known, _)| *known);
+        if done <= known {
+            return;
+        }
+        self.work.copied.insert(from, (done, total));
+        let latest = self.since + SUBMIT_TIMEOUT + Span::ms(all.saturating_mul(1_000) / COPY_BYTES_PER_S);
+        if let Some((_, deadline)) = self.answer.as_mut().filter(|_| !planted(Bug::SubmitByTheClock)) {
+            *deadline = (ctx.now.at + SUBMIT_TIMEOUT).min(latest).max(*deadline);
+        }
+    }
+
+    /// Nobody asks any more how much was copied.
+    pub(super) fn forget_copied(&mut self) {
+        if let Some(work) = self.work.there() {
+            work.copied = std::collections::BTreeMap::new();
+        }
+    }
+
+    /// How much of the inputs has come to the other members of the set, and how much there is for them; and until when the
+    /// submit waits. Only while that is under way.
+    pub(crate) fn copied(&self) -> Option<(u64, u64)> {
+        if self.stage != Stage::Storing || self.work.copied.is_empty() {
+            return None;
+        }
+        let sum = |(done, total): (u64, u64), of: &(u64, u64)| (done + of.0, total + of.1);
+        Some(self.work.copied.values().fold((0, 0), sum))
+    }
+
+    /// Who waits for the submit's answer, and until when.
+    pub(crate) const fn waits(&self) -> Option<(RequestId, Time)> {
+        self.answer
+    }
+
+    pub(super) fn why_not_stored(&self) -> String {
+        let ms = SUBMIT_TIMEOUT.as_ms();
+        match self.copied() {
+            Some((done, total)) => format!(
+                "no majority of its brain set had stored it, and of its inputs no more came within {ms} ms than {done} of {total} bytes"
+            ),
+            None => format!("no majority of its brain set had stored it within {ms} ms"),
+        }
     }
 
     /// Answers the submit, if nobody has.

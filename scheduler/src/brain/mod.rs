@@ -2,11 +2,13 @@
 //! irrevocable depends on it.
 //!
 //! Here: the stages of a job and the quorum. Placement is in [`place`], awards under way in [`seats`], results in
-//! [`results`] and [`copies`], the end in [`end`], taking over from another brain in [`adopt`].
+//! [`results`] and [`copies`], inputs out of reach in [`blocked`], workers that end nothing in [`overdue`], the end in [`end`], taking over from another brain in [`adopt`].
 
 mod adopt;
+mod blocked;
 mod copies;
 mod end;
+mod overdue;
 mod place;
 mod quorum;
 mod results;
@@ -16,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use sinew_crdt_state::fact::{Fact, Fence, Outcome, Run, Statement};
-use sinew_crdt_state::ids::{FactId, JobId, NodeId};
+use sinew_crdt_state::ids::{FactId, Hash, JobId, NodeId};
 use sinew_crdt_state::intervals::IntervalMap;
 use sinew_crdt_state::planted::{Bug, planted};
 use sinew_crdt_state::rare::{Empty, Rare};
@@ -24,6 +26,7 @@ use sinew_crdt_state::spec::{JobSpec, PACE_MIN, PHASE_MAP, Phase};
 
 use self::adopt::Adoption;
 pub(crate) use self::adopt::Mandate;
+use self::blocked::Blocked;
 use self::copies::Copying;
 pub(crate) use self::place::Bid;
 use self::place::Placement;
@@ -124,8 +127,18 @@ struct UnderWay {
     /// For the mean task time of the phase: tasks and microseconds.
     mean: (u64, u64),
     speculated: BTreeSet<u32>,
-    /// Nodes that lately could not fetch what a task needed, each until when it gets no more.
+    /// Nodes that lately could not fetch what a task needed, or kept tasks past their limit, each until when it gets no more.
     shunned: BTreeMap<NodeId, Time>,
+    /// Nodes that were asked for a copy and said nothing, each until when it is asked for none.
+    mute: BTreeMap<NodeId, Time>,
+    /// What tasks wait for that is out of reach.
+    blocked: Option<Box<Blocked>>,
+    /// Map outputs, with nodes that held them on disks which were replaced.
+    wiped: BTreeMap<Hash, BTreeSet<NodeId>>,
+    /// A task of which the only attempt is to be started elsewhere too.
+    twin: Option<u32>,
+    /// How much of the inputs has come to members of the set, while the job is not acknowledged: bytes, of how many.
+    copied: BTreeMap<NodeId, (u64, u64)>,
 }
 
 impl Empty for UnderWay {
@@ -145,6 +158,11 @@ impl Empty for UnderWay {
         mean: (0, 0),
         speculated: BTreeSet::new(),
         shunned: BTreeMap::new(),
+        mute: BTreeMap::new(),
+        blocked: None,
+        wiped: BTreeMap::new(),
+        twin: None,
+        copied: BTreeMap::new(),
     };
 }
 
@@ -159,9 +177,13 @@ impl UnderWay {
             && self.witnesses.is_empty()
             && self.reports_by.is_empty()
             && self.speculated.is_empty()
-            && self.shunned.is_empty();
+            && self.shunned.is_empty()
+            && self.mute.is_empty()
+            && self.wiped.is_empty()
+            && self.copied.is_empty();
+        let ones = self.blocked.is_none() && self.twin.is_none();
         let lists = self.ready.is_empty() && self.accept_ids.is_empty() && self.final_reports.is_empty();
-        trees && lists && self.mean == (0, 0) && self.done.is_empty()
+        trees && lists && ones && self.mean == (0, 0) && self.done.is_empty()
     }
 }
 
@@ -222,16 +244,20 @@ impl Brain {
             work.later.clear();
             work.mean = (0, 0);
             work.speculated.clear();
+            work.twin = None;
+            work.blocked = None;
         }
     }
 
     /// Whether the job has to do with `node`. One that only waits for room has not: there is news when a node has some.
     pub(crate) fn concerns(&self, node: NodeId) -> bool {
-        !self.only_waits()
-            && (self.spec.brain_set.contains(&node)
-                || self.work.seats.values().any(|s| s.node == node)
-                || self.work.copying.values().any(|c| c.target == Some(node))
-                || self.placement.is_some())
+        // Somebody who comes back may bring what is out of reach.
+        self.work.blocked.is_some()
+            || !self.only_waits()
+                && (self.spec.brain_set.contains(&node)
+                    || self.work.seats.values().any(|s| s.node == node)
+                    || self.work.copying.values().any(|c| c.target == Some(node))
+                    || self.placement.is_some())
     }
 
     /// Whether nothing of the job is under way anywhere: all it needs is room.
@@ -250,7 +276,9 @@ impl Brain {
 
     /// Whether something of the job may be on the disk of `node` alone beside this one's.
     pub(crate) fn knows(&self, node: NodeId) -> bool {
-        self.spec.brain_set.contains(&node) || self.work.copying.values().any(|c| c.accepted.node == node)
+        self.spec.phases().len() > 1
+            || self.spec.brain_set.contains(&node)
+            || self.work.copying.values().any(|c| c.accepted.node == node)
     }
 
     /// The phase, its finished tasks, and its assigned ones.
@@ -402,6 +430,7 @@ impl Brain {
         match &mut self.stage {
             Stage::Storing => {
                 self.stage = Stage::Running;
+                self.forget_copied();
                 self.drop_old_offers(ctx);
                 // One that is being withdrawn is answered once it has ended.
                 if self.refusal.is_none() {
@@ -454,7 +483,7 @@ impl Brain {
         if ctx.now.at >= deadline || hopeless {
             let why = match &ctx.storage_failing {
                 Some(reason) => format!("the disk failed ({reason})"),
-                None => format!("no majority of its brain set had stored it within {} ms", SUBMIT_TIMEOUT.as_ms()),
+                None => self.why_not_stored(),
             };
             if planted(Bug::RefuseUnknown) {
                 return self.drop_unknown(ctx);
@@ -474,6 +503,7 @@ impl Brain {
         let look = ctx.now.at >= self.watch_at;
         if look {
             self.watch_at = ctx.now.at + CHECK_EVERY;
+            self.end_overdue(ctx);
             self.drop_lost_seats(ctx);
             self.watch_copies(ctx);
         }
@@ -487,12 +517,14 @@ impl Brain {
                 }
             }
             work.shunned.retain(|_, until| *until > ctx.now.at);
+            work.mute.retain(|_, until| *until > ctx.now.at);
             self.work.drop_if(UnderWay::is_empty);
         }
         self.write_accepts(ctx);
         if self.step_phase(ctx) {
             return;
         }
+        self.watch_blocked(ctx);
         self.top_up(ctx);
         if look {
             self.speculate(ctx);
@@ -516,7 +548,7 @@ impl Brain {
             if !self.work.accepts.is_empty() {
                 return false;
             }
-            self.enter_phase(self.phase + 1);
+            self.resume_phase(ctx, self.phase + 1);
             ctx.effect(Effect::Changed(self.job));
         }
         false
@@ -540,7 +572,8 @@ impl Brain {
     fn running_timeout(&self, ctx: &Ctx) -> Option<Time> {
         if self.only_waits() {
             // Its place in the queue, or whoever changes something, calls it.
-            return (self.place_at > ctx.now.at).then_some(self.place_at);
+            let place = (self.place_at > ctx.now.at).then_some(self.place_at);
+            return place.into_iter().chain(self.blocked_timeout(ctx.now.at)).min();
         }
         // Leases, stragglers and loss of contact are looked at once a beat. So is everything that is due while this brain
         // may not decide: it can do nothing about it before it is in touch again, and must not spin meanwhile.

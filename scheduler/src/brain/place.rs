@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use sinew_crdt_state::envelope::Envelope;
-use sinew_crdt_state::fact::{Fact, Fence};
+use sinew_crdt_state::fact::{Fact, Fence, Run};
 use sinew_crdt_state::ids::{FactId, NodeId};
 use sinew_crdt_state::planted::{Bug, planted};
 use sinew_crdt_state::spec::PACE_MIN;
@@ -12,7 +12,7 @@ use super::{Brain, Seat, Stage};
 use crate::config::{BID_WINDOW, LEASE, OFFERS, PLACE_AGAIN, SEATS_MAX};
 use crate::ctx::Ctx;
 use crate::distance::pace_for_worker;
-use crate::io::Effect;
+use crate::io::{Effect, Note};
 use crate::time::{Span, Time};
 use crate::wire::{Lease, Message};
 
@@ -118,9 +118,14 @@ impl Brain {
         }
         if candidates.iter().all(|(node, _)| self.work.shunned.contains_key(node)) && self.slots_held() == 0 {
             // Nobody else can take the tasks now.
+            if let Err(at) = self.try_all_again(ctx.now.at) {
+                self.place_at = at;
+                return Sought::NotForThis;
+            }
             self.work.shunned.clear();
         }
-        candidates.retain(|(node, _)| !self.work.shunned.contains_key(node));
+        let runs_on = self.twin().filter(|_| self.pending.is_empty()).map(|(_, node)| node);
+        candidates.retain(|(node, _)| !self.work.shunned.contains_key(node) && runs_on != Some(*node));
         let Some(submit) = self.submit_envelope(ctx).filter(|_| !candidates.is_empty() && wanted > 0) else {
             self.place_at = ctx.now.at + PLACE_AGAIN;
             return Sought::NotForThis;
@@ -149,7 +154,13 @@ impl Brain {
         let takes = |seat: &&Seat| !self.work.shunned.contains_key(&seat.node);
         let open: u64 = self.work.seats.values().filter(takes).map(|s| s.open.count()).sum();
         let wanted = (self.pending_count() + open).saturating_sub(held);
-        if self.pending.is_empty() { 0 } else { u32::try_from(wanted).unwrap_or(u32::MAX) }
+        if self.turns_back() {
+            0
+        } else if self.pending.is_empty() {
+            u32::from(self.twin().is_some())
+        } else {
+            u32::try_from(wanted).unwrap_or(u32::MAX)
+        }
     }
 
     fn submit_envelope(&self, ctx: &Ctx) -> Option<Envelope> {
@@ -223,7 +234,7 @@ impl Brain {
         bids.sort_by_key(|(node, bid)| (std::cmp::Reverse(bid.held_bytes), rank(node), std::cmp::Reverse(bid.score)));
         let mut wanted = placement.wanted;
         for (node, bid) in bids {
-            if wanted == 0 || self.pending.is_empty() {
+            if wanted == 0 || self.pending.is_empty() && self.twin().is_none_or(|(_, on)| on == node) {
                 break;
             }
             let slots = bid.slots.min(wanted).max(1);
@@ -242,7 +253,15 @@ impl Brain {
         ctx.peers.promise(node, &self.spec, slots);
         self.work.seats.insert(fence, Seat::new(node, slots, ctx.now.at));
         let window = self.window(fence, self.slots_held()).max(1);
-        let runs = self.take_pending(window);
+        let runs = match self.twin() {
+            Some((task, _)) if self.pending.is_empty() => {
+                self.work.twin = None;
+                self.work.speculated.insert(task);
+                ctx.note(Note::Speculated { job: self.job, phase: self.phase, task });
+                vec![Run { start: task, len: 1 }]
+            }
+            _ => self.take_pending(window),
+        };
         let Some(assign) = self.assign(fence, runs, ctx.now.at, false) else { return };
         ctx.send(node, Message::Award { award: Box::new(award), bid, assign });
         self.send_sources(ctx, fence);

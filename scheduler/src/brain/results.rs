@@ -126,18 +126,25 @@ impl Brain {
     ) {
         if let Some(seat) = self.work.seats.get_mut(&fence) {
             let adopted = seat.adopted;
+            let taken = seat.open.take(run);
+            let last = taken.iter().map(|(_, at)| *at).max();
             // Those that it had from an earlier brain began before that.
-            for (part, at) in seat.open.take(run).into_iter().filter(|(_, at)| adopted != Some(*at)) {
+            for (part, at) in taken.into_iter().filter(|(_, at)| adopted != Some(*at)) {
                 self.work.mean.0 += u64::from(part.len);
                 self.work.mean.1 += (ctx.now.at - at).0;
             }
+            self.unblocked(last);
         }
         for part in self.work.done.gaps_in(run) {
             if part.len == 1 && self.work.copying.contains_key(&part.start) {
                 continue;
             }
             self.stop_elsewhere(ctx, fence, part);
-            let accepted = Accepted { run: part, node: from, fence, outputs: outputs.to_vec(), copy: None };
+            let again = if outputs.is_empty() { 0 } else { self.made_before(ctx, part.start) };
+            if again > 0 {
+                outputs.iter().for_each(|o| _ = self.work.wiped.remove(&o.blob.hash));
+            }
+            let accepted = Accepted { run: part, node: from, fence, outputs: outputs.to_vec(), copy: None, again };
             if let Some((_, open)) = report.and_then(|id| self.work.reports.get_mut(&id)) {
                 *open += 1;
             }

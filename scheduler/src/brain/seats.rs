@@ -8,7 +8,10 @@ use sinew_crdt_state::intervals::IntervalMap;
 use sinew_crdt_state::planted::{Bug, planted};
 
 use super::{Brain, Stage};
-use crate::config::{BEAT_EVERY, FENCE_AFTER, LEASE, QUEUE_AHEAD, SPECULATE_AFTER, WINDOW_MAX};
+use crate::config::{
+    BEAT_EVERY, FENCE_AFTER, LEASE, QUEUE_AHEAD, SPECULATE_AFTER, SPECULATE_ALONE_AFTER, SPECULATE_UNLIMITED_AFTER,
+    WINDOW_MAX,
+};
 use crate::ctx::Ctx;
 use crate::io::{Effect, Note};
 use crate::time::{Span, Time};
@@ -33,6 +36,8 @@ pub(super) struct Seat {
     pub(super) answered: bool,
     /// When it said what it works at since an earlier brain.
     pub(super) adopted: Option<Time>,
+    /// Its tasks are past their limit: it is renewed no more.
+    pub(super) overdue: bool,
 }
 
 impl Seat {
@@ -49,6 +54,7 @@ impl Seat {
             sources_sent: false,
             answered: true,
             adopted: None,
+            overdue: false,
         }
     }
 }
@@ -133,7 +139,7 @@ impl Brain {
 
     /// Fills the queues of all seats.
     pub(super) fn top_up(&mut self, ctx: &mut Ctx) {
-        if !self.pending.is_empty() {
+        if !self.pending.is_empty() && !self.turns_back() {
             let slots = self.slots_held();
             let fences: Vec<Fence> = self.work.seats.keys().copied().collect();
             for fence in fences {
@@ -143,7 +149,7 @@ impl Brain {
             }
         }
         let last = usize::from(self.phase) + 1 == self.spec.phases().len();
-        if last && self.pending.is_empty() && self.work.later.is_empty() {
+        if last && self.pending.is_empty() && self.work.later.is_empty() && self.work.twin.is_none() {
             self.release_idle(ctx);
         }
     }
@@ -197,22 +203,46 @@ impl Brain {
 
     /// Starts the slowest tasks a second time where a slot is idle (B1: stragglers are speculated).
     pub(super) fn speculate(&mut self, ctx: &mut Ctx) {
-        if !self.pending.is_empty() || self.work.mean.0 == 0 {
+        if !self.pending.is_empty() || self.work.seats.is_empty() {
             return;
         }
-        let slow = Span(2 * self.work.mean.1 / self.work.mean.0).max(SPECULATE_AFTER);
+        let alone = self.work.mean.0 == 0;
+        let slow =
+            if alone { self.slow_alone() } else { Span(2 * self.work.mean.1 / self.work.mean.0).max(SPECULATE_AFTER) };
         let straggler = self.work.seats.values().flat_map(|s| s.open.iter().map(move |(r, at)| (s.node, r, *at))).find(
             |(_, run, at)| run.len == 1 && ctx.now.at - *at >= slow && !self.work.speculated.contains(&run.start),
         );
         let Some((node, run, _)) = straggler else { return };
         let takes = |s: &Seat| s.open.count() < u64::from(s.slots) && !self.work.shunned.contains_key(&s.node);
-        let idle = self.work.seats.iter().find(|(_, s)| s.node != node && takes(s));
-        if let Some((fence, _)) = idle {
-            let fence = *fence;
+        let idle = self.work.seats.iter().find(|(_, s)| s.node != node && takes(s)).map(|(fence, _)| *fence);
+        if idle.is_none() && alone && self.may_run_twice() && self.work.twin.is_none() {
+            // Its own award is the only one: somebody who has room is looked for.
+            self.work.twin = Some(run.start);
+        }
+        if let Some(fence) = idle {
             self.work.speculated.insert(run.start);
             ctx.note(Note::Speculated { job: self.job, phase: self.phase, task: run.start });
             self.send_assign(ctx, fence, vec![run], false);
         }
+    }
+
+    /// After how long a task is slow of which no other tells how long it takes.
+    fn slow_alone(&self) -> Span {
+        let half = |limit: u64| Span(limit.saturating_mul(500)).max(SPECULATE_ALONE_AFTER);
+        self.spec.limits.timeout_ms.map_or(SPECULATE_UNLIMITED_AFTER, half)
+    }
+
+    /// Whether a task may be started a second time only because it takes long: not where its user wants no second attempt, nor where
+    /// it writes what outlives it.
+    fn may_run_twice(&self) -> bool {
+        !planted(Bug::NoTwin) && self.spec.retry.attempts > 0 && self.spec.volumes.iter().all(|volume| volume.read_only)
+    }
+
+    /// The node that the task to be started a second time runs on, if it still does.
+    pub(super) fn twin(&self) -> Option<(u32, NodeId)> {
+        let task = self.work.twin?;
+        let seat = self.work.seats.values().find(|s| s.open.get(task).is_some())?;
+        Some((task, seat.node))
     }
 
     /// A beat's question about one lease: does it go on? `None` when this brain cannot say.
@@ -225,6 +255,9 @@ impl Brain {
             // Who has not said yet what it holds must not take silence, nor a hasty word, for an answer.
             return (!adopting && fence.term <= self.term).then_some(false);
         };
+        if seat.overdue {
+            return Some(false);
+        }
         let (now, fence_after) = (ctx.now.at, FENCE_AFTER.at(self.pace));
         self.fruitless = 0;
         seat.heard = now;

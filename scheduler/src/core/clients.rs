@@ -161,6 +161,11 @@ impl Core {
         self.ctx.ledger.sealed(job).is_some() || state.outcome().is_some() || state.term > 1 || worked_on
     }
 
+    /// Until when the job's own submit may yet be answered.
+    fn submit_deadline(&self, job: &JobId) -> Time {
+        self.brains.get(job).filter(|b| b.is_storing()).and_then(|b| b.waits()).map_or(Time::default(), |(_, at)| at)
+    }
+
     /// Remembers the keys of jobs that this node submitted and that had not ended when it stopped.
     pub(super) fn restore_keys(&mut self) {
         let own = self.ctx.own;
@@ -228,7 +233,7 @@ impl Core {
         for (id, job, until) in std::mem::take(&mut self.clients.retrying) {
             if self.is_taken(&job) {
                 self.answer_submit(id, Ok(Some(job)));
-            } else if now >= until {
+            } else if now >= until.max(self.submit_deadline(&job)) {
                 let why = self.why_undecided(&job);
                 self.answer_submit(id, Err(SubmitError::Unknown { job, why, withdrawing: false }));
             } else {

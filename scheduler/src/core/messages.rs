@@ -52,6 +52,16 @@ impl Core {
                 Some(brain) => brain.on_report(ctx, from, lease, &facts),
                 None => self.on_orphan_report(from, lease, &facts),
             },
+            Message::Blocked { lease, phase, tasks, missing } => {
+                if let Some(brain) = self.brains.touch(&lease.job) {
+                    brain.on_blocked(ctx, from, lease.fence, phase, &tasks, &missing);
+                }
+            }
+            Message::Fetching { job, copy, done, total } => {
+                if let Some(brain) = self.brains.touch(&job) {
+                    brain.on_fetching(ctx, from, copy, done, total);
+                }
+            }
             Message::Settled { job, reports } => self.worker.on_settled(job, &reports),
             Message::Stop { lease, phase, tasks } => self.worker.on_stop(ctx, from, lease, phase, &tasks),
             Message::Release { lease } => self.worker.on_release(ctx, from, lease),
@@ -235,6 +245,18 @@ impl Core {
         self.ctx.effect(Effect::Fetch { id, job, blobs, providers: vec![source] });
         if planted(Bug::CopiedTooSoon) {
             self.ctx.send(brain, copy.answer(true));
+        }
+    }
+
+    /// A fetch has come so far: whoever waits for it is told.
+    pub(super) fn on_fetch_progress(&mut self, id: FetchId, done: u64, total: u64) {
+        let waits = match self.copies.get(&id) {
+            Some((copy, _)) if copy.phase != WHOLE_JOB => Some((copy.brain, copy.job, Some((copy.phase, copy.task)))),
+            Some(_) => None,
+            None => self.stewards.waits_for(id).map(|(to, job)| (to, job, None)),
+        };
+        if let Some((to, job, copy)) = waits.filter(|(to, ..)| self.ctx.peers.understands_fetching(*to)) {
+            self.ctx.send(to, Message::Fetching { job, copy, done, total });
         }
     }
 

@@ -250,6 +250,11 @@ impl Stewards {
         }
     }
 
+    /// The brain, and the job, whose inputs this fetch brings.
+    pub(crate) fn waits_for(&self, id: FetchId) -> Option<(NodeId, JobId)> {
+        self.awaiting.get(&id).map(|waiting| (waiting.to, waiting.job))
+    }
+
     /// Input blobs arrived, or did not. Returns whose, if the fetch was a steward's.
     pub(crate) fn on_fetched(&mut self, ctx: &mut Ctx, id: FetchId, ok: bool) -> Option<JobId> {
         let first = self.awaiting.remove(&id)?;

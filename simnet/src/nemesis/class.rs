@@ -70,6 +70,8 @@ pub enum Class {
     Clone,
     /// A node is heard by everybody and hears nobody.
     Deaf,
+    /// A liar takes tasks, keeps its leases, and begins none of them, then or later.
+    Hog,
 }
 
 /// A name that is no class of faults.
@@ -82,7 +84,7 @@ pub struct UnknownClass {
 
 impl Class {
     /// Every class.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 32] = [
         Self::Crash,
         Self::Restart,
         Self::Partition,
@@ -114,6 +116,7 @@ impl Class {
         Self::Rollback,
         Self::Clone,
         Self::Deaf,
+        Self::Hog,
     ];
 
     /// Its name on the command line and in reports.
@@ -151,13 +154,14 @@ impl Class {
             Self::Rollback => "rollback",
             Self::Clone => "clone",
             Self::Deaf => "deaf",
+            Self::Hog => "hog",
         }
     }
 
     /// Whether it needs a node that lies.
     #[must_use]
     pub const fn is_byzantine(self) -> bool {
-        self.is_said_at_once() || matches!(self, Self::Censor | Self::Eclipse)
+        self.is_said_at_once() || matches!(self, Self::Censor | Self::Eclipse | Self::Hog)
     }
 
     /// Whether it is over as soon as it is said.
@@ -209,6 +213,8 @@ impl Class {
             // Some of it goes by until the write comes.
             Self::CrashAtWrite | Self::TornWrite => (1_000, 6_000),
             Self::LostFsync => (2_000, 8_000),
+            // Long enough to be given something.
+            Self::Hog => (2_000, 15_000),
             // Several heartbeats, and several adverts.
             Self::Censor | Self::Eclipse => (3_000, 15_000),
             // Said at once.

@@ -47,6 +47,8 @@ pub(super) enum Held {
     Doomed(Index),
     /// No gossip is passed on.
     Censorship,
+    /// A node begins no task that it takes.
+    Hog(Index),
     /// A node hears and is heard through attackers.
     Eclipse(Index),
     /// A copy of a node runs in its place. This is the disk of the node itself.
@@ -67,6 +69,7 @@ pub(super) fn gauge(world: &World, class: Class, held: Option<&Held>) -> Option<
         Class::LostFsync => Some(counters.lost_syncs),
         Class::Nat => Some(counters.unreachable),
         Class::Censor | Class::Eclipse => Some(counters.gossip_withheld),
+        Class::Hog => Some(counters.hogged),
         Class::SlowDisk => match held {
             Some(Held::Slow(node)) => Some(world.nodes[*node].disk.asked_to_write()),
             _ => None,
@@ -123,6 +126,12 @@ impl Nemesis {
                 world.begin_censorship(&self.liars);
                 Some(Held::Censorship)
             }
+            Class::Hog => {
+                let liars: Vec<Index> = self.liars.iter().copied().filter(|n| up.contains(n)).collect();
+                let liar = super::one_of(liars, strike.dice[0])?;
+                world.nodes[liar].hogs = true;
+                Some(Held::Hog(liar))
+            }
             Class::Eclipse => {
                 let honest = up.into_iter().filter(|n| !self.liars.contains(n)).collect();
                 let victim = super::one_of(honest, strike.dice[0])?;
@@ -176,6 +185,10 @@ impl Held {
             }
             Self::Eclipse(victim) => {
                 world.end_eclipse(victim);
+                true
+            }
+            Self::Hog(node) => {
+                world.nodes[node].hogs = !is_last;
                 true
             }
             machine => machine.release_machine(world),

@@ -6,7 +6,7 @@ use sinew_scheduler::time::Span;
 
 use super::{Class, Nemesis, schedule};
 use crate::network::Network;
-use crate::plan::{job, round};
+use crate::plan::{Plan, job, round};
 use crate::world::World;
 
 const NAMES: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
@@ -26,10 +26,12 @@ fn struck(seed: u64, class: Class) -> (World, Nemesis) {
         let name = NAMES[usize::try_from(step % 5).unwrap()];
         if world.nodes[world.index(name)].is_awake() {
             let plan = if step % 4 == 0 { round(8, 3) } else { job().tasks(4) };
-            world.submit_later(name, &plan.lasting(Span::ms(300)).spread());
+            let bounded = |plan: Plan| if class == Class::Hog { plan.limit(Span::ms(5_000)) } else { plan };
+            world.submit_later(name, &bounded(plan.lasting(Span::ms(300)).spread()));
             if step % FULL_EVERY == 0 {
                 // Takes all the room, so that the others have to advertise.
-                world.submit_later(name, &job().tasks(24).lasting(Span::ms(2_500)).spread());
+                let plan = job().tasks(24).lasting(Span::ms(2_500)).spread();
+                world.submit_later(name, &bounded(plan));
             }
         }
         while world.now < end {
@@ -47,7 +49,11 @@ fn is_as_before(world: &World) {
     assert_eq!((world.links.loss, world.all_cuts().len()), (0, 0));
     assert!(!world.overlay.attack.is_on() && world.fell.is_empty());
     for node in &world.nodes {
-        assert!(node.is_awake() && node.crash_at.is_none() && !node.setup.dials_out_only, "{}", node.name);
+        assert!(
+            node.is_awake() && node.crash_at.is_none() && !node.hogs && !node.setup.dials_out_only,
+            "{}",
+            node.name
+        );
         assert!(!node.disk.failing && node.disk.setup == node.setup.disk, "{}", node.name);
         let off = node.clock.at(world.now).0.abs_diff(world.now.0);
         assert!(off < 1_000_000, "{}: the date is right again, the timers went their own way", node.name);

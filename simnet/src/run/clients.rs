@@ -21,7 +21,7 @@ const AGAIN_MS: [u64; 2] = [2_000, 18_000];
 /// What a client does next.
 #[derive(Debug)]
 enum Step {
-    Again { node: Index, plan: Plan, key: String },
+    Again { node: Index, plan: Box<Plan>, key: String },
     Cancel { node: Index, request: RequestId },
 }
 
@@ -51,7 +51,7 @@ impl Clients {
             self.count += 1;
             let key = format!("key-{}", self.count);
             for after in AGAIN_MS {
-                let step = Step::Again { node, plan: plan.clone(), key: key.clone() };
+                let step = Step::Again { node, plan: Box::new(plan.clone()), key: key.clone() };
                 self.then(world.now + Span::ms(after + wait), step);
             }
             return world.submit_keyed(&name, plan, &key);

@@ -5,6 +5,7 @@ use rand_chacha::ChaCha8Rng;
 use sinew_scheduler::time::Span;
 
 use super::options::{Options, Workload};
+use crate::nemesis::Class;
 use crate::plan::{Plan, job, round};
 
 /// Sets this stream apart from the nemesis's and the world's.
@@ -13,6 +14,9 @@ const STREAM: u64 = 0x6a6f_6273;
 const ROUND_EVERY: u64 = 4;
 /// ... and one leaves the same outputs as others.
 const EQUAL_EVERY: u64 = 8;
+
+/// How long an attempt may take where nodes may begin none: several times as long as any takes.
+const LIMIT: Span = Span::ms(10_000);
 
 /// A job to be submitted.
 #[derive(Debug)]
@@ -26,13 +30,15 @@ pub(super) struct Due {
 pub(super) fn jobs(options: &Options) -> impl Iterator<Item = Due> {
     let mut rng = ChaCha8Rng::seed_from_u64(options.seed ^ STREAM);
     let count = u64::from(options.jobs);
+    let hogs = options.faults.contains(&Class::Hog);
     let due = move |i: u64| {
         let jitter: u64 = rng.random_range(0..1_000);
         let at = (u128::from(options.duration.0) * (u128::from(i) * 1_000 + u128::from(jitter)))
             / (u128::from(count) * 1_000);
         let at = Span(u64::try_from(at).unwrap_or(u64::MAX));
         let node = usize::try_from(rng.random_range(0..u64::MAX)).unwrap_or(0) % options.nodes;
-        Due { at, node, plan: plan(options.workload, i, &mut rng) }
+        let plan = plan(options.workload, i, &mut rng);
+        Due { at, node, plan: if hogs { plan.limit(LIMIT) } else { plan } }
     };
     (0..count).map(due)
 }

@@ -4,6 +4,7 @@
 //! `cargo nextest run -p sinew-simnet --features planted --test mutants`
 
 mod broken;
+mod reach;
 mod scenarios;
 #[path = "../support/mod.rs"]
 mod support;
@@ -12,6 +13,7 @@ use std::cell::Cell;
 use std::panic::{catch_unwind, set_hook, take_hook};
 use std::sync::Once;
 
+use reach::{cut_off_holders, hog, lost_holders, mute_holder, only_task, slow_inputs};
 use scenarios::{
     alone, bad_link, calm, cancelled, cut_off_worker, deaf_heir, deaf_submitter, disk_lost, equal_inputs, equal_jobs,
     failed_sync, failing, far_cancel, far_submitter, forgotten, gone_for_good, hung_disk, just_completed, late_answers,
@@ -151,6 +153,12 @@ mutants! {
     a_key_that_a_restart_forgets: ForgetKeys, tried_again, 3, ["KeyTwice"];
     a_node_alone_that_does_not_say_so: AloneUnsaid, alone, 3, ["AloneUnsaid"];
     a_lonely_job_that_nobody_else_holds: NoWitness, alone, 3, ["OutputGone"];
+    an_input_out_of_reach_that_counts: CountBlocked, cut_off_holders, 10, ["not within", "nothing was out of reach"];
+    a_lost_map_output_that_stays_lost: NeverAnew, lost_holders, 10, ["not within"];
+    a_worker_that_ends_nothing: HogUnseen, hog, 3, ["not within"];
+    a_copy_that_never_comes: MuteUnseen, mute_holder, 10, ["not within"];
+    an_only_task_that_nobody_else_gets: NoTwin, only_task, 20, ["not within"];
+    a_submit_by_the_clock: SubmitByTheClock, slow_inputs, 3, ["the job is taken"];
 }
 
 macro_rules! sound {
@@ -200,6 +208,12 @@ sound! {
     without_a_bug_far_cancels_pass: far_cancel;
     without_a_bug_other_tries_pass: tried_again;
     without_a_bug_nodes_alone_pass: alone;
+    without_a_bug_holders_out_of_reach_are_waited_for: cut_off_holders;
+    without_a_bug_lost_map_outputs_are_made_anew: lost_holders;
+    without_a_bug_workers_that_end_nothing_are_left: hog;
+    without_a_bug_mute_holders_are_left: mute_holder;
+    without_a_bug_only_tasks_are_started_again: only_task;
+    without_a_bug_slow_inputs_come: slow_inputs;
 }
 
 /// Counts for the table, for longer than `nextest` lets a test run:

@@ -3,7 +3,7 @@
 use sinew_crdt_state::fact::{Failure, Outcome};
 use sinew_crdt_state::ids::NodeId;
 use sinew_crdt_state::state::{Event, Status};
-use sinew_scheduler::view::{JobView, waiting_text};
+use sinew_scheduler::view::{JobView, blocked_text, waiting_text};
 
 use super::super::error::FailedTask;
 use super::super::human::{clean, clean_lines, clock, cut, percent, rate, size, span, utc};
@@ -76,7 +76,13 @@ fn header(view: &JobView, timeline: &[Event], now_ms: u64) -> String {
 fn state(view: &JobView) -> String {
     let word = match view.status {
         Status::Waiting => waiting_text(&view.lost),
-        _ => outcome_word(view).to_owned(),
+        _ => match (&view.blocked, view.copied) {
+            (Some(blocked), _) if !view.is_ended() => format!("{}, {}", outcome_word(view), blocked_text(blocked)),
+            (_, Some((done, total))) => {
+                format!("{}, {} of {} of its inputs are copied", outcome_word(view), size(done), size(total))
+            }
+            _ => outcome_word(view).to_owned(),
+        },
     };
     if view.cancelling { format!("{word} (a cancel is under way)") } else { word }
 }

@@ -190,7 +190,14 @@ mod tests {
         let accept = |phase, len| Fact::Accept {
             term: 1,
             phase,
-            items: vec![Accepted { run: Run { start: 0, len }, node, fence, outputs: Vec::new(), copy: None }],
+            items: vec![Accepted {
+                run: Run { start: 0, len },
+                node,
+                fence,
+                outputs: Vec::new(),
+                copy: None,
+                again: 0,
+            }],
         };
         let facts = [(1_000, Fact::Claim { fence, slots: 1 }), (21_000, accept(0, 1_000)), (23_000, accept(1, 2))];
         let facts = facts.map(|(ms, fact)| Statement { at_ms: SUBMITTED_MS + ms, fact });

@@ -82,6 +82,8 @@ pub(crate) fn view() -> JobView {
         outputs: vec![output(0, 4)],
         outcome: None,
         lost: Vec::new(),
+        blocked: None,
+        copied: None,
         cancelling: false,
         failures: Vec::new(),
     }

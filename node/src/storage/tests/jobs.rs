@@ -50,7 +50,7 @@ pub(super) fn usual(serial: u64) -> Job {
         _ => 0,
     };
     facts.push(receipt);
-    facts.push(Fact::Seal { term: 1, outcome: Outcome::Completed, receipts: vec![(worker.id(), named)] });
+    facts.push(Fact::Seal { term: 1, outcome: Outcome::Completed, receipts: vec![(worker.id(), named)], anew: 0 });
     let mut statements: Vec<_> = facts.into_iter().map(|fact| (author(&fact), Statement { at_ms, fact })).collect();
     statements.insert(2, (2, Statement { at_ms: at_ms + 1, fact: bid }));
     Job { id, statements }
