@@ -37,7 +37,6 @@ pub const fn pace_min() -> u8 {
 
 /// Whether a pace need not be stated.
 #[must_use]
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants it so")]
 pub const fn is_pace_min(pace: &u8) -> bool {
     *pace == PACE_MIN
 }

@@ -32,7 +32,7 @@ pub(crate) struct RoundTrip {
     variation: Span,
     /// The last ones, and when.
     last: [(Time, Span); KEPT],
-    next: u8,
+    next: usize,
 }
 
 impl RoundTrip {
@@ -50,8 +50,8 @@ impl RoundTrip {
         let off = Span(trip.smoothed.0.abs_diff(measured.0));
         trip.smoothed = Span(trip.smoothed.0 - trip.smoothed.0 / 8 + measured.0 / 8);
         trip.variation = Span(trip.variation.0 - trip.variation.0 / 4 + off.0 / 4);
-        trip.last[usize::from(trip.next)] = (now, measured);
-        trip.next = (trip.next + 1) % KEPT as u8;
+        trip.last[trip.next] = (now, measured);
+        trip.next = (trip.next + 1) % KEPT;
         trip
     }
 

@@ -6,7 +6,7 @@ use sinew_crdt_state::ids::JobId;
 use sinew_scheduler::io::SubmitError;
 use sinew_simnet::{
     DiskSetup, Distribution, Latency, Network, NodeSetup, Plan, World, completed, done, ended, failed, finished, job,
-    micros, millis, round, running, seconds, started, taken_over,
+    millis, round, running, seconds, started, taken_over,
 };
 
 /// A node that leads and stores but runs nothing.
