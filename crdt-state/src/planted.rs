@@ -114,6 +114,12 @@ pub enum Bug {
     NoWitness,
     /// A withdrawal is not kept on disk.
     WithdrawInMemory,
+    /// A node that leaves gives its awards back while their programs still run.
+    GiveBackWhileRunning,
+    /// What a node that leaves ends counts as a failure of its own.
+    LeaveFailsTasks,
+    /// A node leaves without a word.
+    LeaveUnsaid,
 }
 
 #[cfg(feature = "planted")]

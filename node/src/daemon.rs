@@ -1,6 +1,7 @@
 //! The daemon: opens what is on disk, joins the mesh, starts the core, and keeps them talking until it is told to end.
 
 mod error;
+mod leave;
 mod setup;
 mod shared;
 
@@ -8,7 +9,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
 use bytes::Bytes;
-use sinew_blobs::{BlobStore, ServeError};
+use sinew_blobs::BlobStore;
 use sinew_crdt_state::certificate::{Credential, Roles, Ticket};
 use sinew_crdt_state::ids::NodeId;
 use sinew_mesh::{Boot, DropReason, GossipId, JoinRefusal, JoinReply, Mesh, MeshEvent, MeshEvents, Topic, Verdict};
@@ -16,6 +17,7 @@ use sinew_scheduler::Setup;
 use sinew_scheduler::config::CoreConfig;
 use sinew_scheduler::io::Input;
 use sinew_scheduler::wire;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::{Notify, oneshot};
 
 use crate::api::server;
@@ -40,7 +42,9 @@ use crate::storage::{Storage, StorageError, StorageEvent};
 use crate::tasks::{Means, TaskHost, TaskPool};
 
 pub use error::DaemonError;
+pub use leave::Down;
 pub(crate) use error::io;
+use leave::Departure;
 use setup::{core_config, cpu_milli, memory_bytes, mesh_config, store_options};
 pub use shared::{Pending, Shared, Watchers};
 
@@ -72,6 +76,7 @@ struct Daemon {
     storage: Arc<Storage>,
     guardian: Option<Guardian>,
     tag: NodeTag,
+    down: UnboundedReceiver<Down>,
     _lock: crate::datadir::Lock,
 }
 
@@ -104,6 +109,7 @@ impl Daemon {
         let link = MeshLink::new(mesh);
         let logs = LogHub::default();
         logs.connect(link.clone());
+        let (shutdown, down) = unbounded_channel();
         let secrets = Arc::new(Keeper::new(SecretStore::open(data_dir.path(), &identity), identity.clone()));
         let shared = Arc::new(Shared {
             secrets: Arc::clone(&secrets),
@@ -119,7 +125,8 @@ impl Daemon {
             started: Instant::now(),
             watchers: Watchers::default(),
             sightings: Sightings::default(),
-            shutdown: Notify::new(),
+            shutdown,
+            left: Notify::new(),
             sandbox,
             runners: Arc::clone(&runners),
             host: OnceLock::new(),
@@ -151,7 +158,7 @@ impl Daemon {
         };
         let driver = Effects::new(Arc::clone(&shared), pool.clone(), Arc::clone(&storage), runtime);
         let thread = queue.start(&engine, setup, stored, driver).map_err(io("start the core's thread"))?;
-        Ok(Self { shared, events, pool, thread, storage, guardian, tag, _lock: lock })
+        Ok(Self { shared, events, pool, thread, storage, guardian, tag, down, _lock: lock })
     }
 
     async fn serve(mut self) -> Result<(), DaemonError> {
@@ -176,6 +183,8 @@ impl Daemon {
         tokio::pin!(parent_gone);
         let mut term = signal(tokio::signal::unix::SignalKind::terminate())?;
         let mut int = signal(tokio::signal::unix::SignalKind::interrupt())?;
+        let mut departure = Departure::new(self.shared.engine.clone());
+        let mut orphaned = false;
         loop {
             tokio::select! {
                 event = self.events.recv() => match event {
@@ -209,10 +218,15 @@ impl Daemon {
                 }
                 Ok(()) = collections.changed() => tell_blobs(&self.shared),
                 _ = measures.tick() => self.hand_on_measures().await,
-                _ = term.recv() => break,
-                _ = int.recv() => break,
-                () = self.shared.shutdown.notified() => break,
-                () = &mut parent_gone => break,
+                _ = term.recv() => if departure.signalled() { break },
+                _ = int.recv() => if departure.signalled() { break },
+                Some(down) = self.down.recv() => departure.asked(down),
+                () = &mut parent_gone, if !orphaned => {
+                    orphaned = true;
+                    departure.at_once();
+                }
+                () = departure.due() => if departure.hurry() { break },
+                () = self.shared.left.notified() => break,
             }
         }
         tracing::info!("going down");
@@ -275,8 +289,7 @@ impl Daemon {
                     let (reader, writer) = tokio::io::split(stream);
                     if let Err(error) = store.serve(reader, writer).await {
                         tracing::debug!(node = %from.short(), %error, "a blob request failed");
-                        if matches!(error, ServeError::Garbage(_) | ServeError::TooLong { .. } | ServeError::Refused(_))
-                        {
+                        if error.is_offence() {
                             mesh.drop_peer(from, DropReason::Misbehaved);
                         }
                     }

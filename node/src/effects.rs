@@ -218,6 +218,8 @@ impl Driver for Effects {
                 self.pool.start(task);
             }
             Effect::Stop(run) => self.pool.stop(run),
+            Effect::Drain(run) => self.pool.drain(run),
+            Effect::Left => self.shared.left.notify_one(),
             Effect::Fetch { id, job, blobs, providers } => self.fetch(id, job, blobs, providers),
             Effect::EndJob { job, keep, .. } => {
                 let pool = self.pool.clone();

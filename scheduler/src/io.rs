@@ -139,6 +139,9 @@ pub enum SubmitError {
     /// The job is malformed.
     #[error(transparent)]
     Spec(#[from] sinew_crdt_state::spec::SpecError),
+    /// This node is about to leave.
+    #[error("this node is going down and takes no more jobs; nothing was submitted")]
+    Leaving,
     /// The disk refused it: nothing of it is anywhere, or it was withdrawn before any of it could start.
     #[error("the job could not be written to disk ({0}); nothing was submitted")]
     Disk(String),
@@ -202,6 +205,17 @@ pub enum Response {
     Holders(Vec<(NodeId, Vec<Hash>)>),
 }
 
+/// How a node leaves, the less patient the later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Leave {
+    /// It takes nothing new, and leaves once what it holds is done and no job is left that only this node can lead.
+    WhenDone,
+    /// It gives back what it holds, hands over what it leads, and leaves.
+    HandOver,
+    /// It hands over what it leads and leaves, whatever runs.
+    AtOnce,
+}
+
 /// What happens to the core.
 #[derive(Debug, Clone)]
 pub enum Input {
@@ -258,6 +272,10 @@ pub enum Input {
         /// How.
         result: TaskResult,
     },
+    /// An attempt that [`Effect::Drain`] asked for has ended, and nothing of it is left. It did not end by itself first.
+    NotRun(RunId),
+    /// The node is to leave. May be said again, with less patience. [`Effect::Left`] answers.
+    Leave(Leave),
     /// A fetch ended.
     Fetched {
         /// Which.
@@ -437,6 +455,10 @@ pub enum Effect {
     Start(StartTask),
     /// Stop a task; no [`Input::Task`] is expected for it.
     Stop(RunId),
+    /// End a task and say when nothing of it is left: by [`Input::NotRun`], or by [`Input::Task`] if it had a result first.
+    Drain(RunId),
+    /// This node has left, as it was asked to by [`Input::Leave`]. What was said before this is to be sent; then the driver may end.
+    Left,
     /// See to it that blobs are here, whole and on disk, fetched where they are not, and kept for this job too, no matter for
     /// which others; answer with [`Input::Fetched`]. Nothing that an earlier answer said is taken for granted.
     Fetch {

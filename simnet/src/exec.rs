@@ -98,7 +98,7 @@ impl World {
             node,
             format!("start {name} {phase}/{task} fence {:?} attempt {}", start.key.lease.fence, start.attempt),
         );
-        self.nodes[node].runs.insert(start.run, Running { execution, cpu_milli });
+        self.nodes[node].runs.insert(start.run, Running { execution, cpu_milli, ends_at: None });
         let life = self.roll.life(node);
         self.queue.push(self.now + Span(gather.0 + work.0), Event::TaskEnd { life, run: start.run });
     }
@@ -111,6 +111,9 @@ impl World {
     }
 
     pub(crate) fn task_ended(&mut self, node: Index, run: RunId) {
+        if self.was_drained(node, run) {
+            return;
+        }
         let Some(running) = self.nodes[node].runs.remove(&run) else { return };
         let execution = self.executions[running.execution];
         let name = self.name_of(&execution.job);

@@ -27,6 +27,7 @@ mod flap;
 mod forge;
 mod hearing;
 mod history;
+mod leave;
 mod link;
 mod lookup;
 mod machine;

@@ -60,6 +60,8 @@ pub(crate) struct Running {
     /// Its number in the world's list of executions.
     pub(crate) execution: usize,
     pub(crate) cpu_milli: u32,
+    /// When it will have ended, if it was told to.
+    pub(crate) ends_at: Option<Time>,
 }
 
 /// A fetch under way.
@@ -91,6 +93,8 @@ pub(crate) struct Node {
     pub(crate) busy: crate::busy::Busy,
     /// The write that it crashes at.
     pub(crate) crash_at: Option<CrashAt>,
+    /// Whether it is down because it left.
+    pub(crate) has_left: bool,
 }
 
 impl Node {
@@ -118,6 +122,7 @@ impl Node {
             batch: crate::batch::Batch::default(),
             busy: crate::busy::Busy::default(),
             crash_at: None,
+            has_left: false,
         }
     }
 

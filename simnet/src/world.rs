@@ -193,6 +193,7 @@ impl World {
             config: n.config.clone(),
         };
         n.core = Some(Core::new(setup, n.disk.stored(), now));
+        n.has_left = false;
         n.batch = crate::batch::Batch::default();
         self.input(node, Input::Tick);
     }
@@ -349,6 +350,8 @@ impl World {
                 self.start_task(node, start);
             }
             Effect::Stop(run) => self.stop_task(node, run),
+            Effect::Drain(run) => self.drain_task(node, run),
+            Effect::Left => self.has_left(node),
             Effect::Fetch { id, job, blobs, providers } => self.start_fetch(node, id, job, blobs, providers),
             Effect::EndJob { job, keep, outcome } => {
                 self.nodes[node].disk.end_job(&job, &keep);

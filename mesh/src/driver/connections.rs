@@ -11,7 +11,7 @@ use libp2p::{Multiaddr, PeerId, Stream, StreamProtocol};
 use sinew_crdt_state::certificate::CredentialError;
 use tokio::sync::oneshot;
 
-use super::{Connection, Driver, Internal, Member, Peer};
+use super::{Connection, Driver, Internal, Member};
 use crate::address::{is_relayed, node_id, usable};
 use crate::config::{CONNECTION_DEADLINE, READERS_MAX};
 use crate::dialer::{Dial, Source};
@@ -251,24 +251,25 @@ impl Driver {
     pub(super) fn on_frames(&mut self, peer: PeerId, class: FrameClass, packs: bool, stream: Stream) {
         let Some(entry) = self.peers.get_mut(&peer) else { return };
         let Some(member) = &entry.member else { return };
-        let readers = &mut entry.readers[class as usize];
-        if *readers >= READERS_MAX {
-            self.refuse(peer, Refusal::TooManyStreams);
-            return;
-        }
-        *readers += 1;
         let (link, sink, max) = (Arc::clone(&member.link), self.events.clone(), self.config.frame_len_max);
         let driver = self.internal.0.clone();
-        tokio::spawn(async move {
+        let reader = tokio::spawn(async move {
             let end = lane::read(stream, &link, class, packs, sink, max).await;
-            let _ = driver.send(Internal::ReadEnded { peer, class, end }).await;
+            let _ = driver.send(Internal::ReadEnded { peer, end }).await;
         });
+        let readers = &mut entry.readers[class as usize];
+        readers.retain(|reader| !reader.is_finished());
+        readers.push_back(reader.abort_handle());
+        // Streams of connections that are dead, as yet unnoticed, are no offence: a link that comes and goes leaves many.
+        if readers.len() > READERS_MAX
+            && let Some(oldest) = readers.pop_front()
+        {
+            oldest.abort();
+            self.note(Some(peer), Refusal::TooManyStreams);
+        }
     }
 
-    pub(super) fn on_read_ended(&mut self, peer: PeerId, class: FrameClass, end: ReadEnd) {
-        if let Some(Peer { readers, .. }) = self.peers.get_mut(&peer) {
-            readers[class as usize] = readers[class as usize].saturating_sub(1);
-        }
+    pub(super) fn on_read_ended(&mut self, peer: PeerId, end: ReadEnd) {
         match end {
             ReadEnd::TooLong { len, max } => self.refuse(peer, Refusal::FrameTooLong { len, max }),
             ReadEnd::Damaged(error) => self.refuse(peer, Refusal::FrameDamaged(error)),

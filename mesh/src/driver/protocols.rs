@@ -20,7 +20,7 @@ use crate::event::{FrameClass, GossipId, MeshEvent, Topic, Verdict};
 use crate::join;
 use crate::status::NatStatus;
 use crate::streams::{self, Inbound};
-use crate::wire::{BULK, BULK_PACKED, CONTROL, HELLO, JOIN, SECRETS, TWIN};
+use crate::wire::{BULK, BULK_PACKED, CONTROL, HELLO, JOIN, SECRETS, TWIN, WireError};
 
 /// A token bucket over all joins.
 pub(super) struct JoinBudget {
@@ -123,10 +123,12 @@ impl Driver {
 
     fn on_inbound(&mut self, inbound: Inbound) {
         let (peer, connection) = (inbound.peer, inbound.connection);
+        if !self.connections.contains_key(&connection) {
+            // It closed meanwhile, and what its peer had shown on it went with it.
+            return;
+        }
         if inbound.protocol == HELLO {
-            if self.connections.contains_key(&connection) {
-                tokio::spawn(self.exchange(peer, connection).respond(inbound.stream));
-            }
+            tokio::spawn(self.exchange(peer, connection).respond(inbound.stream));
             return;
         }
         if inbound.protocol == JOIN {
@@ -180,6 +182,8 @@ impl Driver {
 
     pub(super) fn on_join_ended(&mut self, peer: PeerId, id: ConnectionId, refusal: Option<Refusal>) {
         match refusal {
+            // A connection that broke is nobody's fault.
+            Some(refusal @ Refusal::JoinMalformed(WireError::Io(_))) => self.note(Some(peer), refusal),
             Some(refusal @ Refusal::JoinMalformed(_)) => return self.refuse(peer, refusal),
             Some(refusal) => self.note(Some(peer), refusal),
             None => {}

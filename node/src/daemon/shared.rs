@@ -9,8 +9,10 @@ use sinew_crdt_state::certificate::{Roles, Ticket, TicketBody};
 use sinew_crdt_state::identity::Identity;
 use sinew_crdt_state::ids::JobId;
 use sinew_scheduler::io::{Input, RequestId, Response};
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{Notify, oneshot, watch};
 
+use super::leave::Down;
 use crate::clock::unix_ms;
 use crate::datadir::{DataDir, Membership};
 use crate::engine::Engine;
@@ -85,7 +87,9 @@ pub struct Shared {
     /// What was seen lately.
     pub sightings: Sightings,
     /// Ends the daemon.
-    pub shutdown: Notify,
+    pub shutdown: UnboundedSender<Down>,
+    /// The core has left.
+    pub left: Notify,
     /// How programs are isolated.
     pub sandbox: SandboxState,
     /// What executes programs.

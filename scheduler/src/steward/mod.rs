@@ -173,6 +173,13 @@ impl Stewards {
         }
     }
 
+    /// This node has just left the lead of the job to others: see [`Watched::led_until`].
+    pub(crate) fn on_handed_over(&mut self, ctx: &Ctx, job: JobId) {
+        if let Some(watched) = self.watched.get_mut(&job) {
+            watched.led_until = Some(ctx.now.at);
+        }
+    }
+
     /// The input blobs of a job that was submitted here are here.
     pub(crate) fn has_blobs(&mut self, job: JobId) {
         self.blobs_ready.insert(job);

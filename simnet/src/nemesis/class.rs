@@ -70,6 +70,8 @@ pub enum Class {
     Clone,
     /// A node is heard by everybody and hears nobody.
     Deaf,
+    /// A node leaves in good order and comes back.
+    Leave,
 }
 
 /// A name that is no class of faults.
@@ -82,7 +84,7 @@ pub struct UnknownClass {
 
 impl Class {
     /// Every class.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 32] = [
         Self::Crash,
         Self::Restart,
         Self::Partition,
@@ -114,6 +116,7 @@ impl Class {
         Self::Rollback,
         Self::Clone,
         Self::Deaf,
+        Self::Leave,
     ];
 
     /// Its name on the command line and in reports.
@@ -151,6 +154,7 @@ impl Class {
             Self::Rollback => "rollback",
             Self::Clone => "clone",
             Self::Deaf => "deaf",
+            Self::Leave => "leave",
         }
     }
 
@@ -192,6 +196,8 @@ impl Class {
             // Faster than anybody notices, up to just before a brain is missed.
             Self::Restart => (10, 300),
             Self::Flap => (2_000, 8_000),
+            // From before its programs have ended to long after it is gone.
+            Self::Leave => (500, 12_000),
             Self::Wipe | Self::BitRot | Self::Rollback => (200, 4_000),
             Self::FailedSync => (500, 3_000),
             // From less than anybody notices to long after it was noticed.

@@ -4,6 +4,7 @@
 //! `cargo nextest run -p sinew-simnet --features planted --test mutants`
 
 mod broken;
+mod leaving;
 mod scenarios;
 #[path = "../support/mod.rs"]
 mod support;
@@ -12,6 +13,7 @@ use std::cell::Cell;
 use std::panic::{catch_unwind, set_hook, take_hook};
 use std::sync::Once;
 
+use leaving::{leaving_brain, leaving_worker};
 use scenarios::{
     alone, bad_link, calm, cancelled, cut_off_worker, deaf_heir, deaf_submitter, disk_lost, equal_inputs, equal_jobs,
     failed_sync, failing, far_cancel, far_submitter, forgotten, gone_for_good, hung_disk, just_completed, late_answers,
@@ -151,6 +153,9 @@ mutants! {
     a_key_that_a_restart_forgets: ForgetKeys, tried_again, 3, ["KeyTwice"];
     a_node_alone_that_does_not_say_so: AloneUnsaid, alone, 3, ["AloneUnsaid"];
     a_lonely_job_that_nobody_else_holds: NoWitness, alone, 3, ["OutputGone"];
+    awards_given_back_while_their_programs_run: GiveBackWhileRunning, leaving_brain, 10, ["DoubleStart"];
+    a_node_that_fails_what_it_ends: LeaveFailsTasks, leaving_worker, 3, ["not within"];
+    a_node_that_leaves_without_a_word: LeaveUnsaid, leaving_worker, 3, ["called suspect"];
 }
 
 macro_rules! sound {
@@ -200,6 +205,8 @@ sound! {
     without_a_bug_far_cancels_pass: far_cancel;
     without_a_bug_other_tries_pass: tried_again;
     without_a_bug_nodes_alone_pass: alone;
+    without_a_bug_workers_leave: leaving_worker;
+    without_a_bug_brains_leave: leaving_brain;
 }
 
 /// Counts for the table, for longer than `nextest` lets a test run:
