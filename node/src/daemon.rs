@@ -54,6 +54,8 @@ const SWEEP_EVERY: std::time::Duration = std::time::Duration::from_secs(2);
 const RETENTION_EVERY: std::time::Duration = std::time::Duration::from_secs(600);
 /// Round-trip times and the mesh's size are handed to the core this often.
 const MEASURES_EVERY: std::time::Duration = std::time::Duration::from_secs(5);
+/// News of where members are wait for more this long before they are written down.
+const KEEP_ADDRS_AFTER: std::time::Duration = std::time::Duration::from_secs(1);
 /// With this variable set a daemon ends when its stdin does.
 pub const STDIN_VAR: &str = "SINEW_STOP_AT_STDIN_EOF";
 /// Blob streams served at once: bounds memory and descriptors that peers can take.
@@ -101,7 +103,7 @@ impl Daemon {
         let storage = Arc::new(storage);
         let store = BlobStore::open(&data_dir.blobs(), store_options(&data_dir)).await?;
         let blobs = Arc::new(JobBlobs::open(store.clone()).await.map_err(DaemonError::Tags)?);
-        let mut config = mesh_config(&settings, &membership)?;
+        let mut config = mesh_config(&settings, &membership, &data_dir.known_addrs())?;
         let nonce = random_nonce();
         config.boot = Some(Boot { number: incarnation, nonce });
         let (mesh, events) =
@@ -183,6 +185,8 @@ impl Daemon {
         tokio::pin!(parent_gone);
         let mut term = signal(tokio::signal::unix::SignalKind::terminate())?;
         let mut int = signal(tokio::signal::unix::SignalKind::interrupt())?;
+        // Addresses come in bursts: one file for each.
+        let mut keep_addrs: Option<tokio::time::Instant> = None;
         let mut departure = Departure::new(self.shared.engine.clone());
         let mut orphaned = false;
         loop {
@@ -194,9 +198,16 @@ impl Daemon {
                         twin = Some((boot, addr));
                         break;
                     }
+                    Some(MeshEvent::AddrsChanged) => {
+                        keep_addrs.get_or_insert_with(|| tokio::time::Instant::now() + KEEP_ADDRS_AFTER);
+                    }
                     Some(event) => self.on_event(event, &permits),
                     None => break,
                 },
+                () = at(keep_addrs) => {
+                    keep_addrs = None;
+                    self.keep_addrs().await;
+                }
                 _ = sweep.tick() => {
                     let (sweeper, shared) = (Arc::clone(&sweeper), Arc::clone(&self.shared));
                     // A look at all of a task's processes, or a cell's end, may take a moment.
@@ -230,6 +241,9 @@ impl Daemon {
             }
         }
         tracing::info!("going down");
+        if keep_addrs.is_some() {
+            self.keep_addrs().await;
+        }
         serving.abort();
         let _ = std::fs::remove_file(self.shared.data_dir.socket());
         let path = self.shared.data_dir.path().to_owned();
@@ -237,6 +251,14 @@ impl Daemon {
         match twin {
             Some((boot, addr)) => Err(DaemonError::twin(path, boot, addr)),
             None => Ok(()),
+        }
+    }
+
+    /// Writes down where members are, for the next start.
+    async fn keep_addrs(&self) {
+        let known = self.shared.known_addrs().await;
+        if let Err(error) = self.shared.data_dir.keep_known_addrs(&known) {
+            tracing::warn!(%error, "the next start knows only members that were met earlier");
         }
     }
 
@@ -370,6 +392,14 @@ fn tell_blobs(shared: &Arc<Shared>) {
             Err(error) => tracing::warn!(%error, "cannot list the blobs that are here"),
         }
     });
+}
+
+/// Ends at `when`, if there is such a time.
+async fn at(when: Option<tokio::time::Instant>) {
+    match when {
+        Some(when) => tokio::time::sleep_until(when).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Ends when stdin does, where whoever started this daemon asked for that; otherwise never. Demos, benches and tests hold

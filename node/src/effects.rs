@@ -219,6 +219,7 @@ impl Driver for Effects {
             }
             Effect::Stop(run) => self.pool.stop(run),
             Effect::Drain(run) => self.pool.drain(run),
+            Effect::Reach(node) => self.shared.link.mesh().reach(node),
             Effect::Left => self.shared.left.notify_one(),
             Effect::Fetch { id, job, blobs, providers } => self.fetch(id, job, blobs, providers),
             Effect::EndJob { job, keep, .. } => {

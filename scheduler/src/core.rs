@@ -375,7 +375,7 @@ impl Core {
             self.custody.timeout(),
             self.clients.timeout(),
             self.witnesses.timeout(),
-            self.leaving.as_ref().and_then(leave::Leaving::timeout),
+            self.leaving.as_ref().and_then(|leaving| leaving.timeout(self.ctx.now.at)),
         ]
         .into_iter()
         .flatten()
@@ -554,6 +554,9 @@ impl Core {
                 MembershipEffect::Changed { node, to, .. } => {
                     if matches!(to, NodeState::Suspect | NodeState::Lost | NodeState::Left) {
                         self.ctx.peers.gave_up(node);
+                    }
+                    if matches!(to, NodeState::Suspect | NodeState::Lost) {
+                        self.ctx.reach(node, Span::ms(0));
                     }
                     match to {
                         NodeState::Lost | NodeState::Left => self.custody.on_gone(&self.ctx, node),

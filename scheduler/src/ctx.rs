@@ -258,6 +258,13 @@ impl Ctx {
         self.effects.push_back(Effect::Offence { peer, what });
     }
 
+    /// Something was asked of `node` and not answered: after a while it is dialled anew.
+    pub(crate) fn reach(&mut self, node: NodeId, silent_for: Span) {
+        if self.peers.out_of_reach(node, silent_for, self.now.at) {
+            self.effect(Effect::Reach(node));
+        }
+    }
+
     pub(crate) fn note(&mut self, note: Note) {
         self.effects.push_back(Effect::Note(note));
     }

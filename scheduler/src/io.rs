@@ -459,6 +459,8 @@ pub enum Effect {
     Drain(RunId),
     /// This node has left, as it was asked to by [`Input::Leave`]. What was said before this is to be sent; then the driver may end.
     Left,
+    /// Nothing is heard of a member although something should be, and it looks connected: find another way to it, if there is one.
+    Reach(NodeId),
     /// See to it that blobs are here, whole and on disk, fetched where they are not, and kept for this job too, no matter for
     /// which others; answer with [`Input::Fetched`]. Nothing that an earlier answer said is taken for granted.
     Fetch {

@@ -352,6 +352,8 @@ impl World {
             Effect::Stop(run) => self.stop_task(node, run),
             Effect::Drain(run) => self.drain_task(node, run),
             Effect::Left => self.has_left(node),
+            // Connections here lead where they lead, or are known to be gone.
+            Effect::Reach(_) => {}
             Effect::Fetch { id, job, blobs, providers } => self.start_fetch(node, id, job, blobs, providers),
             Effect::EndJob { job, keep, outcome } => {
                 self.nodes[node].disk.end_job(&job, &keep);

@@ -7,13 +7,14 @@ use std::time::Instant;
 use libp2p::core::{ConnectedPoint, Endpoint};
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{ConnectionId, DialError};
-use libp2p::{Multiaddr, PeerId, Stream, StreamProtocol};
+use libp2p::{Multiaddr, PeerId, StreamProtocol};
 use sinew_crdt_state::certificate::CredentialError;
+use sinew_crdt_state::ids::NodeId;
 use tokio::sync::oneshot;
 
 use super::{Connection, Driver, Internal, Member};
-use crate::address::{is_relayed, node_id, usable};
-use crate::config::{CONNECTION_DEADLINE, READERS_MAX};
+use crate::address::{is_relayed, node_id, peer_id, usable};
+use crate::config::{CONNECTION_DEADLINE, READERS_MAX, SETTLED};
 use crate::dialer::{Dial, Source};
 use crate::error::Refusal;
 use crate::event::{FrameClass, MeshEvent};
@@ -102,6 +103,7 @@ impl Driver {
             DialError::WrongPeerId { address, .. } | DialError::LocalPeerId { address } => {
                 self.dialer.wrong(&peer, address);
             }
+            DialError::Transport(tried) => tried.iter().for_each(|(addr, _)| self.dialer.missed(&peer, addr)),
             _ => {}
         }
         if !self.peer_dials.remove(&connection) {
@@ -116,7 +118,7 @@ impl Driver {
         }
     }
 
-    fn known_link(&self, node: &sinew_crdt_state::ids::NodeId) -> Option<Arc<lane::Link>> {
+    fn known_link(&self, node: &NodeId) -> Option<Arc<lane::Link>> {
         self.shared.links.read().unwrap_or_else(std::sync::PoisonError::into_inner).get(node).cloned()
     }
 
@@ -130,7 +132,20 @@ impl Driver {
         }
         self.dialer.connected(&peer);
         let outbound = endpoint.is_dialer();
-        let connection = Connection { peer, addr, outbound, ready: false, joined: false, boot: None, rtt: None };
+        if outbound {
+            self.dialer.worked(&peer, &addr, now);
+        }
+        let connection = Connection {
+            peer,
+            addr,
+            outbound,
+            made: now,
+            doubted: false,
+            ready: false,
+            joined: false,
+            boot: None,
+            rtt: None,
+        };
         self.connections.insert(id, connection);
         self.peers.entry(peer).or_default().connections.push(id);
         self.deadlines.push_back((now + CONNECTION_DEADLINE, id));
@@ -197,7 +212,7 @@ impl Driver {
 
     /// The exchange on a connection is complete on both sides: frames may flow on it.
     pub(super) fn on_ready(&mut self, peer: PeerId, id: ConnectionId) {
-        let direct_before = self.best(&peer).is_some_and(|(_, relayed)| !relayed);
+        let direct_before = self.best(&peer).is_some_and(|(_, relayed, doubted)| !relayed && !doubted);
         let Some(connection) = self.connections.get_mut(&id) else { return };
         connection.ready = true;
         let better = !direct_before && !is_relayed(&connection.addr);
@@ -228,16 +243,66 @@ impl Driver {
         self.swarm.close_connection(id);
     }
 
-    /// The connection for a new stream, direct before relayed, the oldest first; and whether it is relayed.
-    fn best(&self, peer: &PeerId) -> Option<(ConnectionId, bool)> {
+    /// The connection for a new stream, those in doubt last, direct before relayed, the oldest first; and whether it is relayed,
+    /// and in doubt.
+    fn best(&self, peer: &PeerId) -> Option<(ConnectionId, bool, bool)> {
         let ids = self.peers.get(peer)?.connections.iter();
-        ids.filter_map(|id| self.connections.get(id).filter(|c| c.ready).map(|c| (*id, is_relayed(&c.addr))))
-            .min_by_key(|(_, relayed)| *relayed)
+        let ready = ids.filter_map(|id| Some((id, self.connections.get(id).filter(|c| c.ready)?)));
+        ready
+            .map(|(id, connection)| (*id, is_relayed(&connection.addr), connection.doubted))
+            .min_by_key(|(_, relayed, doubted)| (*doubted, *relayed))
+    }
+
+    /// Nothing is heard of a member: it is dialled anew, where it is known to be.
+    pub(super) fn reach(&mut self, node: NodeId, now: Instant) {
+        let peer = peer_id(node);
+        if self.guard.banned_until(&peer, now).is_some() {
+            return;
+        }
+        let Some(entry) = self.peers.get(&peer) else {
+            self.dialer.nudge(&peer, now);
+            return;
+        };
+        for id in &entry.connections {
+            if let Some(connection) = self.connections.get_mut(id) {
+                connection.doubted = true;
+            }
+        }
+        if let Some(addrs) = self.dialer.beside(&peer, now) {
+            let dial = DialOpts::peer_id(peer).condition(PeerCondition::Always).addresses(addrs).allocate_new_port();
+            if let Err(error) = self.swarm.dial(dial.build()) {
+                tracing::debug!(peer = %node.short(), %error, "cannot dial beside a connection");
+            }
+        }
+    }
+
+    /// A member sends its frames on this connection. If it is much younger than those that were there before, the member has given
+    /// them up: what is sent to it goes the same way from now on.
+    fn follow(&mut self, peer: PeerId, id: ConnectionId) {
+        let Some(made) = self.connections.get(&id).filter(|c| !is_relayed(&c.addr)).map(|c| c.made) else {
+            return;
+        };
+        let Some(entry) = self.peers.get(&peer) else { return };
+        let before = self.best(&peer).map(|(best, ..)| best);
+        for other in entry.connections.iter().filter(|other| **other != id) {
+            if let Some(connection) = self.connections.get_mut(other).filter(|c| c.made + SETTLED <= made) {
+                connection.doubted = true;
+            }
+        }
+        if let Some(connection) = self.connections.get_mut(&id) {
+            connection.doubted = false;
+        }
+        if self.best(&peer).map(|(best, ..)| best) != before
+            && let Some(member) = self.peers.get(&peer).and_then(|entry| entry.member.as_ref())
+        {
+            member.link.control.reopen();
+            member.link.bulk.reopen();
+        }
     }
 
     /// Opens a stream to a member, as soon as the exchange with it is complete. For others `reply` is dropped.
     pub(super) fn open(&mut self, peer: PeerId, protocol: StreamProtocol, reply: StreamReply) {
-        if let Some((connection, _)) = self.best(&peer) {
+        if let Some((connection, ..)) = self.best(&peer) {
             self.swarm.behaviour_mut().streams.open(peer, connection, protocol, reply);
         } else if let Some(entry) = self.peers.get_mut(&peer)
             && entry.member.is_some()
@@ -248,7 +313,9 @@ impl Driver {
     }
 
     /// A member opened a control or bulk stream.
-    pub(super) fn on_frames(&mut self, peer: PeerId, class: FrameClass, packs: bool, stream: Stream) {
+    pub(super) fn on_frames(&mut self, inbound: Inbound, class: FrameClass, packs: bool) {
+        let Inbound { peer, connection, stream, .. } = inbound;
+        self.follow(peer, connection);
         let Some(entry) = self.peers.get_mut(&peer) else { return };
         let Some(member) = &entry.member else { return };
         let (link, sink, max) = (Arc::clone(&member.link), self.events.clone(), self.config.frame_len_max);

@@ -56,6 +56,8 @@ pub(crate) enum Command {
     Learn(NodeId, Vec<Multiaddr>),
     Member(NodeId, Box<Credential>),
     Dial(NodeId),
+    Reach(NodeId),
+    Known(oneshot::Sender<Vec<(NodeId, Vec<Multiaddr>)>>),
     Forget(NodeId),
     Drop(NodeId, DropReason),
     Reinstate(NodeId),
@@ -92,6 +94,9 @@ struct Connection {
     peer: PeerId,
     addr: Multiaddr,
     outbound: bool,
+    made: Instant,
+    /// Something else is to be used where there is anything: nothing came over it for a while, or its peer has left it.
+    doubted: bool,
     /// The membership exchange on it succeeded.
     ready: bool,
     /// A join was answered on it; it may end without a hello.
@@ -174,7 +179,10 @@ impl Driver {
             swarm.add_external_address(addr.clone());
         }
         let now = Instant::now();
-        let dialer = Dialer::new(*swarm.local_peer_id(), &config.bootstrap, now);
+        let mut dialer = Dialer::new(*swarm.local_peer_id(), &config.bootstrap, now);
+        for (node, addrs) in &config.known {
+            dialer.learn(peer_id(*node), addrs.clone(), Source::Member, now);
+        }
         let driver = Self {
             swarm,
             config,
@@ -219,6 +227,9 @@ impl Driver {
                 Some(report) = self.internal.1.recv() => self.on_internal(report),
                 event = self.swarm.select_next_some() => self.on_swarm_event(event),
                 () = tokio::time::sleep_until(wake) => self.on_time(Instant::now()),
+            }
+            if self.dialer.take_changed() {
+                self.events.offer(MeshEvent::AddrsChanged);
             }
         };
         self.close().await;
@@ -303,6 +314,11 @@ impl Driver {
                 }
             }
             Command::Dial(node) => self.dial_for_send(node, now),
+            Command::Reach(node) => self.reach(node, now),
+            Command::Known(reply) => {
+                let known = self.dialer.known().into_iter();
+                let _ = reply.send(known.filter_map(|(peer, addrs)| Some((node_id(&peer)?, addrs))).collect());
+            }
             Command::Forget(node) => self.forget(node),
             Command::Drop(node, DropReason::Misbehaved) => self.refuse(peer_id(node), Refusal::Misbehaved),
             Command::Drop(node, DropReason::Revoked) => {

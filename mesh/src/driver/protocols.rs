@@ -60,9 +60,13 @@ impl Driver {
             SwarmEvent::NewListenAddr { listener_id, address } => {
                 self.publish_listeners();
                 self.starting.reported(listener_id);
+                self.dialer.network_changed(Instant::now());
                 self.events.tell(MeshEvent::Listening { addr: address });
             }
-            SwarmEvent::ExpiredListenAddr { .. } => self.publish_listeners(),
+            SwarmEvent::ExpiredListenAddr { .. } => {
+                self.publish_listeners();
+                self.dialer.network_changed(Instant::now());
+            }
             SwarmEvent::ListenerClosed { listener_id, reason, .. } => {
                 if self.circuits.remove(&listener_id).is_none()
                     && let Err(error) = reason
@@ -142,8 +146,8 @@ impl Driver {
         let member = self.peers.get(&peer).and_then(|peer| peer.member.as_ref()).map(|member| member.verified.node);
         let packs = inbound.protocol == BULK_PACKED;
         match (member, inbound.protocol == CONTROL, packs || inbound.protocol == BULK) {
-            (Some(_), true, _) => self.on_frames(peer, FrameClass::Control, false, inbound.stream),
-            (Some(_), _, true) => self.on_frames(peer, FrameClass::Bulk, packs, inbound.stream),
+            (Some(_), true, _) => self.on_frames(inbound, FrameClass::Control, false),
+            (Some(_), _, true) => self.on_frames(inbound, FrameClass::Bulk, packs),
             (Some(from), false, false) if secrets => {
                 self.events.offer(MeshEvent::SecretStream { from, stream: BlobStream::new(inbound.stream) });
             }
@@ -198,6 +202,10 @@ impl Driver {
             Ok(rtt) => {
                 if let Some(connection) = self.connections.get_mut(&id) {
                     connection.rtt = Some(rtt);
+                    if std::mem::take(&mut connection.doubted) {
+                        let peer = connection.peer;
+                        self.dialer.not_in_doubt(&peer);
+                    }
                 }
             }
             Err(ping::Failure::Unsupported) => {}

@@ -153,7 +153,7 @@ async fn answer(request: Request, shared: &Arc<Shared>, replies: &mut Replies) -
                     "only a node with the role `admin` may invite; run this on one that has it",
                 ));
             }
-            let ticket = shared.ticket(roles, expires_ms).to_string();
+            let ticket = shared.ticket(roles, expires_ms).await.to_string();
             replies.send(&Reply::Ticket { ticket }).await
         }
         Request::Sightings => replies.send(&Reply::Sightings { seen: shared.sightings.seen() }).await,

@@ -20,8 +20,9 @@ pub(super) struct Leaving {
 }
 
 impl Leaving {
-    pub(super) fn timeout(&self) -> Option<Time> {
-        self.until.filter(|_| !self.left)
+    /// When the wait for other brains is over. What else is waited for says so when it comes.
+    pub(super) fn timeout(&self, now: Time) -> Option<Time> {
+        self.until.filter(|until| !self.left && *until > now)
     }
 }
 
