@@ -40,8 +40,6 @@ pub(crate) const KNOWN_PEERS: usize = 64;
 pub(crate) const KNOWN_ADDRS: usize = 4;
 /// Longest address taken from anybody. A circuit through a relay with a DNS name is about 200 bytes.
 pub(crate) const ADDR_LEN_MAX: usize = 512;
-/// A second connection to a peer that comes so long after the first was made for a reason.
-pub(crate) const SETTLED: Duration = Duration::from_secs(5);
 /// The node with the larger id waits this long before dialling a peer that has just been discovered, so that two nodes
 /// that discover each other at once rarely make two connections.
 pub(crate) const YIELD_DELAY: Duration = Duration::from_millis(250);

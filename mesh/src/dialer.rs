@@ -89,9 +89,8 @@ impl Route {
     /// The addresses that most likely lead to the peer: those that did, the last first, then those that failed least.
     fn best(&self, most: usize) -> Vec<Multiaddr> {
         let mut order: Vec<(usize, &Known)> = self.addrs.iter().enumerate().collect();
-        order.sort_by_key(|(place, known)| {
-            (std::cmp::Reverse(known.worked), known.failures, std::cmp::Reverse(*place))
-        });
+        order
+            .sort_by_key(|(place, known)| (std::cmp::Reverse(known.worked), known.failures, std::cmp::Reverse(*place)));
         order.into_iter().take(most).map(|(_, known)| known.addr.clone()).collect()
     }
 
@@ -228,11 +227,8 @@ impl Dialer {
 
     /// The members of whom it is worth remembering where they are, those connected and those seen last first.
     pub(crate) fn known(&self) -> Vec<(PeerId, Vec<Multiaddr>)> {
-        let mut members: Vec<(&PeerId, &Route)> = self
-            .routes
-            .iter()
-            .filter(|(_, route)| route.source == Source::Member && !route.addrs.is_empty())
-            .collect();
+        let mut members: Vec<(&PeerId, &Route)> =
+            self.routes.iter().filter(|(_, route)| route.source == Source::Member && !route.addrs.is_empty()).collect();
         members.sort_by_key(|(peer, route)| (std::cmp::Reverse((route.connected, route.seen)), **peer));
         members.truncate(KNOWN_PEERS);
         members.into_iter().map(|(peer, route)| (*peer, route.best(KNOWN_ADDRS))).collect()
@@ -521,5 +517,114 @@ mod tests {
         assert!(dialer.due(now + REDIAL_MAX * 2).is_empty());
         dialer.disconnected(&peer, true, now + REDIAL_MAX * 2);
         assert_eq!(dialer.due(now + REDIAL_MAX * 3), vec![Dial::Bootstrap(0, addr(1))]);
+    }
+
+    /// Runs the book for `time`, with every dial failing and `each` called every 100 ms. Returns how many dials were made.
+    fn fail_for(
+        dialer: &mut Dialer,
+        peer: &PeerId,
+        from: Instant,
+        time: Duration,
+        each: impl Fn(&mut Dialer, Instant),
+    ) -> usize {
+        let (mut now, mut dials) = (from, 0);
+        while now < from + time {
+            each(dialer, now);
+            for _ in dialer.due(now) {
+                dials += 1;
+                dialer.failed(peer, now);
+            }
+            now += Duration::from_millis(100);
+        }
+        dials
+    }
+
+    #[test]
+    fn who_is_wanted_is_dialled_every_other_second_and_no_more_often() {
+        let ((me, peer), now) = (two(), Instant::now());
+        for (source, wanted) in [(Source::Member, true), (Source::Rumour, false)] {
+            let mut dialer = Dialer::new(me, &[], now);
+            dialer.learn(peer, vec![addr(1)], source, now);
+            dialer.connected(&peer);
+            dialer.disconnected(&peer, source == Source::Member, now);
+            let idle = fail_for(&mut dialer, &peer, now, Duration::from_secs(50), |_, _| {});
+            let later = now + Duration::from_secs(50);
+            let nudge = |dialer: &mut Dialer, now| (0..50).for_each(|_| drop(dialer.nudge(&peer, now)));
+            let dials = fail_for(&mut dialer, &peer, later, Duration::from_secs(40), nudge);
+            assert!(idle < 10, "{idle}");
+            assert_eq!((15..=21).contains(&dials), wanted, "{dials} dials of a {source:?}");
+        }
+    }
+
+    #[test]
+    fn a_crowd_of_addresses_does_not_push_out_those_that_work() {
+        let ((me, peer), now) = (two(), Instant::now());
+        let mut dialer = Dialer::new(me, &[], now);
+        dialer.learn(peer, vec![addr(1), addr(2)], Source::Member, now);
+        dialer.worked(&peer, &addr(1), now);
+        for port in 100..200 {
+            dialer.learn(peer, vec![addr(port)], Source::Member, now);
+            dialer.missed(&peer, &addr(port));
+        }
+        assert_eq!(dialer.known()[0].1.first(), Some(&addr(1)), "what worked comes first");
+        assert_eq!(dialer.known()[0].1.len(), KNOWN_ADDRS);
+        assert_eq!(dialer.routes[&peer].addrs.len(), ADDRS_PER_PEER_MAX);
+        let long = format!("/dns4/{}/tcp/1", "x".repeat(ADDR_LEN_MAX)).parse().expect("addr");
+        dialer.learn(peer, vec![long], Source::Member, now);
+        assert!(dialer.routes[&peer].addrs.iter().all(|known| known.addr.len() <= ADDR_LEN_MAX));
+    }
+
+    #[test]
+    fn a_few_members_are_worth_remembering_the_last_seen_first() {
+        let (me, mut now) = (PeerId::random(), Instant::now());
+        let mut dialer = Dialer::new(me, &[], now);
+        dialer.learn(PeerId::random(), vec![addr(1)], Source::Rumour, now);
+        assert!(dialer.known().is_empty() && !dialer.take_changed());
+        let peers: Vec<PeerId> = (0..KNOWN_PEERS + 10).map(|_| PeerId::random()).collect();
+        for peer in &peers {
+            now += Duration::from_secs(1);
+            dialer.learn(*peer, vec![addr(2)], Source::Member, now);
+            dialer.connected(peer);
+            dialer.ready(peer, now);
+            dialer.disconnected(peer, true, now);
+        }
+        let known: Vec<PeerId> = dialer.known().into_iter().map(|(peer, _)| peer).collect();
+        let last: Vec<PeerId> = peers.iter().rev().take(KNOWN_PEERS).copied().collect();
+        assert_eq!(known, last);
+        assert!(dialer.take_changed() && !dialer.take_changed());
+    }
+
+    #[test]
+    fn dials_beside_a_connection_become_rare() {
+        let ((me, peer), now) = (two(), Instant::now());
+        let mut dialer = Dialer::new(me, &[], now);
+        dialer.learn(peer, vec![addr(1)], Source::Member, now);
+        assert_eq!(dialer.beside(&peer, now), None, "it is not connected");
+        dialer.connected(&peer);
+        let dials = |dialer: &mut Dialer, from: u64, to: u64| {
+            let at = |s| now + Duration::from_secs(s);
+            (from..to).filter(|s| dialer.beside(&peer, at(*s)).is_some()).count()
+        };
+        let (first, later) = (dials(&mut dialer, 0, 60), dials(&mut dialer, 60, 600));
+        assert!((3..=6).contains(&first) && later <= 10, "{first} dials in a minute, {later} in nine more");
+        dialer.not_in_doubt(&peer);
+        assert_eq!(dials(&mut dialer, 600, 602), 1, "a new doubt is acted on at once");
+    }
+
+    #[test]
+    fn another_network_brings_members_back_soon_and_not_all_at_once() {
+        let (me, now) = (PeerId::random(), Instant::now());
+        let mut dialer = Dialer::new(me, &[], now);
+        let peers: Vec<PeerId> = (0..50).map(|_| PeerId::random()).collect();
+        for peer in &peers {
+            dialer.learn(*peer, vec![addr(1)], Source::Member, now);
+            (0..10).for_each(|_| dialer.failed(peer, now));
+        }
+        let later = now + Duration::from_secs(30);
+        assert!(dialer.due(later).is_empty());
+        dialer.network_changed(later);
+        assert!(dialer.due(later).len() < 25, "spread over some time");
+        let most: usize = (1..=20).map(|n| dialer.due(later + REDIAL_WANTED.mul_f64(f64::from(n) / 20.0)).len()).sum();
+        assert!(most >= 40, "{most}");
     }
 }

@@ -42,9 +42,9 @@ use crate::storage::{Storage, StorageError, StorageEvent};
 use crate::tasks::{Means, TaskHost, TaskPool};
 
 pub use error::DaemonError;
-pub use leave::Down;
 pub(crate) use error::io;
 use leave::Departure;
+pub use leave::Down;
 use setup::{core_config, cpu_milli, memory_bytes, mesh_config, store_options};
 pub use shared::{Pending, Shared, Watchers};
 

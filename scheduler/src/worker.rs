@@ -173,11 +173,7 @@ impl Worker {
     fn fits(&self, ctx: &Ctx, spec: &JobSpec) -> u32 {
         let labels = spec.labels.iter().all(|(k, v)| ctx.config.labels.get(k) == Some(v));
         let able = labels && ctx.config.runners.contains(spec.runners()) && ctx.config.volumes.admit(spec).is_ok();
-        if able && takes_work(ctx) {
-            self.pool.slots(spec.resources)
-        } else {
-            0
-        }
+        if able && takes_work(ctx) { self.pool.slots(spec.resources) } else { 0 }
     }
 
     pub(crate) fn on_offer(&mut self, ctx: &mut Ctx, from: NodeId, submit: &Envelope, slots: u32) {

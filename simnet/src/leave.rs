@@ -26,9 +26,7 @@ impl World {
     #[must_use]
     pub fn was_doubted(&self, name: &str) -> bool {
         let id = self.nodes[self.index(name)].id();
-        let doubt = |note: &Note| {
-            matches!(note, Note::Peer { node, state: NodeState::Suspect | NodeState::Lost } if *node == id)
-        };
+        let doubt = |note: &Note| matches!(note, Note::Peer { node, state: NodeState::Suspect | NodeState::Lost } if *node == id);
         self.notes.iter().any(|(_, _, note)| doubt(note))
     }
 

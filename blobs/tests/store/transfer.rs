@@ -348,10 +348,7 @@ async fn garbage_and_greed_are_refused() {
     assert_eq!(result.expect("served").sent_bytes, 3008);
     assert_eq!(answer, [&3000u64.to_le_bytes()[..], &data].concat());
 
-    for (what, request) in [
-        ("noise", noise(5, 500)),
-        ("trailing bytes", get(&[2, 0, 1, 0, 1, 0, 99])),
-    ] {
+    for (what, request) in [("noise", noise(5, 500)), ("trailing bytes", get(&[2, 0, 1, 0, 1, 0, 99]))] {
         let (result, answer) = ask(&store, &request).await;
         assert!(matches!(result, Err(ServeError::Garbage(_) | ServeError::Refused(_))), "{what}: {result:?}");
         assert!(result.is_err_and(|error| error.is_offence()) && answer.is_empty(), "{what}");

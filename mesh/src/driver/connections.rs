@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 
 use super::{Connection, Driver, Internal, Member};
 use crate::address::{is_relayed, node_id, peer_id, usable};
-use crate::config::{CONNECTION_DEADLINE, READERS_MAX, SETTLED};
+use crate::config::{CONNECTION_DEADLINE, READERS_MAX};
 use crate::dialer::{Dial, Source};
 use crate::error::Refusal;
 use crate::event::{FrameClass, MeshEvent};
@@ -216,6 +216,10 @@ impl Driver {
         let Some(connection) = self.connections.get_mut(&id) else { return };
         connection.ready = true;
         let better = !direct_before && !is_relayed(&connection.addr);
+        let reached = self.peers.get_mut(&peer).is_some_and(|entry| std::mem::take(&mut entry.reaching));
+        if reached {
+            self.doubt_older(&peer, id);
+        }
         self.dialer.ready(&peer, Instant::now());
         let Some(entry) = self.peers.get_mut(&peer) else { return };
         for (protocol, reply) in entry.opening.drain(..) {
@@ -225,7 +229,7 @@ impl Driver {
         if entry.writers.is_empty() {
             let write = |class| tokio::spawn(lane::write(Arc::clone(&member.link), class, self.internal.0.clone()));
             entry.writers = vec![write(FrameClass::Control), write(FrameClass::Bulk)];
-        } else if better {
+        } else if better || reached {
             member.link.control.reopen();
             member.link.bulk.reopen();
         }
@@ -253,21 +257,18 @@ impl Driver {
             .min_by_key(|(_, relayed, doubted)| (*doubted, *relayed))
     }
 
-    /// Nothing is heard of a member: it is dialled anew, where it is known to be.
+    /// Nothing is heard of a member: it is dialled anew, where it is known to be. What there is stays in use until something better
+    /// stands.
     pub(super) fn reach(&mut self, node: NodeId, now: Instant) {
         let peer = peer_id(node);
         if self.guard.banned_until(&peer, now).is_some() {
             return;
         }
-        let Some(entry) = self.peers.get(&peer) else {
+        let Some(entry) = self.peers.get_mut(&peer) else {
             self.dialer.nudge(&peer, now);
             return;
         };
-        for id in &entry.connections {
-            if let Some(connection) = self.connections.get_mut(id) {
-                connection.doubted = true;
-            }
-        }
+        entry.reaching = true;
         if let Some(addrs) = self.dialer.beside(&peer, now) {
             let dial = DialOpts::peer_id(peer).condition(PeerCondition::Always).addresses(addrs).allocate_new_port();
             if let Err(error) = self.swarm.dial(dial.build()) {
@@ -276,23 +277,27 @@ impl Driver {
         }
     }
 
-    /// A member sends its frames on this connection. If it is much younger than those that were there before, the member has given
-    /// them up: what is sent to it goes the same way from now on.
-    fn follow(&mut self, peer: PeerId, id: ConnectionId) {
-        let Some(made) = self.connections.get(&id).filter(|c| !is_relayed(&c.addr)).map(|c| c.made) else {
-            return;
-        };
-        let Some(entry) = self.peers.get(&peer) else { return };
-        let before = self.best(&peer).map(|(best, ..)| best);
+    /// Connections of a peer that were made before this one are no longer to be used, as long as there is another.
+    fn doubt_older(&mut self, peer: &PeerId, id: ConnectionId) {
+        let Some(made) = self.connections.get(&id).map(|connection| connection.made) else { return };
+        let Some(entry) = self.peers.get(peer) else { return };
         for other in entry.connections.iter().filter(|other| **other != id) {
-            if let Some(connection) = self.connections.get_mut(other).filter(|c| c.made + SETTLED <= made) {
+            if let Some(connection) = self.connections.get_mut(other).filter(|connection| connection.made < made) {
                 connection.doubted = true;
             }
         }
-        if let Some(connection) = self.connections.get_mut(&id) {
-            connection.doubted = false;
+    }
+
+    /// A member sends frames on this connection. If it sent them on an older one before, it has given that up: what is sent to it
+    /// goes the new way too, from now on.
+    fn follow(&mut self, peer: PeerId, id: ConnectionId, class: FrameClass) {
+        let before = self.best(&peer);
+        let Some(entry) = self.peers.get_mut(&peer) else { return };
+        if entry.came_on[class as usize].replace(id).is_none_or(|on| on == id) {
+            return;
         }
-        if self.best(&peer).map(|(best, ..)| best) != before
+        self.doubt_older(&peer, id);
+        if self.best(&peer) != before
             && let Some(member) = self.peers.get(&peer).and_then(|entry| entry.member.as_ref())
         {
             member.link.control.reopen();
@@ -315,7 +320,7 @@ impl Driver {
     /// A member opened a control or bulk stream.
     pub(super) fn on_frames(&mut self, inbound: Inbound, class: FrameClass, packs: bool) {
         let Inbound { peer, connection, stream, .. } = inbound;
-        self.follow(peer, connection);
+        self.follow(peer, connection, class);
         let Some(entry) = self.peers.get_mut(&peer) else { return };
         let Some(member) = &entry.member else { return };
         let (link, sink, max) = (Arc::clone(&member.link), self.events.clone(), self.config.frame_len_max);

@@ -111,6 +111,10 @@ struct Peer {
     connections: Vec<ConnectionId>,
     member: Option<Member>,
     writers: Vec<JoinHandle<()>>,
+    /// Nothing was heard of it, so that a connection that comes now is better than those before.
+    reaching: bool,
+    /// The connection on which its frames of each class came last.
+    came_on: [Option<ConnectionId>; 2],
     /// Of each class, the oldest first.
     readers: [VecDeque<AbortHandle>; 2],
     /// Streams asked for between admission and the first ready connection.

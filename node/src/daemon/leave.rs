@@ -74,7 +74,9 @@ impl Departure {
         match self.stage {
             Some(Leave::AtOnce) => return true,
             Some(Leave::HandOver) => {
-                tracing::warn!("not everything could be handed over; other nodes take it up once its leases have run out");
+                tracing::warn!(
+                    "not everything could be handed over; other nodes take it up once its leases have run out"
+                );
                 self.go_to(Leave::AtOnce);
             }
             _ => self.go_to(Leave::HandOver),

@@ -64,7 +64,8 @@ impl Core {
             leaving.handed.extend(handed);
         }
         let ledger = &self.ctx.ledger;
-        let is_led = |job: &JobId, term: u32| ledger.live(job).is_none_or(|l| l.state.term > term || l.state.seal.is_some());
+        let is_led =
+            |job: &JobId, term: u32| ledger.live(job).is_none_or(|l| l.state.term > term || l.state.seal.is_some());
         leaving.handed.retain(|(job, term)| !is_led(job, *term));
         let waits = leaving.until.is_some_and(|until| self.ctx.now.at < until) && !leaving.handed.is_empty();
         let storing = self.brains.iter().any(|(_, brain)| brain.is_storing());
