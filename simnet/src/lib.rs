@@ -7,6 +7,7 @@
 
 mod attack;
 mod audit;
+mod ban;
 mod batch;
 mod books;
 mod busy;

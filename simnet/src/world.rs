@@ -194,6 +194,7 @@ impl World {
         };
         n.core = Some(Core::new(setup, n.disk.stored(), now));
         n.has_left = false;
+        self.links.bans.forget(node);
         n.batch = crate::batch::Batch::default();
         self.input(node, Input::Tick);
     }
@@ -398,6 +399,9 @@ impl World {
                     self.counters.offences += 1;
                 }
                 self.say(node, format!("OFFENCE by {}: {what}", self.name_of_node(peer)));
+                if let Some(peer) = self.index_of(peer) {
+                    self.ban(node, peer);
+                }
             }
             Effect::Note(note) => self.note(node, note),
         }

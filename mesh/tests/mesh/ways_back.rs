@@ -87,7 +87,9 @@ async fn carry(
     while let Ok(n) = from.read(&mut buffer).await {
         if n == 0 {
             // An end is swallowed too.
-            return if *swallows.borrow() { std::future::pending().await };
+            return if *swallows.borrow() {
+                std::future::pending().await
+            };
         }
         if !*swallows.borrow() && to.write_all(&buffer[..n]).await.is_err() {
             return;
@@ -102,7 +104,7 @@ async fn a_connection_that_leads_nowhere_is_left_for_a_new_one() {
     let lab = Lab::new();
     let mut b = lab.node(2, &[TCP], &[]).await;
     let (way, swallows) = swallower(b.addrs()[0].clone()).await;
-    let mut a = lab.node(1, &[], &[way.clone()]).await;
+    let mut a = lab.node(1, &[], std::slice::from_ref(&way)).await;
     a.wait_up(&[b.id()]).await;
     b.wait_up(&[a.id()]).await;
     a.mesh.send(b.id(), FrameClass::Control, Bytes::from_static(b"before")).expect("queued");
