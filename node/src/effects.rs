@@ -123,6 +123,7 @@ impl Effects {
                 let (job, epoch) = (lease.job.short(), lease.fence.epoch);
                 tracing::warn!(%job, epoch, node = %node.short(), silent_ms, "award lost; its tasks are awarded anew");
             }
+            Note::Back { .. } => {}
             Note::Fenced { lease } => {
                 tracing::warn!(job = %lease.job.short(), epoch = lease.fence.epoch, "lease over; attempts stopped");
             }

@@ -584,6 +584,11 @@ pub enum Note {
         /// The task.
         task: u32,
     },
+    /// An award came back: its node says that nothing of it runs there.
+    Back {
+        /// The lease.
+        lease: Lease,
+    },
     /// This node stopped its own attempts because nobody answered.
     Fenced {
         /// The lease.

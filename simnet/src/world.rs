@@ -424,7 +424,11 @@ impl World {
             Note::Fenced { .. } => self.counters.fenced += 1,
             Note::Stale { .. } => self.counters.stale_results += 1,
             Note::TwoSeals { .. } => self.counters.two_seals += 1,
-            Note::Speculated { .. } | Note::Peer { .. } | Note::OldDisk { .. } | Note::SerialTwice { .. } => {}
+            Note::Speculated { .. }
+            | Note::Back { .. }
+            | Note::Peer { .. }
+            | Note::OldDisk { .. }
+            | Note::SerialTwice { .. } => {}
         }
         self.notes.push((self.now, node, note));
         self.log_line(node, Said::Note(self.notes.len() - 1));

@@ -261,6 +261,7 @@ impl Brain {
             return;
         }
         if let Some(seat) = self.work.seats.remove(&fence) {
+            ctx.note(Note::Back { lease: Lease { job: self.job, fence } });
             ctx.state(self.job, Fact::Revoke { fence, lost: false });
             self.requeue(&seat);
             ctx.peers.declined(from);

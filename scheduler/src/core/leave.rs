@@ -3,6 +3,7 @@
 
 use sinew_crdt_state::ids::JobId;
 use sinew_crdt_state::planted::{Bug, planted};
+use sinew_crdt_state::spec::PACE_MIN;
 
 use super::Core;
 use crate::config::HANDED_OVER_WITHIN;
@@ -50,6 +51,8 @@ impl Core {
         if !at_once && (!self.worker.is_idle() || how == Leave::WhenDone && only_here()) {
             return;
         }
+        // The pace of the slowest that goes.
+        let pace = self.brains.iter().map(|(_, brain)| brain.pace()).max().unwrap_or(PACE_MIN);
         let handed = self.brains.hand_over(&mut self.ctx, at_once);
         if !handed.is_empty() {
             // What is left is deposed; it ends with the next step.
@@ -57,7 +60,7 @@ impl Core {
             self.stewards.after_steps(&self.ctx, &mut self.brains);
             handed.iter().for_each(|(job, _)| self.stewards.on_handed_over(&self.ctx, *job));
         }
-        let until = self.ctx.now.at + HANDED_OVER_WITHIN;
+        let until = self.ctx.now.at + HANDED_OVER_WITHIN.at(pace);
         let Some(leaving) = &mut self.leaving else { return };
         if !handed.is_empty() {
             leaving.until = Some(until);

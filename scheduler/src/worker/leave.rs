@@ -19,7 +19,10 @@ impl Worker {
             return;
         }
         self.gives_back = true;
-        for held in self.held.values_mut() {
+        for (lease, held) in &mut self.held {
+            if planted(Bug::GiveBackWhileRunning) {
+                ctx.send(held.brain, Message::Decline { lease: *lease });
+            }
             held.queue.clear();
             held.running.values().for_each(|run| ctx.effect(Effect::Drain(*run)));
         }
@@ -47,7 +50,7 @@ impl Worker {
     pub(super) fn give_back(&mut self, ctx: &mut Ctx) {
         let ended = |lease: &Lease, worker: &Self| {
             let held = worker.held.get(lease);
-            held.is_some_and(|h| h.queue.is_empty() && (h.running.is_empty() || planted(Bug::GiveBackWhileRunning)))
+            held.is_some_and(|h| h.queue.is_empty() && h.running.is_empty())
         };
         let leases: Vec<Lease> = self.held.keys().copied().filter(|lease| ended(lease, self)).collect();
         for lease in leases {

@@ -36,7 +36,8 @@ pub(crate) fn leaving_brain(seed: u64) {
     world.leave("a", Leave::HandOver);
     world.run_until(taken_over(task));
     world.run_until(completed(task));
-    assert!(!world.holds(&led_by(task, "a")) && !world.was_doubted("a"));
+    assert!(!world.holds(&led_by(task, "a")));
+    assert!(!world.was_doubted("a"), "one that left was called suspect, or lost");
     world.check_safety();
     world.restart("a");
     world.run_until_idle();

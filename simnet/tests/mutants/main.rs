@@ -153,9 +153,10 @@ mutants! {
     a_key_that_a_restart_forgets: ForgetKeys, tried_again, 3, ["KeyTwice"];
     a_node_alone_that_does_not_say_so: AloneUnsaid, alone, 3, ["AloneUnsaid"];
     a_lonely_job_that_nobody_else_holds: NoWitness, alone, 3, ["OutputGone"];
-    awards_given_back_while_their_programs_run: GiveBackWhileRunning, leaving_brain, 10, ["DoubleStart"];
+    awards_given_back_while_their_programs_run: GiveBackWhileRunning, leaving_worker, 3, ["DoubleStart"];
     a_node_that_fails_what_it_ends: LeaveFailsTasks, leaving_worker, 3, ["not within"];
     a_node_that_leaves_without_a_word: LeaveUnsaid, leaving_worker, 3, ["called suspect"];
+    a_brain_that_leaves_without_a_word: LeaveUnsaid, leaving_brain, 3, ["called suspect"];
 }
 
 macro_rules! sound {
