@@ -344,3 +344,12 @@ pub enum ServeError {
     #[error(transparent)]
     Store(#[from] StoreError),
 }
+
+impl ServeError {
+    /// Whether only a peer that is faulty or hostile can have caused it. Streams that break or end early are not among these:
+    /// every cut of a link, and every fetch that is given up, leaves some.
+    #[must_use]
+    pub const fn is_offence(&self) -> bool {
+        matches!(self, Self::Garbage(_) | Self::TooLong { .. } | Self::Refused(_))
+    }
+}

@@ -103,7 +103,12 @@ async fn read_request(reader: &mut (impl AsyncRead + Send + Unpin)) -> Result<By
 type RawRanges = Vec<(u64, Vec<u64>)>;
 
 async fn parse(mut bytes: Bytes) -> Result<Request, ServeError> {
-    let garbage = |error: postcard::Error| ServeError::Garbage(io::Error::new(io::ErrorKind::InvalidData, error));
+    // A stream that broke off, or was given up by its opener before anything was asked, is nobody's fault.
+    let cut = || ServeError::Cut(io::ErrorKind::UnexpectedEof.into());
+    let garbage = |error: postcard::Error| match error {
+        postcard::Error::DeserializeUnexpectedEnd => cut(),
+        error => ServeError::Garbage(io::Error::new(io::ErrorKind::InvalidData, error)),
+    };
     let body = bytes.get(1..).unwrap_or_default();
     match bytes.first() {
         Some(0) => {
@@ -120,8 +125,12 @@ async fn parse(mut bytes: Bytes) -> Result<Request, ServeError> {
         }
         Some(9) => {}
         Some(_) => return Err(ServeError::Refused("only get requests are answered")),
-        None => return Err(ServeError::Garbage(io::ErrorKind::UnexpectedEof.into())),
+        None => return Err(cut()),
     }
-    let (request, _len) = Request::read_async(&mut bytes).await.map_err(ServeError::Garbage)?;
+    let read = Request::read_async(&mut bytes).await;
+    let (request, _len) = read.map_err(|error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => cut(),
+        _ => ServeError::Garbage(error),
+    })?;
     Ok(request)
 }

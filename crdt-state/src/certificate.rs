@@ -250,7 +250,7 @@ pub struct TicketBody {
     pub name: String,
     /// The admin who made it, and who will issue the certificate.
     pub issuer: NodeId,
-    /// Where the issuer can be dialled (multiaddrs without the `/p2p` part).
+    /// Where the issuer can be dialled (multiaddrs without the `/p2p` part), and then some other members (with it).
     pub addrs: Vec<String>,
     /// The roles it leads to.
     pub roles: Roles,

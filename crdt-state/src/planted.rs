@@ -126,6 +126,12 @@ pub enum Bug {
     NoTwin,
     /// A submit's time runs from its beginning, whatever its inputs have to travel.
     SubmitByTheClock,
+    /// A node that leaves gives its awards back while their programs still run.
+    GiveBackWhileRunning,
+    /// What a node that leaves ends counts as a failure of its own.
+    LeaveFailsTasks,
+    /// A node leaves without a word.
+    LeaveUnsaid,
 }
 
 #[cfg(feature = "planted")]

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use libp2p::Multiaddr;
+use sinew_crdt_state::ids::NodeId;
 
 use crate::twin::Boot;
 
@@ -28,6 +29,17 @@ pub(crate) const STABLE: Duration = Duration::from_secs(5);
 pub(crate) const REDIAL_MIN: Duration = Duration::from_secs(1);
 /// Longest delay between dials (feature M5).
 pub(crate) const REDIAL_MAX: Duration = Duration::from_secs(60);
+/// A member for which there is something to send is dialled again after this, however long it has been out of reach: whoever leads
+/// a job with it speaks to it five times a second, and ought not to wait a minute once the way is free again.
+pub(crate) const REDIAL_WANTED: Duration = Duration::from_secs(2);
+/// After so many dials in vain it is five times as long.
+pub(crate) const WANTED_TRIES: u32 = 30;
+/// Members whose addresses are worth remembering over a restart: enough that some are where they were.
+pub(crate) const KNOWN_PEERS: usize = 64;
+/// ... and addresses of each.
+pub(crate) const KNOWN_ADDRS: usize = 4;
+/// Longest address taken from anybody. A circuit through a relay with a DNS name is about 200 bytes.
+pub(crate) const ADDR_LEN_MAX: usize = 512;
 /// The node with the larger id waits this long before dialling a peer that has just been discovered, so that two nodes
 /// that discover each other at once rarely make two connections.
 pub(crate) const YIELD_DELAY: Duration = Duration::from_millis(250);
@@ -73,6 +85,8 @@ pub struct MeshConfig {
     pub listen: Vec<Multiaddr>,
     /// Addresses dialled until they answer, with or without a `/p2p/…` at the end.
     pub bootstrap: Vec<Multiaddr>,
+    /// Where members were when they were last seen: see [`crate::Mesh::known_addrs`]. Dialled at the start, and kept in mind.
+    pub known: Vec<(NodeId, Vec<Multiaddr>)>,
     /// Addresses others can reach us at that we cannot see ourselves (port forwardings).
     pub external: Vec<Multiaddr>,
     /// Find members on the local network.
@@ -104,6 +118,7 @@ impl MeshConfig {
         Self {
             listen,
             bootstrap: Vec::new(),
+            known: Vec::new(),
             external: Vec::new(),
             mdns: false,
             kad: false,

@@ -8,7 +8,8 @@ use libp2p::{Multiaddr, PeerId};
 
 use crate::address::{peer_of, without_peer};
 use crate::config::{
-    ADDRS_PER_PEER_MAX, REDIAL_FIRST, REDIAL_MAX, REDIAL_MIN, ROUTES_MAX, STABLE, STRANGER_DIALS_MAX, YIELD_DELAY,
+    ADDR_LEN_MAX, ADDRS_PER_PEER_MAX, KNOWN_ADDRS, KNOWN_PEERS, REDIAL_FIRST, REDIAL_MAX, REDIAL_MIN, REDIAL_WANTED,
+    ROUTES_MAX, STABLE, STRANGER_DIALS_MAX, WANTED_TRIES, YIELD_DELAY,
 };
 use crate::guard::jittered;
 
@@ -30,11 +31,32 @@ pub(crate) enum Dial {
     Bootstrap(usize, Multiaddr),
 }
 
+/// An address of a peer.
+#[derive(Debug)]
+struct Known {
+    addr: Multiaddr,
+    /// When it last led to the peer.
+    worked: Option<Instant>,
+    /// Dials to it that failed since.
+    failures: u32,
+}
+
 #[derive(Debug)]
 struct Route {
-    addrs: Vec<Multiaddr>,
+    /// The newest last.
+    addrs: Vec<Known>,
     source: Source,
     connected: bool,
+    /// When it was last connected as a member.
+    seen: Option<Instant>,
+    /// A dial is under way.
+    dialing: bool,
+    /// When it was last dialled.
+    tried: Option<Instant>,
+    /// The next dial is to the best addresses only: it comes sooner than the backoff of all.
+    wanted: bool,
+    /// Dials made beside a connection that is in doubt, since it last was not.
+    doubts: u32,
     failures: u32,
     /// Since when it is connected as a member.
     since: Option<Instant>,
@@ -59,12 +81,35 @@ pub(crate) struct Dialer {
     bootstrap: Vec<Bootstrap>,
     /// No dial is due before this.
     wake: Option<Instant>,
+    /// What [`Self::known`] gives may have changed.
+    changed: bool,
+}
+
+impl Route {
+    /// The addresses that most likely lead to the peer: those that did, the last first, then those that failed least.
+    fn best(&self, most: usize) -> Vec<Multiaddr> {
+        let mut order: Vec<(usize, &Known)> = self.addrs.iter().enumerate().collect();
+        order
+            .sort_by_key(|(place, known)| (std::cmp::Reverse(known.worked), known.failures, std::cmp::Reverse(*place)));
+        order.into_iter().take(most).map(|(_, known)| known.addr.clone()).collect()
+    }
+
+    /// Makes room for one more address: those that never led anywhere go first.
+    fn make_room(&mut self) {
+        if self.addrs.len() < ADDRS_PER_PEER_MAX {
+            return;
+        }
+        let worst = |(place, known): &(usize, &Known)| (known.worked, std::cmp::Reverse(known.failures), *place);
+        if let Some((place, _)) = self.addrs.iter().enumerate().min_by_key(worst) {
+            self.addrs.remove(place);
+        }
+    }
 }
 
 impl Dialer {
     /// A book that begins with the bootstrap addresses, due at once.
     pub(crate) fn new(me: PeerId, bootstrap: &[Multiaddr], now: Instant) -> Self {
-        let mut dialer = Self { me, routes: HashMap::new(), bootstrap: Vec::new(), wake: Some(now) };
+        let mut dialer = Self { me, routes: HashMap::new(), bootstrap: Vec::new(), wake: Some(now), changed: false };
         for addr in bootstrap {
             match peer_of(addr) {
                 Some(peer) => {
@@ -91,21 +136,25 @@ impl Dialer {
             addrs: Vec::new(),
             source,
             connected: false,
+            seen: None,
+            dialing: false,
+            tried: None,
+            wanted: false,
+            doubts: 0,
             failures: 0,
             since: None,
             flaps: 0,
             next: Some(now + delay),
         });
         route.source = route.source.max(source);
-        for addr in addrs.into_iter().map(without_peer) {
-            if route.addrs.contains(&addr) {
+        for addr in addrs.into_iter().take(ADDRS_PER_PEER_MAX).map(without_peer) {
+            if addr.len() > ADDR_LEN_MAX || route.addrs.iter().any(|known| known.addr == addr) {
                 continue;
             }
-            if route.addrs.len() >= ADDRS_PER_PEER_MAX {
-                route.addrs.remove(0);
-            }
-            route.addrs.push(addr);
-            if !route.connected {
+            route.make_room();
+            route.addrs.push(Known { addr, worked: None, failures: 0 });
+            self.changed |= source == Source::Member;
+            if !route.connected && !route.dialing {
                 // News is worth a dial even in the middle of a long backoff.
                 let soon = now + delay;
                 route.next = Some(route.next.map_or(soon, |next| next.min(soon)));
@@ -117,22 +166,77 @@ impl Dialer {
 
     /// Dials `peer` at once if it is known and not connected.
     pub(crate) fn dial_now(&mut self, peer: &PeerId, now: Instant) {
-        if let Some(route) = self.routes.get_mut(peer).filter(|route| !route.connected) {
+        if let Some(route) = self.routes.get_mut(peer).filter(|route| !route.connected && !route.dialing) {
             route.next = Some(now);
             self.wake_by(Some(now));
         }
     }
 
-    /// Dials `peer` soon because there is something for it. `false` when that has just failed or no address is known:
-    /// then the backoff stands.
+    /// Dials `peer` soon because there is something for it. `false` when that has just failed or no address is known: a member
+    /// that did not just come and go is then tried again sooner than its backoff has it, at the addresses that are the best.
     pub(crate) fn nudge(&mut self, peer: &PeerId, now: Instant) -> bool {
-        let hope =
-            |route: &Route| route.connected || (route.failures == 0 && route.flaps < 2 && !route.addrs.is_empty());
-        let hopeful = self.routes.get(peer).is_some_and(hope);
-        if hopeful {
+        let Some(route) = self.routes.get_mut(peer) else { return false };
+        if route.connected || route.failures == 0 && route.flaps < 2 && !route.addrs.is_empty() {
             self.dial_now(peer, now);
+            return true;
         }
-        hopeful
+        if route.source == Source::Member && route.flaps < 2 && !route.dialing {
+            let every = if route.failures < WANTED_TRIES { REDIAL_WANTED } else { REDIAL_WANTED * 5 };
+            let soon = route.tried.map_or(now, |tried| tried + every);
+            if route.next.is_some_and(|next| next > soon) {
+                (route.next, route.wanted) = (Some(soon), true);
+                self.wake_by(Some(soon));
+            }
+        }
+        false
+    }
+
+    /// Where to dial `peer` beside its connections, of which it is in doubt whether they still lead anywhere; `None` when that
+    /// was tried a moment ago. Each time in a row it is longer before the next.
+    pub(crate) fn beside(&mut self, peer: &PeerId, now: Instant) -> Option<Vec<Multiaddr>> {
+        let route = self.routes.get_mut(peer).filter(|route| route.connected && !route.addrs.is_empty())?;
+        let wait = REDIAL_WANTED.saturating_mul(1 << route.doubts.min(16)).min(REDIAL_MAX);
+        if route.doubts > 0 && route.tried.is_some_and(|tried| now < tried + wait) {
+            return None;
+        }
+        (route.tried, route.doubts) = (Some(now), route.doubts.saturating_add(1));
+        Some(route.best(KNOWN_ADDRS))
+    }
+
+    /// A connection to `peer` carries something.
+    pub(crate) fn not_in_doubt(&mut self, peer: &PeerId) {
+        if let Some(route) = self.routes.get_mut(peer) {
+            route.doubts = 0;
+        }
+    }
+
+    /// This host has another address: whoever could not be reached may be now. Members are dialled soon, not all at once.
+    pub(crate) fn network_changed(&mut self, now: Instant) {
+        let mut wake = None;
+        for route in self.routes.values_mut() {
+            let waits = !route.connected && !route.dialing && route.source == Source::Member;
+            let soon = now + spread(REDIAL_WANTED);
+            let tried = route.tried.is_some_and(|tried| now < tried + REDIAL_WANTED);
+            if waits && !tried && route.next.is_some_and(|next| next > soon) {
+                route.next = Some(soon);
+                wake = Some(wake.map_or(soon, |wake: Instant| wake.min(soon)));
+            }
+        }
+        self.wake_by(wake);
+    }
+
+    /// The members of whom it is worth remembering where they are, those connected and those seen last first.
+    pub(crate) fn known(&self) -> Vec<(PeerId, Vec<Multiaddr>)> {
+        let mut members: Vec<(&PeerId, &Route)> =
+            self.routes.iter().filter(|(_, route)| route.source == Source::Member && !route.addrs.is_empty()).collect();
+        members.sort_by_key(|(peer, route)| (std::cmp::Reverse((route.connected, route.seen)), **peer));
+        members.truncate(KNOWN_PEERS);
+        members.into_iter().map(|(peer, route)| (*peer, route.best(KNOWN_ADDRS))).collect()
+    }
+
+    /// Whether [`Self::known`] may have changed since this was asked.
+    pub(crate) const fn take_changed(&mut self) -> bool {
+        std::mem::replace(&mut self.changed, false)
     }
 
     /// Strikes `peer` from the book.
@@ -151,8 +255,27 @@ impl Dialer {
     /// A connection stands; whether it is a member shows later.
     pub(crate) fn connected(&mut self, peer: &PeerId) {
         if let Some(route) = self.routes.get_mut(peer) {
-            route.connected = true;
+            (route.connected, route.dialing, route.wanted) = (true, false, false);
             route.next = None;
+        }
+    }
+
+    /// `addr` led to `peer`.
+    pub(crate) fn worked(&mut self, peer: &PeerId, addr: &Multiaddr, now: Instant) {
+        let addr = without_peer(addr.clone());
+        let route = self.routes.get_mut(peer);
+        if let Some(known) = route.and_then(|route| route.addrs.iter_mut().find(|known| known.addr == addr)) {
+            self.changed |= known.worked.is_none();
+            (known.worked, known.failures) = (Some(now), 0);
+        }
+    }
+
+    /// `addr` did not lead to `peer`.
+    pub(crate) fn missed(&mut self, peer: &PeerId, addr: &Multiaddr) {
+        let addr = without_peer(addr.clone());
+        let route = self.routes.get_mut(peer);
+        if let Some(known) = route.and_then(|route| route.addrs.iter_mut().find(|known| known.addr == addr)) {
+            known.failures = known.failures.saturating_add(1);
         }
     }
 
@@ -167,8 +290,10 @@ impl Dialer {
     /// `peer` has shown membership: its past failures no longer count.
     pub(crate) fn ready(&mut self, peer: &PeerId, now: Instant) {
         if let Some(route) = self.routes.get_mut(peer) {
+            self.changed |= route.seen.is_none();
             (route.failures, route.source) = (0, Source::Member);
             route.since = route.since.or(Some(now));
+            route.seen = Some(now);
         }
         for entry in self.bootstrap.iter_mut().filter(|entry| entry.reached == Some(*peer)) {
             entry.failures = 0;
@@ -178,8 +303,9 @@ impl Dialer {
     /// The last connection to `peer` closed. `member` tells whether it had shown membership.
     pub(crate) fn disconnected(&mut self, peer: &PeerId, member: bool, now: Instant) {
         if let Some(route) = self.routes.get_mut(peer) {
-            route.connected = false;
+            (route.connected, route.dialing, route.doubts) = (false, false, 0);
             if member {
+                route.seen = Some(now);
                 if route.since.take().is_some_and(|since| now.saturating_duration_since(since) >= STABLE) {
                     route.flaps = 0;
                 }
@@ -204,6 +330,7 @@ impl Dialer {
     /// A dial to `peer` failed. A rumour that keeps failing is forgotten.
     pub(crate) fn failed(&mut self, peer: &PeerId, now: Instant) {
         let Some(route) = self.routes.get_mut(peer).filter(|route| !route.connected) else { return };
+        route.dialing = false;
         route.failures = route.failures.saturating_add(1);
         if route.source == Source::Rumour && route.failures >= STRANGER_DIALS_MAX {
             self.routes.remove(peer);
@@ -217,6 +344,7 @@ impl Dialer {
     /// `peer` could not be dialled just now because someone else's dial to it is under way.
     pub(crate) fn put_off(&mut self, peer: &PeerId, now: Instant) {
         let Some(route) = self.routes.get_mut(peer).filter(|route| !route.connected) else { return };
+        route.dialing = false;
         let next = Some(now + jittered(REDIAL_MIN));
         route.next = next;
         self.wake_by(next);
@@ -236,7 +364,7 @@ impl Dialer {
     pub(crate) fn wrong(&mut self, peer: &PeerId, addr: &Multiaddr) {
         if let Some(route) = self.routes.get_mut(peer) {
             let addr = without_peer(addr.clone());
-            route.addrs.retain(|known| *known != addr);
+            route.addrs.retain(|known| known.addr != addr);
         }
     }
 
@@ -271,7 +399,9 @@ impl Dialer {
                     route.next = Some(now + REDIAL_MAX * 2);
                     later(now + REDIAL_MAX * 2);
                     if !route.addrs.is_empty() {
-                        dials.push(Dial::Peer(*peer, route.addrs.clone()));
+                        let most = if std::mem::take(&mut route.wanted) { KNOWN_ADDRS } else { ADDRS_PER_PEER_MAX };
+                        (route.dialing, route.tried) = (true, Some(now));
+                        dials.push(Dial::Peer(*peer, route.best(most)));
                     }
                 }
                 Some(next) => later(next),
@@ -302,85 +432,14 @@ impl Dialer {
     }
 }
 
+/// A random duration up to `most`.
+fn spread(most: Duration) -> Duration {
+    (jittered(most) - most) * 5
+}
+
 fn backoff(failures: u32) -> Duration {
     jittered(REDIAL_MIN.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(REDIAL_MAX))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn addr(port: u16) -> Multiaddr {
-        format!("/ip4/127.0.0.1/tcp/{port}").parse().expect("addr")
-    }
-
-    fn two() -> (PeerId, PeerId) {
-        let (a, b) = (PeerId::random(), PeerId::random());
-        if a < b { (a, b) } else { (b, a) }
-    }
-
-    #[test]
-    fn backs_off_from_one_second_to_sixty() {
-        let ((me, peer), mut now) = (two(), Instant::now());
-        let mut dialer = Dialer::new(me, &[], now);
-        dialer.learn(peer, vec![addr(1)], Source::Member, now);
-        let mut last = Duration::ZERO;
-        for _ in 0..10 {
-            assert_eq!(dialer.due(now).len(), 1);
-            assert_eq!(dialer.due(now).len(), 0, "a dial is made once");
-            dialer.failed(&peer, now);
-            let wait = dialer.wake().expect("a retry is due") - now;
-            assert!(wait >= last.min(REDIAL_MAX) && wait <= REDIAL_MAX.mul_f64(1.21), "{wait:?} after {last:?}");
-            (last, now) = (wait, now + wait);
-        }
-        assert!(last >= REDIAL_MAX);
-        dialer.connected(&peer);
-        dialer.ready(&peer, now);
-        dialer.disconnected(&peer, true, now);
-        assert!(dialer.due(now).is_empty());
-        assert_eq!(dialer.due(now + REDIAL_FIRST * 2).len(), 1, "the first redial is quick");
-        dialer.connected(&peer);
-        dialer.ready(&peer, now);
-        dialer.disconnected(&peer, true, now);
-        assert!(dialer.due(now + REDIAL_FIRST * 2).is_empty(), "a peer that flaps is backed off");
-        assert!(!dialer.nudge(&peer, now), "and sending does not undo that");
-    }
-
-    #[test]
-    fn a_dial_that_was_put_off_is_made_soon_and_counts_for_nothing() {
-        let ((me, peer), now) = (two(), Instant::now());
-        let mut dialer = Dialer::new(me, &[], now);
-        dialer.learn(peer, vec![addr(1)], Source::Member, now);
-        assert_eq!(dialer.due(now).len(), 1);
-        dialer.put_off(&peer, now);
-        assert!(dialer.due(now).is_empty());
-        assert_eq!(dialer.due(now + REDIAL_MIN * 2).len(), 1);
-        assert!(dialer.nudge(&peer, now), "it did not fail");
-    }
-
-    #[test]
-    fn rumours_are_forgotten_and_members_are_not() {
-        let ((me, peer), now) = (two(), Instant::now());
-        let mut dialer = Dialer::new(me, &[], now);
-        for (source, known) in [(Source::Rumour, false), (Source::Member, true)] {
-            dialer.learn(peer, vec![addr(1)], source, now);
-            for _ in 0..STRANGER_DIALS_MAX {
-                dialer.failed(&peer, now);
-            }
-            assert_eq!(dialer.knows(&peer), known);
-        }
-    }
-
-    #[test]
-    fn a_bootstrap_address_is_dialled_until_someone_stays() {
-        let ((me, peer), now) = (two(), Instant::now());
-        let mut dialer = Dialer::new(me, &[addr(1)], now);
-        assert_eq!(dialer.due(now), vec![Dial::Bootstrap(0, addr(1))]);
-        dialer.bootstrap_failed(0, now);
-        assert_eq!(dialer.due(now + REDIAL_MIN * 2), vec![Dial::Bootstrap(0, addr(1))]);
-        dialer.reached(0, peer);
-        assert!(dialer.due(now + REDIAL_MAX * 2).is_empty());
-        dialer.disconnected(&peer, true, now + REDIAL_MAX * 2);
-        assert_eq!(dialer.due(now + REDIAL_MAX * 3), vec![Dial::Bootstrap(0, addr(1))]);
-    }
-}
+mod tests;

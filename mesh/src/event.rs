@@ -148,6 +148,8 @@ pub enum MeshEvent {
         /// The stream.
         stream: BlobStream,
     },
+    /// What [`crate::Mesh::known_addrs`] gives may have changed.
+    AddrsChanged,
     /// We listen on another address.
     Listening {
         /// The address.

@@ -20,7 +20,10 @@ struct Ban {
 pub(crate) struct Guard {
     counts: BTreeMap<RefusalKind, u64>,
     logged: HashSet<(Option<PeerId>, RefusalKind)>,
-    bans: HashMap<PeerId, Ban>,
+    /// Members that are refused, or were until a while ago. There are no more of them than certificates.
+    members: HashMap<PeerId, Ban>,
+    /// Everybody else. Identities are free to make, so these can be many, and must not push out any other.
+    strangers: HashMap<PeerId, Ban>,
     revoked: HashSet<PeerId>,
 }
 
@@ -40,19 +43,22 @@ impl Guard {
         first
     }
 
-    /// Refuses `peer` for a while, longer each time, and returns until when.
-    pub(crate) fn ban(&mut self, peer: PeerId, now: Instant) -> Instant {
-        if self.bans.len() >= GUARD_LEN_MAX {
-            self.bans.retain(|_, ban| ban.until > now);
+    /// Refuses `peer` for a while, longer each time, and returns until when. `None` of a stranger when the book of strangers is
+    /// full: it can be had no better under a new identity, and those in the book are not forgiven for it.
+    pub(crate) fn ban(&mut self, peer: PeerId, is_member: bool, now: Instant) -> Option<Instant> {
+        let bans = if is_member { &mut self.members } else { &mut self.strangers };
+        if bans.len() >= GUARD_LEN_MAX && !bans.contains_key(&peer) {
+            // What members did is remembered beyond its time, as long as there is room, so that a ban doubles.
+            bans.retain(|_, ban| ban.until > now);
+            if !is_member && bans.len() >= GUARD_LEN_MAX {
+                return None;
+            }
         }
-        if self.bans.len() >= GUARD_LEN_MAX {
-            self.bans.clear();
-        }
-        let strikes = self.bans.get(&peer).map_or(0, |ban| ban.strikes.saturating_add(1));
+        let strikes = bans.get(&peer).map_or(0, |ban| ban.strikes.saturating_add(1));
         let time = BAN_MIN.saturating_mul(1 << strikes.min(16)).min(BAN_MAX);
         let until = now + time;
-        self.bans.insert(peer, Ban { until, strikes });
-        until
+        bans.insert(peer, Ban { until, strikes });
+        Some(until)
     }
 
     /// Until when `peer` is refused, if it is.
@@ -61,7 +67,8 @@ impl Guard {
             // Looked at again long after, should it be reinstated.
             return Some(now + BAN_MAX);
         }
-        self.bans.get(peer).map(|ban| ban.until).filter(|until| *until > now)
+        let bans = [&self.members, &self.strangers];
+        bans.into_iter().filter_map(|bans| bans.get(peer)).map(|ban| ban.until).max().filter(|until| *until > now)
     }
 
     /// Whether the membership of `peer` was revoked.
@@ -77,7 +84,8 @@ impl Guard {
     /// Forgives everything.
     pub(crate) fn reinstate(&mut self, peer: &PeerId) {
         self.revoked.remove(peer);
-        self.bans.remove(peer);
+        self.members.remove(peer);
+        self.strangers.remove(peer);
     }
 
     /// Refusals so far.
@@ -105,28 +113,47 @@ mod tests {
 
     #[test]
     fn bans_double_and_end() {
-        let (mut guard, peer, now) = (Guard::default(), PeerId::random(), Instant::now());
-        assert_eq!(guard.ban(peer, now), now + BAN_MIN);
-        assert_eq!(guard.ban(peer, now), now + BAN_MIN * 2);
-        assert!(guard.banned_until(&peer, now).is_some());
-        assert_eq!(guard.banned_until(&peer, now + BAN_MIN * 2), None);
-        for _ in 0..100 {
-            guard.ban(peer, now);
+        for is_member in [true, false] {
+            let (mut guard, peer, now) = (Guard::default(), PeerId::random(), Instant::now());
+            assert_eq!(guard.ban(peer, is_member, now), Some(now + BAN_MIN));
+            assert_eq!(guard.ban(peer, is_member, now), Some(now + BAN_MIN * 2));
+            assert!(guard.banned_until(&peer, now).is_some());
+            assert_eq!(guard.banned_until(&peer, now + BAN_MIN * 2), None);
+            for _ in 0..100 {
+                guard.ban(peer, is_member, now);
+            }
+            assert_eq!(guard.banned_until(&peer, now), Some(now + BAN_MAX));
+            guard.reinstate(&peer);
+            assert_eq!(guard.banned_until(&peer, now), None);
         }
-        assert_eq!(guard.banned_until(&peer, now), Some(now + BAN_MAX));
-        guard.reinstate(&peer);
-        assert_eq!(guard.banned_until(&peer, now), None);
     }
 
     #[test]
-    fn memory_has_an_end() {
+    fn memory_has_an_end_and_a_crowd_of_strangers_gets_nobody_forgiven() {
         let (mut guard, now) = (Guard::default(), Instant::now());
+        let (member, stranger) = (PeerId::random(), PeerId::random());
+        guard.ban(member, true, now);
+        guard.ban(stranger, false, now);
         for _ in 0..GUARD_LEN_MAX * 2 {
             let peer = PeerId::random();
-            guard.ban(peer, now);
+            guard.ban(peer, false, now);
             guard.count(Some(peer), &Refusal::Stranger);
         }
-        assert!(guard.bans.len() <= GUARD_LEN_MAX && guard.logged.len() <= GUARD_LEN_MAX);
+        assert!(guard.strangers.len() <= GUARD_LEN_MAX && guard.logged.len() <= GUARD_LEN_MAX);
         assert_eq!(guard.counts()[&RefusalKind::Stranger], 2 * GUARD_LEN_MAX as u64);
+        assert!([member, stranger].iter().all(|peer| guard.banned_until(peer, now).is_some()));
+        let later = now + BAN_MIN * 2;
+        assert!(guard.ban(PeerId::random(), false, later).is_some(), "bans that are over make room");
+        assert_eq!(guard.ban(member, true, later), Some(later + BAN_MIN * 2), "what a member did is remembered");
+    }
+
+    #[test]
+    fn no_number_of_members_gets_another_forgiven() {
+        let (mut guard, first, now) = (Guard::default(), PeerId::random(), Instant::now());
+        guard.ban(first, true, now);
+        for _ in 0..GUARD_LEN_MAX * 2 {
+            guard.ban(PeerId::random(), true, now);
+        }
+        assert!(guard.banned_until(&first, now).is_some());
     }
 }

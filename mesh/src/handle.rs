@@ -166,6 +166,20 @@ impl Mesh {
         self.tell(Command::Learn(node, addrs));
     }
 
+    /// Where members were when they were last seen, those seen last first: to be remembered over a restart
+    /// ([`MeshConfig::known`]). A few addresses of a few dozen members; empty once the mesh has shut down.
+    pub async fn known_addrs(&self) -> Vec<(NodeId, Vec<Multiaddr>)> {
+        let (reply, known) = oneshot::channel();
+        self.tell(Command::Known(reply));
+        known.await.unwrap_or_default()
+    }
+
+    /// Nothing is heard of `node` although something should be: dials it at once, beside its connection if there is one. Asked for
+    /// too often it does nothing.
+    pub fn reach(&self, node: NodeId) {
+        self.tell(Command::Reach(node));
+    }
+
     /// Stops dialling `node`: it left the mesh. A connection that stands is not touched.
     pub fn forget_peer(&self, node: NodeId) {
         self.tell(Command::Forget(node));

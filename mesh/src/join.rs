@@ -14,7 +14,7 @@ use sinew_crdt_state::identity::Identity;
 use sinew_crdt_state::ids::{MeshId, NodeId};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::address::{peer_id, without_peer};
+use crate::address::{peer_id, peer_of, without_peer};
 use crate::behaviour::{keypair, swarm};
 use crate::driver::Internal;
 use crate::error::{JoinAttempt, JoinError, Refusal};
@@ -150,6 +150,8 @@ fn addrs(ticket: &Ticket, issuer: PeerId) -> Result<Vec<Multiaddr>, JoinError> {
     let (mut good, mut bad) = (Vec::new(), Vec::new());
     for text in ticket.body.addrs.iter().take(TICKET_ADDRS_MAX) {
         match text.parse::<Multiaddr>() {
+            // Another member's: for later, as only the issuer can issue.
+            Ok(addr) if peer_of(&addr).is_some_and(|peer| peer != issuer) => {}
             Ok(addr) => good.push(without_peer(addr).with(Protocol::P2p(issuer))),
             Err(error) => bad.push(JoinAttempt { addr: text.clone(), why: error.to_string() }),
         }

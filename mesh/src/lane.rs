@@ -2,7 +2,7 @@
 //! comes in. Which connection carries a stream is the driver's choice.
 
 use std::io;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -67,6 +67,8 @@ pub(crate) struct Lane {
     waiting: Mutex<mpsc::Receiver<Bytes>>,
     queued_bytes: AtomicUsize,
     reopen: Notify,
+    /// What waits is the last that is written.
+    ending: AtomicBool,
     sent: (AtomicU64, AtomicU64),
     received: (AtomicU64, AtomicU64),
     lost: AtomicU64,
@@ -80,6 +82,7 @@ impl Lane {
             waiting: Mutex::new(waiting),
             queued_bytes: AtomicUsize::new(0),
             reopen: Notify::new(),
+            ending: AtomicBool::new(false),
             sent: Default::default(),
             received: Default::default(),
             lost: AtomicU64::new(0),
@@ -101,6 +104,16 @@ impl Lane {
     /// Makes the writer move to the connection that is best now.
     pub(crate) fn reopen(&self) {
         self.reopen.notify_one();
+    }
+
+    /// Makes the writer end, with what waits written.
+    pub(crate) fn end(&self) {
+        self.ending.store(true, Ordering::Relaxed);
+        self.reopen.notify_one();
+    }
+
+    fn is_ending(&self) -> bool {
+        self.ending.load(Ordering::Relaxed)
     }
 
     /// Drops what waits: the peer went away.
@@ -125,12 +138,12 @@ impl Lane {
     }
 }
 
-/// Writes the lane out, stream after stream, until the task is aborted or the driver is gone.
+/// Writes the lane out, stream after stream, until the task is aborted, the lane ends or the driver is gone.
 pub(crate) async fn write(link: std::sync::Arc<Link>, class: FrameClass, driver: mpsc::Sender<Internal>) {
     let lane = link.lane(class);
     let mut waiting = lane.waiting.lock().await;
     let mut packs = class == FrameClass::Bulk;
-    loop {
+    while !lane.is_ending() {
         let protocol = match class {
             FrameClass::Control => CONTROL,
             FrameClass::Bulk if packs => BULK_PACKED,
@@ -171,13 +184,15 @@ where
 {
     let mut batch = BytesMut::new();
     loop {
-        let first = tokio::select! {
-            () = lane.reopen.notified() => return Ok(()),
-            frame = waiting.recv() => match frame {
-                Some(frame) => frame,
-                None => return Ok(()),
-            },
+        let first = if lane.is_ending() {
+            waiting.try_recv().ok()
+        } else {
+            tokio::select! {
+                () = lane.reopen.notified() => if lane.is_ending() { continue } else { None },
+                frame = waiting.recv() => frame,
+            }
         };
+        let Some(first) = first else { return Ok(()) };
         let (mut frames, mut bytes, mut sent) = (0, 0, 0);
         let mut next = Some(first);
         let mut outcome = Ok(());

@@ -10,7 +10,7 @@ use sinew_crdt_state::cbor::{self, DecodeError};
 use sinew_crdt_state::certificate::{Credential, Ticket};
 use sinew_crdt_state::pack::UnpackError;
 
-use crate::config::ADDRS_PER_PEER_MAX;
+use crate::config::{ADDR_LEN_MAX, ADDRS_PER_PEER_MAX};
 use crate::error::RefusalKind;
 use crate::join::JoinRefusal;
 use crate::twin::Boot;
@@ -23,9 +23,6 @@ pub const HEADER_LEN: usize = 4;
 pub const HELLO_LEN_MAX: usize = 64 * 1024;
 /// Longest join message: a ticket with eight addresses, or a chain of eight certificates.
 pub const JOIN_LEN_MAX: usize = 16 * 1024;
-/// Longest address taken from a peer. A circuit through a relay with a DNS name is about 200 bytes.
-const ADDR_LEN_MAX: usize = 512;
-
 /// Membership exchange.
 pub const HELLO: StreamProtocol = StreamProtocol::new("/sinew/hello/1");
 /// Joining with a ticket.

@@ -1,6 +1,7 @@
 //! The daemon: opens what is on disk, joins the mesh, starts the core, and keeps them talking until it is told to end.
 
 mod error;
+mod leave;
 mod setup;
 mod shared;
 
@@ -8,7 +9,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
 use bytes::Bytes;
-use sinew_blobs::{BlobStore, ServeError};
+use sinew_blobs::BlobStore;
 use sinew_crdt_state::certificate::{Credential, Roles, Ticket};
 use sinew_crdt_state::ids::NodeId;
 use sinew_mesh::{Boot, DropReason, GossipId, JoinRefusal, JoinReply, Mesh, MeshEvent, MeshEvents, Topic, Verdict};
@@ -16,6 +17,7 @@ use sinew_scheduler::Setup;
 use sinew_scheduler::config::CoreConfig;
 use sinew_scheduler::io::Input;
 use sinew_scheduler::wire;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::{Notify, oneshot};
 
 use crate::api::server;
@@ -41,6 +43,8 @@ use crate::tasks::{Means, TaskHost, TaskPool};
 
 pub use error::DaemonError;
 pub(crate) use error::io;
+use leave::Departure;
+pub use leave::Down;
 use setup::{core_config, cpu_milli, memory_bytes, mesh_config, store_options};
 pub use shared::{Pending, Shared, Watchers};
 
@@ -50,6 +54,8 @@ const SWEEP_EVERY: std::time::Duration = std::time::Duration::from_secs(2);
 const RETENTION_EVERY: std::time::Duration = std::time::Duration::from_secs(600);
 /// Round-trip times and the mesh's size are handed to the core this often.
 const MEASURES_EVERY: std::time::Duration = std::time::Duration::from_secs(5);
+/// News of where members are wait for more this long before they are written down.
+const KEEP_ADDRS_AFTER: std::time::Duration = std::time::Duration::from_secs(1);
 /// With this variable set a daemon ends when its stdin does.
 pub const STDIN_VAR: &str = "SINEW_STOP_AT_STDIN_EOF";
 /// Blob streams served at once: bounds memory and descriptors that peers can take.
@@ -72,6 +78,7 @@ struct Daemon {
     storage: Arc<Storage>,
     guardian: Option<Guardian>,
     tag: NodeTag,
+    down: UnboundedReceiver<Down>,
     _lock: crate::datadir::Lock,
 }
 
@@ -96,7 +103,7 @@ impl Daemon {
         let storage = Arc::new(storage);
         let store = BlobStore::open(&data_dir.blobs(), store_options(&data_dir)).await?;
         let blobs = Arc::new(JobBlobs::open(store.clone()).await.map_err(DaemonError::Tags)?);
-        let mut config = mesh_config(&settings, &membership)?;
+        let mut config = mesh_config(&settings, &membership, &data_dir.known_addrs())?;
         let nonce = random_nonce();
         config.boot = Some(Boot { number: incarnation, nonce });
         let (mesh, events) =
@@ -104,6 +111,7 @@ impl Daemon {
         let link = MeshLink::new(mesh);
         let logs = LogHub::default();
         logs.connect(link.clone());
+        let (shutdown, down) = unbounded_channel();
         let secrets = Arc::new(Keeper::new(SecretStore::open(data_dir.path(), &identity), identity.clone()));
         let shared = Arc::new(Shared {
             secrets: Arc::clone(&secrets),
@@ -119,7 +127,8 @@ impl Daemon {
             started: Instant::now(),
             watchers: Watchers::default(),
             sightings: Sightings::default(),
-            shutdown: Notify::new(),
+            shutdown,
+            left: Notify::new(),
             sandbox,
             runners: Arc::clone(&runners),
             host: OnceLock::new(),
@@ -151,7 +160,7 @@ impl Daemon {
         };
         let driver = Effects::new(Arc::clone(&shared), pool.clone(), Arc::clone(&storage), runtime);
         let thread = queue.start(&engine, setup, stored, driver).map_err(io("start the core's thread"))?;
-        Ok(Self { shared, events, pool, thread, storage, guardian, tag, _lock: lock })
+        Ok(Self { shared, events, pool, thread, storage, guardian, tag, down, _lock: lock })
     }
 
     async fn serve(mut self) -> Result<(), DaemonError> {
@@ -176,6 +185,10 @@ impl Daemon {
         tokio::pin!(parent_gone);
         let mut term = signal(tokio::signal::unix::SignalKind::terminate())?;
         let mut int = signal(tokio::signal::unix::SignalKind::interrupt())?;
+        // Addresses come in bursts: one file for each.
+        let mut keep_addrs: Option<tokio::time::Instant> = None;
+        let mut departure = Departure::new(self.shared.engine.clone());
+        let mut orphaned = false;
         loop {
             tokio::select! {
                 event = self.events.recv() => match event {
@@ -185,9 +198,16 @@ impl Daemon {
                         twin = Some((boot, addr));
                         break;
                     }
+                    Some(MeshEvent::AddrsChanged) => {
+                        keep_addrs.get_or_insert_with(|| tokio::time::Instant::now() + KEEP_ADDRS_AFTER);
+                    }
                     Some(event) => self.on_event(event, &permits),
                     None => break,
                 },
+                () = at(keep_addrs) => {
+                    keep_addrs = None;
+                    self.keep_addrs().await;
+                }
                 _ = sweep.tick() => {
                     let (sweeper, shared) = (Arc::clone(&sweeper), Arc::clone(&self.shared));
                     // A look at all of a task's processes, or a cell's end, may take a moment.
@@ -212,13 +232,21 @@ impl Daemon {
                 }
                 Ok(()) = collections.changed() => tell_blobs(&self.shared),
                 _ = measures.tick() => self.hand_on_measures().await,
-                _ = term.recv() => break,
-                _ = int.recv() => break,
-                () = self.shared.shutdown.notified() => break,
-                () = &mut parent_gone => break,
+                _ = term.recv() => if departure.signalled() { break },
+                _ = int.recv() => if departure.signalled() { break },
+                Some(down) = self.down.recv() => departure.asked(down),
+                () = &mut parent_gone, if !orphaned => {
+                    orphaned = true;
+                    departure.at_once();
+                }
+                () = departure.due() => if departure.hurry() { break },
+                () = self.shared.left.notified() => break,
             }
         }
         tracing::info!("going down");
+        if keep_addrs.is_some() {
+            self.keep_addrs().await;
+        }
         serving.abort();
         let _ = std::fs::remove_file(self.shared.data_dir.socket());
         let path = self.shared.data_dir.path().to_owned();
@@ -226,6 +254,14 @@ impl Daemon {
         match twin {
             Some((boot, addr)) => Err(DaemonError::twin(path, boot, addr)),
             None => Ok(()),
+        }
+    }
+
+    /// Writes down where members are, for the next start.
+    async fn keep_addrs(&self) {
+        let known = self.shared.known_addrs().await;
+        if let Err(error) = self.shared.data_dir.keep_known_addrs(&known) {
+            tracing::warn!(%error, "the next start knows only members that were met earlier");
         }
     }
 
@@ -278,8 +314,7 @@ impl Daemon {
                     let (reader, writer) = tokio::io::split(stream);
                     if let Err(error) = store.serve(reader, writer).await {
                         tracing::debug!(node = %from.short(), %error, "a blob request failed");
-                        if matches!(error, ServeError::Garbage(_) | ServeError::TooLong { .. } | ServeError::Refused(_))
-                        {
+                        if error.is_offence() {
                             mesh.drop_peer(from, DropReason::Misbehaved);
                         }
                     }
@@ -360,6 +395,14 @@ fn tell_blobs(shared: &Arc<Shared>) {
             Err(error) => tracing::warn!(%error, "cannot list the blobs that are here"),
         }
     });
+}
+
+/// Ends at `when`, if there is such a time.
+async fn at(when: Option<tokio::time::Instant>) {
+    match when {
+        Some(when) => tokio::time::sleep_until(when).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Ends when stdin does, where whoever started this daemon asked for that; otherwise never. Demos, benches and tests hold

@@ -28,6 +28,9 @@ const KEY_FILE: &str = "identity.key";
 const MESH_KEY_FILE: &str = "mesh.key";
 const MEMBERSHIP_FILE: &str = "membership.cbor";
 const LOCK_FILE: &str = "lock";
+const KNOWN_FILE: &str = "peers.cbor";
+/// Far above what is ever written.
+const KNOWN_LEN_MAX: u64 = 1 << 20;
 
 /// A node's directory.
 #[derive(Debug, Clone)]
@@ -240,7 +243,9 @@ impl DataDir {
         let credential = ask_patiently(ticket, &identity).await?;
         let roles = credential.verify(ticket.body.mesh, identity.id(), unix_ms())?;
         let issuer = sinew_mesh::peer_id(ticket.body.issuer);
-        let bootstrap = ticket.body.addrs.iter().map(|a| format!("{a}/p2p/{issuer}")).collect();
+        // Those of other members say whose they are.
+        let whose = |addr: &String| if addr.contains("/p2p/") { addr.clone() } else { format!("{addr}/p2p/{issuer}") };
+        let bootstrap = ticket.body.addrs.iter().map(whose).collect();
         let membership =
             Membership { mesh: ticket.body.mesh, mesh_name: ticket.body.name.clone(), credential, bootstrap };
         self.write_membership(&membership)?;
@@ -294,6 +299,33 @@ impl DataDir {
         let identity = Identity::from_seed(random_seed());
         self.write_private(KEY_FILE, &hex(&identity.seed()))?;
         Ok(identity)
+    }
+
+    /// Where members were when they were last seen. What cannot be read is none: it only saves looking for them.
+    #[must_use]
+    pub fn known_addrs(&self) -> Vec<(NodeId, Vec<String>)> {
+        let read = || -> io::Result<Vec<u8>> {
+            let mut bytes = Vec::new();
+            File::open(self.path.join(KNOWN_FILE))?.take(KNOWN_LEN_MAX).read_to_end(&mut bytes)?;
+            Ok(bytes)
+        };
+        let read = read().ok().and_then(|bytes| cbor::from_slice(&bytes).ok());
+        read.unwrap_or_default()
+    }
+
+    /// Writes down where members are, without waiting for the disk: after a crash an older list does as well.
+    ///
+    /// # Errors
+    /// [`DataDirError`].
+    pub fn keep_known_addrs(&self, known: &[(NodeId, Vec<String>)]) -> Result<(), DataDirError> {
+        let path = self.path.join(KNOWN_FILE);
+        let new = self.path.join(format!("{KNOWN_FILE}.new"));
+        let write = || -> io::Result<()> {
+            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+            file.write_all(&cbor::to_vec(&known))?;
+            std::fs::rename(&new, &path)
+        };
+        write().map_err(Self::io("write", &path))
     }
 
     fn write_membership(&self, membership: &Membership) -> Result<(), DataDirError> {
@@ -378,6 +410,18 @@ mod tests {
         assert_eq!(std::fs::metadata(&key).expect("key").permissions().mode() & 0o777, 0o600);
         std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).expect("chmod");
         assert!(data.identity().expect_err("readable by others").to_string().contains("chmod 600"));
+    }
+
+    #[test]
+    fn what_is_known_of_others_is_there_again_and_damage_is_no_obstacle() {
+        let dir = tempfile::tempdir().expect("dir");
+        let data = DataDir::at(dir.path());
+        assert_eq!(data.known_addrs(), []);
+        let known = vec![(NodeId([7; 32]), vec!["/ip4/10.0.0.1/tcp/9000".to_owned()])];
+        data.keep_known_addrs(&known).expect("written");
+        assert_eq!(data.known_addrs(), known);
+        std::fs::write(dir.path().join(KNOWN_FILE), b"\xff\xff torn").expect("write");
+        assert_eq!(data.known_addrs(), []);
     }
 
     #[test]

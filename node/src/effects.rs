@@ -133,6 +133,7 @@ impl Effects {
                 let (job, tasks) = (job.short(), tasks.len());
                 tracing::warn!(%job, phase, tasks, "the outputs of tasks are lost with all who held them; they are made anew");
             }
+            Note::Back { .. } => {}
             Note::Fenced { lease } => {
                 tracing::warn!(job = %lease.job.short(), epoch = lease.fence.epoch, "lease over; attempts stopped");
             }
@@ -276,6 +277,9 @@ impl Driver for Effects {
                 self.pool.start(task);
             }
             Effect::Stop(run) => self.pool.stop(run),
+            Effect::Drain(run) => self.pool.drain(run),
+            Effect::Reach(node) => self.shared.link.mesh().reach(node),
+            Effect::Left => self.shared.left.notify_one(),
             Effect::Fetch { id, job, blobs, providers } => self.fetch(id, job, blobs, providers),
             Effect::EndJob { job, keep, .. } => {
                 let pool = self.pool.clone();

@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use sinew_crdt_state::ids::{JobId, NodeId};
 
 use crate::brain::{Brain, Sought};
+use crate::config::WANT_MAX;
 use crate::ctx::Ctx;
 use crate::io::Effect;
 use crate::sets::Sets;
 use crate::time::Time;
 use crate::waiting::{ClassId, Waiting};
-use crate::wire::Topic;
+use crate::wire::{Message, Topic};
 
 /// A brain, and where it stands in the books of this file.
 #[derive(Debug)]
@@ -102,6 +103,25 @@ impl Brains {
                 self.dirty.insert(*job);
             }
         }
+    }
+
+    /// Leaves every job that has other members to lead it to these, and tells them; all of them, or those that nothing speaks
+    /// against leaving now. Gives what was left, with the terms.
+    pub(crate) fn hand_over(&mut self, ctx: &mut Ctx, all: bool) -> Vec<(JobId, u32)> {
+        let mut left = Vec::new();
+        let mut told: BTreeMap<NodeId, Vec<JobId>> = BTreeMap::new();
+        for (job, led) in &mut self.map {
+            if led.brain.set().len() > 1 && (all || !led.brain.is_storing()) && !led.brain.is_over() {
+                left.push((*job, led.brain.term));
+                led.brain.members().filter(|n| *n != ctx.own).for_each(|n| told.entry(n).or_default().push(*job));
+                led.brain.depose(ctx);
+                self.dirty.insert(*job);
+            }
+        }
+        for (node, jobs) in told {
+            jobs.chunks(WANT_MAX).for_each(|jobs| ctx.send(node, Message::NotLed(jobs.to_vec())));
+        }
+        left
     }
 
     /// A peer came or went: every job that has to do with it looks again.

@@ -184,6 +184,12 @@ pub fn load_news_every(peers: usize) -> Span {
 pub fn silent_after(peers: usize) -> Span {
     Span(SILENT_AFTER.0.saturating_mul((peers as u64).max(SILENT_PEERS)) / SILENT_PEERS)
 }
+/// A connected member that answers nothing for so long is dialled anew: the connection may lead nowhere any more, because an address
+/// changed or a router forgot it, and the transport takes half a minute to notice.
+pub const REACH_AFTER: Span = Span::ms(2_000);
+/// A node that leaves stays this long for the jobs that it led until another brain leads them: it may have to vote. Enough for two
+/// tries of an election, each a fence's length after it left the lead.
+pub const HANDED_OVER_WITHIN: Span = Span::ms(3_000);
 /// A job that was forgotten here is not asked for during this time: others forget it too, within a few seconds as their clocks
 /// and looks differ. Who still has it then never learned that it ended.
 pub const FORGOTTEN_FOR: Span = Span::ms(60_000);

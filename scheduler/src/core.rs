@@ -35,6 +35,7 @@ use crate::worker::Worker;
 
 mod boot;
 mod clients;
+mod leave;
 mod messages;
 mod requests;
 
@@ -109,6 +110,8 @@ pub struct Core {
     /// Sealed in this batch: dropped from memory once their last facts are signed and on their way.
     dehydrate: Vec<JobId>,
     pace: Pace,
+    /// How this node is about to leave.
+    leaving: Option<leave::Leaving>,
 }
 
 impl Core {
@@ -143,6 +146,7 @@ impl Core {
             rests_until: None,
             dehydrate: Vec::new(),
             pace: Pace::default(),
+            leaving: None,
         };
         core.ctx.peers.up(own, roles, now.at);
         let card = core.card();
@@ -263,6 +267,8 @@ impl Core {
             Input::Task { run, result } => self.worker.on_task(&mut self.ctx, run, result),
             Input::Blocked { run, missing, failure } => self.worker.on_blocked(&mut self.ctx, run, missing, failure),
             Input::FetchProgress { id, done, total } => self.on_fetch_progress(id, done, total),
+            Input::NotRun(run) => self.worker.on_not_run(&mut self.ctx, run),
+            Input::Leave(how) => self.on_leave(how),
             Input::Fetched { id, ok } => self.on_fetched(id, ok),
             Input::BlobsCame(hashes) => self.worker.blobs.extend(hashes),
             Input::BlobsLeft(left) => self.worker.blobs.clone_from(left.as_ref()),
@@ -330,6 +336,7 @@ impl Core {
         }
         self.stewards.after_steps(&self.ctx, &mut self.brains);
         self.serve_clients();
+        self.step_leaving();
         self.poll_membership();
         members::ask(&mut self.ctx);
         self.ctx.flush();
@@ -371,6 +378,7 @@ impl Core {
             self.custody.timeout(),
             self.clients.timeout(),
             self.witnesses.timeout(),
+            self.leaving.as_ref().and_then(|leaving| leaving.timeout(self.ctx.now.at)),
         ]
         .into_iter()
         .flatten()
@@ -547,8 +555,11 @@ impl Core {
                 MembershipEffect::Send { to, bytes } => self.send_packet(to, bytes),
                 MembershipEffect::RoundTrip { node, trip } => self.ctx.peers.measured(node, trip, self.ctx.now.at),
                 MembershipEffect::Changed { node, to, .. } => {
-                    if matches!(to, NodeState::Suspect | NodeState::Lost) {
+                    if matches!(to, NodeState::Suspect | NodeState::Lost | NodeState::Left) {
                         self.ctx.peers.gave_up(node);
+                    }
+                    if matches!(to, NodeState::Suspect | NodeState::Lost) {
+                        self.ctx.reach(node, Span::ms(0));
                     }
                     match to {
                         NodeState::Lost | NodeState::Left => self.custody.on_gone(&self.ctx, node),

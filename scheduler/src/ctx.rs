@@ -65,6 +65,8 @@ pub(crate) struct Ctx {
     pub(crate) storage_failing: Option<String>,
     /// Whether it does not even refuse.
     pub(crate) storage_hung: bool,
+    /// Whether this node is about to leave: it takes no work, leads nothing new, and stands for nothing.
+    pub(crate) leaving: bool,
     /// Jobs of which two seals were told of.
     contradicted: BTreeSet<JobId>,
     /// Jobs sealed here of which a peer has something else, since when; `None` once it was asked for.
@@ -134,6 +136,7 @@ impl Ctx {
             rng: ChaCha8Rng::from_seed(setup.seed),
             storage_failing: None,
             storage_hung: false,
+            leaving: false,
             contradicted: BTreeSet::new(),
             differing: BTreeMap::new(),
             forgotten: BTreeMap::new(),
@@ -253,6 +256,13 @@ impl Ctx {
     pub(crate) fn offence(&mut self, peer: NodeId, what: String) {
         self.peers.count_offence(peer);
         self.effects.push_back(Effect::Offence { peer, what });
+    }
+
+    /// Something was asked of `node` and not answered: after a while it is dialled anew.
+    pub(crate) fn reach(&mut self, node: NodeId, silent_for: Span) {
+        if self.peers.out_of_reach(node, silent_for, self.now.at) {
+            self.effect(Effect::Reach(node));
+        }
     }
 
     pub(crate) fn note(&mut self, note: Note) {

@@ -139,6 +139,9 @@ pub enum SubmitError {
     /// The job is malformed.
     #[error(transparent)]
     Spec(#[from] sinew_crdt_state::spec::SpecError),
+    /// This node is about to leave.
+    #[error("this node is going down and takes no more jobs; nothing was submitted")]
+    Leaving,
     /// The disk refused it: nothing of it is anywhere, or it was withdrawn before any of it could start.
     #[error("the job could not be written to disk ({0}); nothing was submitted")]
     Disk(String),
@@ -200,6 +203,17 @@ pub enum Response {
     Cancelled(Result<(), CancelError>),
     /// To a question about holders: nodes that hold some of the blobs, and which, each by its own word.
     Holders(Vec<(NodeId, Vec<Hash>)>),
+}
+
+/// How a node leaves, the less patient the later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Leave {
+    /// It takes nothing new, and leaves once what it holds is done and no job is left that only this node can lead.
+    WhenDone,
+    /// It gives back what it holds, hands over what it leads, and leaves.
+    HandOver,
+    /// It hands over what it leads and leaves, whatever runs.
+    AtOnce,
 }
 
 /// What happens to the core.
@@ -276,6 +290,10 @@ pub enum Input {
         /// Bytes in all.
         total: u64,
     },
+    /// An attempt that [`Effect::Drain`] asked for has ended, and nothing of it is left. It did not end by itself first.
+    NotRun(RunId),
+    /// The node is to leave. May be said again, with less patience. [`Effect::Left`] answers.
+    Leave(Leave),
     /// A fetch ended.
     Fetched {
         /// Which.
@@ -455,6 +473,12 @@ pub enum Effect {
     Start(StartTask),
     /// Stop a task; no [`Input::Task`] is expected for it.
     Stop(RunId),
+    /// End a task and say when nothing of it is left: by [`Input::NotRun`], or by [`Input::Task`] if it had a result first.
+    Drain(RunId),
+    /// This node has left, as it was asked to by [`Input::Leave`]. What was said before this is to be sent; then the driver may end.
+    Left,
+    /// Nothing is heard of a member although something should be, and it looks connected: find another way to it, if there is one.
+    Reach(NodeId),
     /// See to it that blobs are here, whole and on disk, fetched where they are not, and kept for this job too, no matter for
     /// which others; answer with [`Input::Fetched`]. Nothing that an earlier answer said is taken for granted.
     Fetch {
@@ -597,6 +621,11 @@ pub enum Note {
         phase: Phase,
         /// The tasks.
         tasks: Vec<u32>,
+    },
+    /// An award came back: its node says that nothing of it runs there.
+    Back {
+        /// The lease.
+        lease: Lease,
     },
     /// This node stopped its own attempts because nobody answered.
     Fenced {

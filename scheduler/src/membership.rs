@@ -25,7 +25,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 
-use foca::{Foca, Member, NoCustomBroadcast, State, Timer};
+use foca::{Foca, Member, Message, NoCustomBroadcast, State, Timer};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
@@ -303,6 +303,13 @@ impl Membership {
             encodes(self.foca.change_identity(last, &mut self.io));
         }
         encodes(self.foca.leave_cluster(&mut self.io));
+        // To some that is said already, and they pass it on; whoever sees the connection close should know before.
+        let last = *self.foca.identity();
+        let peers: Vec<NodeId> = self.connected.iter().copied().collect();
+        for peer in peers {
+            let to = self.member(peer).map_or(Identity::unknown(peer), |member| *member.id());
+            self.send_packet(to, Message::Gossip, vec![Member::down(last)]);
+        }
         self.left = true;
         self.io.clear_timers();
         let (from, to) = (Some(NodeState::Healthy), NodeState::Left);

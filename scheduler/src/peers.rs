@@ -7,7 +7,7 @@ use sinew_crdt_state::ids::{DiskId, NodeId};
 use sinew_crdt_state::spec::{JobSpec, PACE_MIN, Strategy};
 use sinew_crdt_state::state::JobState;
 
-use crate::config::{ASK_AGAIN, ASK_AGAIN_DOUBLED_MAX, SHUN_ALL_DOUBLED_MAX, SHUN_ALL_FOR, silent_after};
+use crate::config::{ASK_AGAIN, ASK_AGAIN_DOUBLED_MAX, REACH_AFTER, SHUN_ALL_DOUBLED_MAX, SHUN_ALL_FOR, silent_after};
 use crate::distance::{RoundTrip, pace_at_best, pace_for_member};
 use crate::table::Table;
 use crate::time::{Span, Time};
@@ -37,6 +37,8 @@ pub struct Peer {
     pub heard: Time,
     /// A brain here gave up an award of it, or the failure detector doubts it, and it said nothing since.
     silent: bool,
+    /// It is not dialled anew before this.
+    reach_at: Time,
     /// Awards made here since its last load digest: thousandths of a core.
     cpu_promised: u64,
     /// The same for memory.
@@ -94,6 +96,7 @@ impl Peers {
             declined: 0,
             heard: now,
             silent: false,
+            reach_at: now,
             cpu_promised: 0,
             memory_promised: 0,
             offers: 0,
@@ -226,6 +229,16 @@ impl Peers {
         let mut paces: Vec<u8> = set.iter().map(|node| pace(self.trip(*node))).collect();
         paces.sort_unstable();
         paces.get(set.len() / 2).copied().unwrap_or(PACE_MIN)
+    }
+
+    /// Whether a connected node that somebody here waits for is to be dialled anew, because it has said nothing for so long.
+    pub(crate) fn out_of_reach(&mut self, node: NodeId, silent_for: Span, now: Time) -> bool {
+        let Some(peer) = self.map.get_mut(&node).filter(|peer| peer.connected) else { return false };
+        let is_due = now - peer.heard >= silent_for && now >= peer.reach_at;
+        if is_due {
+            peer.reach_at = now + REACH_AFTER;
+        }
+        is_due
     }
 
     pub(crate) fn count_offence(&mut self, node: NodeId) {

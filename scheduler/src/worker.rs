@@ -22,6 +22,7 @@ use crate::time::{Span, Time};
 use crate::wire::{Assign, Lease, LoadDigest, Located, Message};
 
 mod beats;
+mod leave;
 mod reports;
 
 use reports::{envelopes, item_run, push_item};
@@ -103,6 +104,8 @@ pub(crate) struct Worker {
     turned_away: BTreeSet<NodeId>,
     /// When leases and unsettled reports are looked at next.
     look_at: Time,
+    /// This node is about to leave, and gives back what is not done.
+    gives_back: bool,
 }
 
 impl Worker {
@@ -123,6 +126,7 @@ impl Worker {
             ended: BTreeSet::new(),
             turned_away: BTreeSet::new(),
             look_at: Time::default(),
+            gives_back: false,
         }
     }
 
@@ -133,7 +137,7 @@ impl Worker {
             cpu_milli_free: free.cpu_milli,
             memory_bytes_free: free.memory_bytes,
             running: u32::try_from(running).unwrap_or(u32::MAX),
-            eligible: ctx.storage_failing.is_none() && ctx.roles.contains(Roles::RUN),
+            eligible: takes_work(ctx),
             disk_failing: ctx.storage_failing.is_some(),
         }
     }
@@ -169,11 +173,7 @@ impl Worker {
     fn fits(&self, ctx: &Ctx, spec: &JobSpec) -> u32 {
         let labels = spec.labels.iter().all(|(k, v)| ctx.config.labels.get(k) == Some(v));
         let able = labels && ctx.config.runners.contains(spec.runners()) && ctx.config.volumes.admit(spec).is_ok();
-        if able && ctx.storage_failing.is_none() && ctx.roles.contains(Roles::RUN) {
-            self.pool.slots(spec.resources)
-        } else {
-            0
-        }
+        if able && takes_work(ctx) { self.pool.slots(spec.resources) } else { 0 }
     }
 
     pub(crate) fn on_offer(&mut self, ctx: &mut Ctx, from: NodeId, submit: &Envelope, slots: u32) {
@@ -216,7 +216,7 @@ impl Worker {
         let slots = self.pool.slots(need);
         let volumes = advert.volumes.is_empty() || ctx.config.volumes.offered().cover(&advert.volumes);
         let able = labels && volumes && ctx.config.runners.contains(advert.runners);
-        if able && slots > 0 && ctx.storage_failing.is_none() && ctx.roles.contains(Roles::RUN) {
+        if able && slots > 0 && takes_work(ctx) {
             ctx.send(from, Message::Interest { job: advert.job, slots });
         }
     }
@@ -299,6 +299,10 @@ impl Worker {
             return;
         }
         held.seq = assign.seq;
+        if self.gives_back {
+            // It goes back with the award.
+            return;
+        }
         held.attempts.extend(assign.attempts.iter().map(|(task, n)| ((assign.phase, *task), *n)));
         let total = held.spec.phases().get(usize::from(assign.phase)).copied().unwrap_or(0);
         let fine = |run: &Run| run.len > 0 && run.start.checked_add(run.len).is_some_and(|end| end <= total);
@@ -543,6 +547,11 @@ impl Held {
 fn pace_of_lease(lease_ms: u32) -> u8 {
     let pace = Span::ms(u64::from(lease_ms)).0 / LEASE.0;
     u8::try_from(pace).unwrap_or(PACE_MAX).clamp(PACE_MIN, PACE_MAX)
+}
+
+/// Whether this node takes work at all.
+fn takes_work(ctx: &Ctx) -> bool {
+    ctx.storage_failing.is_none() && !ctx.leaving && ctx.roles.contains(Roles::RUN)
 }
 
 fn push_run(queue: &mut VecDeque<(Phase, Run)>, phase: Phase, task: u32) {

@@ -60,7 +60,7 @@ impl World {
     pub(crate) fn would_answer(&self, from: Index, to: Index) -> bool {
         let public = |n: Index| !self.nodes[n].setup.dials_out_only;
         let there = self.nodes[to].is_up() && !self.links.is_cut(from, to) && (public(from) || public(to));
-        there && !self.links.are_partners(from, to)
+        there && !self.links.are_partners(from, to) && !self.links.bans.part(from, to, self.now)
     }
 
     /// Sends once a connection is there, or never. A dial that just failed is not repeated.

@@ -34,7 +34,7 @@ impl Doubles {
     pub(crate) fn look(&mut self, world: &World) {
         for (at, _, note) in &world.notes[self.notes_seen..] {
             match note {
-                Note::Lost { lease, .. } => _ = self.given_up.entry(*lease).or_insert(*at),
+                Note::Lost { lease, .. } | Note::Back { lease } => _ = self.given_up.entry(*lease).or_insert(*at),
                 Note::Speculated { job, phase, task } => {
                     self.speculated.entry((*job, *phase, *task)).or_insert(*at);
                 }

@@ -112,7 +112,7 @@ impl World {
             node,
             format!("start {name} {phase}/{task} fence {:?} attempt {}", start.key.lease.fence, start.attempt),
         );
-        self.nodes[node].runs.insert(start.run, Running { execution, cpu_milli, missing: away });
+        self.nodes[node].runs.insert(start.run, Running { execution, cpu_milli, missing: away, ends_at: None });
         let life = self.roll.life(node);
         self.queue.push(self.now + Span(gather.0 + work.0), Event::TaskEnd { life, run: start.run });
     }
@@ -125,6 +125,9 @@ impl World {
     }
 
     pub(crate) fn task_ended(&mut self, node: Index, run: RunId) {
+        if self.was_drained(node, run) {
+            return;
+        }
         let Some(running) = self.nodes[node].runs.remove(&run) else { return };
         let execution = self.executions[running.execution];
         let name = self.name_of(&execution.job);

@@ -55,6 +55,7 @@ impl World {
             Model::Improve(life) => self.improve(life),
             Model::Dialled { from, to } => self.dialled(from, to),
             Model::Idle { a, b } => self.idle(a, b),
+            Model::Gone(life) => self.process_ends(life),
         }
     }
 }

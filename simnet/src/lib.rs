@@ -7,6 +7,7 @@
 
 mod attack;
 mod audit;
+mod ban;
 mod batch;
 mod books;
 mod busy;
@@ -27,6 +28,7 @@ mod flap;
 mod forge;
 mod hearing;
 mod history;
+mod leave;
 mod link;
 mod lookup;
 mod machine;

@@ -62,6 +62,8 @@ pub(crate) struct Links {
     pub(crate) waiting: BTreeMap<(Index, Index), Vec<Parcel>>,
     /// Dials that failed, and when.
     pub(crate) failed: BTreeMap<(Index, Index), Time>,
+    /// Who refuses whom.
+    pub(crate) bans: crate::ban::Bans,
     /// Directed cuts, each with the number of its making.
     cuts: BTreeMap<(Index, Index), u64>,
     cut_last: u64,
@@ -113,6 +115,7 @@ impl Default for Links {
             expected: 0,
             waiting: BTreeMap::new(),
             failed: BTreeMap::new(),
+            bans: crate::ban::Bans::default(),
             cuts: BTreeMap::new(),
             cut_last: 0,
             stalled: BTreeMap::new(),
@@ -269,7 +272,8 @@ impl World {
             self.counters.unreachable += 1;
             return;
         }
-        let possible = self.nodes[a].is_awake() && self.nodes[b].is_awake() && !self.links.is_cut(a, b);
+        let awake = self.nodes[a].is_awake() && self.nodes[b].is_awake();
+        let possible = awake && !self.links.is_cut(a, b) && !self.links.bans.part(a, b, self.now);
         if !possible || !self.links.connect(a, b) {
             return;
         }

@@ -62,6 +62,8 @@ pub(crate) struct Running {
     pub(crate) cpu_milli: u32,
     /// What it needs and nobody in reach gives: then it ends without having begun.
     pub(crate) missing: Vec<Hash>,
+    /// When it will have ended, if it was told to.
+    pub(crate) ends_at: Option<Time>,
 }
 
 /// A fetch under way.
@@ -97,6 +99,8 @@ pub(crate) struct Node {
     pub(crate) mute: bool,
     /// The write that it crashes at.
     pub(crate) crash_at: Option<CrashAt>,
+    /// Whether it is down because it left.
+    pub(crate) has_left: bool,
 }
 
 impl Node {
@@ -126,6 +130,7 @@ impl Node {
             hogs: false,
             mute: false,
             crash_at: None,
+            has_left: false,
         }
     }
 

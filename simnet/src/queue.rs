@@ -28,6 +28,8 @@ pub(crate) enum Model {
     Dialled { from: Life, to: Index },
     /// A connection made for a message may have become idle.
     Idle { a: Index, b: Index },
+    /// The process of a node that left ends.
+    Gone(Life),
 }
 
 /// A node's number in its world.

@@ -102,6 +102,10 @@ pub struct Counters {
     pub clock_jumps: u64,
     /// Nodes killed.
     pub kills: u64,
+    /// Times that a node refused a peer for a while, because it broke the protocol.
+    pub bans: u64,
+    /// Nodes told to leave.
+    pub leaves: u64,
     /// Nodes that were given an old copy of their disk.
     pub rollbacks: u64,
     /// Nodes started again.

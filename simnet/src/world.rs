@@ -193,6 +193,8 @@ impl World {
             config: n.config.clone(),
         };
         n.core = Some(Core::new(setup, n.disk.stored(), now));
+        n.has_left = false;
+        self.links.bans.forget(node);
         n.batch = crate::batch::Batch::default();
         self.input(node, Input::Tick);
     }
@@ -348,6 +350,10 @@ impl World {
                 self.start_task(node, start);
             }
             Effect::Stop(run) => self.stop_task(node, run),
+            Effect::Drain(run) => self.drain_task(node, run),
+            Effect::Left => self.has_left(node),
+            // Connections here lead where they lead, or are known to be gone.
+            Effect::Reach(_) => {}
             Effect::Fetch { id, job, blobs, providers } => self.start_fetch(node, id, job, blobs, providers),
             Effect::EndJob { job, keep, outcome } => {
                 self.nodes[node].disk.end_job(&job, &keep);
@@ -392,6 +398,9 @@ impl World {
                     self.counters.offences += 1;
                 }
                 self.say(node, format!("OFFENCE by {}: {what}", self.name_of_node(peer)));
+                if let Some(peer) = self.index_of(peer) {
+                    self.ban(node, peer);
+                }
             }
             Effect::Note(note) => self.note(node, note),
         }
@@ -416,7 +425,11 @@ impl World {
             Note::MadeAnew { tasks, .. } => self.counters.made_anew += tasks.len() as u64,
             Note::Stale { .. } => self.counters.stale_results += 1,
             Note::TwoSeals { .. } => self.counters.two_seals += 1,
-            Note::Speculated { .. } | Note::Peer { .. } | Note::OldDisk { .. } | Note::SerialTwice { .. } => {}
+            Note::Speculated { .. }
+            | Note::Back { .. }
+            | Note::Peer { .. }
+            | Note::OldDisk { .. }
+            | Note::SerialTwice { .. } => {}
         }
         self.notes.push((self.now, node, note));
         self.log_line(node, Said::Note(self.notes.len() - 1));

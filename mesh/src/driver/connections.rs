@@ -7,12 +7,13 @@ use std::time::Instant;
 use libp2p::core::{ConnectedPoint, Endpoint};
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{ConnectionId, DialError};
-use libp2p::{Multiaddr, PeerId, Stream, StreamProtocol};
+use libp2p::{Multiaddr, PeerId, StreamProtocol};
 use sinew_crdt_state::certificate::CredentialError;
+use sinew_crdt_state::ids::NodeId;
 use tokio::sync::oneshot;
 
-use super::{Connection, Driver, Internal, Member, Peer};
-use crate::address::{is_relayed, node_id, usable};
+use super::{Connection, Driver, Internal, Member};
+use crate::address::{is_relayed, node_id, peer_id, usable};
 use crate::config::{CONNECTION_DEADLINE, READERS_MAX};
 use crate::dialer::{Dial, Source};
 use crate::error::Refusal;
@@ -102,6 +103,7 @@ impl Driver {
             DialError::WrongPeerId { address, .. } | DialError::LocalPeerId { address } => {
                 self.dialer.wrong(&peer, address);
             }
+            DialError::Transport(tried) => tried.iter().for_each(|(addr, _)| self.dialer.missed(&peer, addr)),
             _ => {}
         }
         if !self.peer_dials.remove(&connection) {
@@ -116,7 +118,7 @@ impl Driver {
         }
     }
 
-    fn known_link(&self, node: &sinew_crdt_state::ids::NodeId) -> Option<Arc<lane::Link>> {
+    fn known_link(&self, node: &NodeId) -> Option<Arc<lane::Link>> {
         self.shared.links.read().unwrap_or_else(std::sync::PoisonError::into_inner).get(node).cloned()
     }
 
@@ -130,7 +132,20 @@ impl Driver {
         }
         self.dialer.connected(&peer);
         let outbound = endpoint.is_dialer();
-        let connection = Connection { peer, addr, outbound, ready: false, joined: false, boot: None, rtt: None };
+        if outbound {
+            self.dialer.worked(&peer, &addr, now);
+        }
+        let connection = Connection {
+            peer,
+            addr,
+            outbound,
+            made: now,
+            doubted: false,
+            ready: false,
+            joined: false,
+            boot: None,
+            rtt: None,
+        };
         self.connections.insert(id, connection);
         self.peers.entry(peer).or_default().connections.push(id);
         self.deadlines.push_back((now + CONNECTION_DEADLINE, id));
@@ -197,10 +212,14 @@ impl Driver {
 
     /// The exchange on a connection is complete on both sides: frames may flow on it.
     pub(super) fn on_ready(&mut self, peer: PeerId, id: ConnectionId) {
-        let direct_before = self.best(&peer).is_some_and(|(_, relayed)| !relayed);
+        let direct_before = self.best(&peer).is_some_and(|(_, relayed, doubted)| !relayed && !doubted);
         let Some(connection) = self.connections.get_mut(&id) else { return };
         connection.ready = true;
         let better = !direct_before && !is_relayed(&connection.addr);
+        let reached = self.peers.get_mut(&peer).is_some_and(|entry| std::mem::take(&mut entry.reaching));
+        if reached {
+            self.doubt_older(&peer, id);
+        }
         self.dialer.ready(&peer, Instant::now());
         let Some(entry) = self.peers.get_mut(&peer) else { return };
         for (protocol, reply) in entry.opening.drain(..) {
@@ -210,7 +229,7 @@ impl Driver {
         if entry.writers.is_empty() {
             let write = |class| tokio::spawn(lane::write(Arc::clone(&member.link), class, self.internal.0.clone()));
             entry.writers = vec![write(FrameClass::Control), write(FrameClass::Bulk)];
-        } else if better {
+        } else if better || reached {
             member.link.control.reopen();
             member.link.bulk.reopen();
         }
@@ -228,16 +247,67 @@ impl Driver {
         self.swarm.close_connection(id);
     }
 
-    /// The connection for a new stream, direct before relayed, the oldest first; and whether it is relayed.
-    fn best(&self, peer: &PeerId) -> Option<(ConnectionId, bool)> {
+    /// The connection for a new stream, those in doubt last, direct before relayed, the oldest first; and whether it is relayed,
+    /// and in doubt.
+    fn best(&self, peer: &PeerId) -> Option<(ConnectionId, bool, bool)> {
         let ids = self.peers.get(peer)?.connections.iter();
-        ids.filter_map(|id| self.connections.get(id).filter(|c| c.ready).map(|c| (*id, is_relayed(&c.addr))))
-            .min_by_key(|(_, relayed)| *relayed)
+        let ready = ids.filter_map(|id| Some((id, self.connections.get(id).filter(|c| c.ready)?)));
+        ready
+            .map(|(id, connection)| (*id, is_relayed(&connection.addr), connection.doubted))
+            .min_by_key(|(_, relayed, doubted)| (*doubted, *relayed))
+    }
+
+    /// Nothing is heard of a member: it is dialled anew, where it is known to be. What there is stays in use until something better
+    /// stands.
+    pub(super) fn reach(&mut self, node: NodeId, now: Instant) {
+        let peer = peer_id(node);
+        if self.guard.banned_until(&peer, now).is_some() {
+            return;
+        }
+        let Some(entry) = self.peers.get_mut(&peer) else {
+            self.dialer.nudge(&peer, now);
+            return;
+        };
+        entry.reaching = true;
+        if let Some(addrs) = self.dialer.beside(&peer, now) {
+            let dial = DialOpts::peer_id(peer).condition(PeerCondition::Always).addresses(addrs).allocate_new_port();
+            if let Err(error) = self.swarm.dial(dial.build()) {
+                tracing::debug!(peer = %node.short(), %error, "cannot dial beside a connection");
+            }
+        }
+    }
+
+    /// Connections of a peer that were made before this one are no longer to be used, as long as there is another.
+    fn doubt_older(&mut self, peer: &PeerId, id: ConnectionId) {
+        let Some(made) = self.connections.get(&id).map(|connection| connection.made) else { return };
+        let Some(entry) = self.peers.get(peer) else { return };
+        for other in entry.connections.iter().filter(|other| **other != id) {
+            if let Some(connection) = self.connections.get_mut(other).filter(|connection| connection.made < made) {
+                connection.doubted = true;
+            }
+        }
+    }
+
+    /// A member sends frames on this connection. If it sent them on an older one before, it has given that up: what is sent to it
+    /// goes the new way too, from now on.
+    fn follow(&mut self, peer: PeerId, id: ConnectionId, class: FrameClass) {
+        let before = self.best(&peer);
+        let Some(entry) = self.peers.get_mut(&peer) else { return };
+        if entry.came_on[class as usize].replace(id).is_none_or(|on| on == id) {
+            return;
+        }
+        self.doubt_older(&peer, id);
+        if self.best(&peer) != before
+            && let Some(member) = self.peers.get(&peer).and_then(|entry| entry.member.as_ref())
+        {
+            member.link.control.reopen();
+            member.link.bulk.reopen();
+        }
     }
 
     /// Opens a stream to a member, as soon as the exchange with it is complete. For others `reply` is dropped.
     pub(super) fn open(&mut self, peer: PeerId, protocol: StreamProtocol, reply: StreamReply) {
-        if let Some((connection, _)) = self.best(&peer) {
+        if let Some((connection, ..)) = self.best(&peer) {
             self.swarm.behaviour_mut().streams.open(peer, connection, protocol, reply);
         } else if let Some(entry) = self.peers.get_mut(&peer)
             && entry.member.is_some()
@@ -248,27 +318,30 @@ impl Driver {
     }
 
     /// A member opened a control or bulk stream.
-    pub(super) fn on_frames(&mut self, peer: PeerId, class: FrameClass, packs: bool, stream: Stream) {
+    pub(super) fn on_frames(&mut self, inbound: Inbound, class: FrameClass, packs: bool) {
+        let Inbound { peer, connection, stream, .. } = inbound;
+        self.follow(peer, connection, class);
         let Some(entry) = self.peers.get_mut(&peer) else { return };
         let Some(member) = &entry.member else { return };
-        let readers = &mut entry.readers[class as usize];
-        if *readers >= READERS_MAX {
-            self.refuse(peer, Refusal::TooManyStreams);
-            return;
-        }
-        *readers += 1;
         let (link, sink, max) = (Arc::clone(&member.link), self.events.clone(), self.config.frame_len_max);
         let driver = self.internal.0.clone();
-        tokio::spawn(async move {
+        let reader = tokio::spawn(async move {
             let end = lane::read(stream, &link, class, packs, sink, max).await;
-            let _ = driver.send(Internal::ReadEnded { peer, class, end }).await;
+            let _ = driver.send(Internal::ReadEnded { peer, end }).await;
         });
+        let readers = &mut entry.readers[class as usize];
+        readers.retain(|reader| !reader.is_finished());
+        readers.push_back(reader.abort_handle());
+        // Streams of connections that are dead, as yet unnoticed, are no offence: a link that comes and goes leaves many.
+        if readers.len() > READERS_MAX
+            && let Some(oldest) = readers.pop_front()
+        {
+            oldest.abort();
+            self.note(Some(peer), Refusal::TooManyStreams);
+        }
     }
 
-    pub(super) fn on_read_ended(&mut self, peer: PeerId, class: FrameClass, end: ReadEnd) {
-        if let Some(Peer { readers, .. }) = self.peers.get_mut(&peer) {
-            readers[class as usize] = readers[class as usize].saturating_sub(1);
-        }
+    pub(super) fn on_read_ended(&mut self, peer: PeerId, end: ReadEnd) {
         match end {
             ReadEnd::TooLong { len, max } => self.refuse(peer, Refusal::FrameTooLong { len, max }),
             ReadEnd::Damaged(error) => self.refuse(peer, Refusal::FrameDamaged(error)),

@@ -21,14 +21,14 @@ use sinew_crdt_state::certificate::{Credential, Ticket};
 use sinew_crdt_state::identity::Identity;
 use sinew_crdt_state::ids::{MeshId, NodeId};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 
 use crate::address::{node_id, peer_id};
 use crate::behaviour::{self, Behaviour};
 use crate::config::{EXPIRY_CHECK, MeshConfig};
 use crate::dialer::{Dialer, Source};
 use crate::error::{Refusal, StartError};
-use crate::event::{DropReason, EventSink, FrameClass, GossipId, MeshEvent, Topic, Verdict};
+use crate::event::{DropReason, EventSink, GossipId, MeshEvent, Topic, Verdict};
 use crate::guard::Guard;
 use crate::handle::{Clock, Shared};
 use crate::hello::{HelloFailure, Verified};
@@ -41,6 +41,8 @@ use crate::twin::{Boot, Here, Newcomer};
 
 /// Reports of helper tasks on their way to the driver. They wait when it is full, so this only smooths bursts.
 const INTERNAL_LEN: usize = 256;
+/// How long a shutdown waits for what was said last to be written.
+const FLUSH_DEADLINE: Duration = Duration::from_millis(500);
 /// How long a shutdown waits for connections to close.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(1);
 /// Members remembered for gossip authorship, connected or not.
@@ -54,6 +56,8 @@ pub(crate) enum Command {
     Learn(NodeId, Vec<Multiaddr>),
     Member(NodeId, Box<Credential>),
     Dial(NodeId),
+    Reach(NodeId),
+    Known(oneshot::Sender<Vec<(NodeId, Vec<Multiaddr>)>>),
     Forget(NodeId),
     Drop(NodeId, DropReason),
     Reinstate(NodeId),
@@ -68,7 +72,7 @@ pub(crate) enum Internal {
     Verified { peer: PeerId, connection: ConnectionId, verified: Verified, reply: oneshot::Sender<Result<(), Refusal>> },
     Ready { peer: PeerId, connection: ConnectionId },
     HelloFailed { peer: PeerId, connection: ConnectionId, failure: HelloFailure },
-    ReadEnded { peer: PeerId, class: FrameClass, end: ReadEnd },
+    ReadEnded { peer: PeerId, end: ReadEnd },
     JoinAsked { node: NodeId, ticket: Ticket, reply: JoinReply },
     JoinEnded { peer: PeerId, connection: ConnectionId, refusal: Option<Refusal> },
     Asked { newcomer: Box<Newcomer>, here: Option<Here> },
@@ -90,6 +94,9 @@ struct Connection {
     peer: PeerId,
     addr: Multiaddr,
     outbound: bool,
+    made: Instant,
+    /// Something else is to be used where there is anything: nothing came over it for a while, or its peer has left it.
+    doubted: bool,
     /// The membership exchange on it succeeded.
     ready: bool,
     /// A join was answered on it; it may end without a hello.
@@ -104,7 +111,12 @@ struct Peer {
     connections: Vec<ConnectionId>,
     member: Option<Member>,
     writers: Vec<JoinHandle<()>>,
-    readers: [usize; 2],
+    /// Nothing was heard of it, so that a connection that comes now is better than those before.
+    reaching: bool,
+    /// The connection on which its frames of each class came last.
+    came_on: [Option<ConnectionId>; 2],
+    /// Of each class, the oldest first.
+    readers: [VecDeque<AbortHandle>; 2],
     /// Streams asked for between admission and the first ready connection.
     opening: Vec<(StreamProtocol, StreamReply)>,
 }
@@ -171,7 +183,10 @@ impl Driver {
             swarm.add_external_address(addr.clone());
         }
         let now = Instant::now();
-        let dialer = Dialer::new(*swarm.local_peer_id(), &config.bootstrap, now);
+        let mut dialer = Dialer::new(*swarm.local_peer_id(), &config.bootstrap, now);
+        for (node, addrs) in &config.known {
+            dialer.learn(peer_id(*node), addrs.clone(), Source::Member, now);
+        }
         let driver = Self {
             swarm,
             config,
@@ -217,6 +232,9 @@ impl Driver {
                 event = self.swarm.select_next_some() => self.on_swarm_event(event),
                 () = tokio::time::sleep_until(wake) => self.on_time(Instant::now()),
             }
+            if self.dialer.take_changed() {
+                self.events.offer(MeshEvent::AddrsChanged);
+            }
         };
         self.close().await;
         drop(self);
@@ -226,9 +244,30 @@ impl Driver {
     }
 
     async fn close(&mut self) {
+        // What was said last is to arrive: a node that leaves says so.
+        let mut writers = Vec::new();
         for peer in self.peers.values_mut() {
+            let ready = peer.connections.iter().any(|id| self.connections.get(id).is_some_and(|c| c.ready));
+            if let Some(member) = peer.member.as_ref().filter(|_| ready) {
+                [&member.link.control, &member.link.bulk].into_iter().for_each(crate::lane::Lane::end);
+                writers.append(&mut peer.writers);
+            }
             peer.writers.drain(..).for_each(|writer| writer.abort());
         }
+        let aborts: Vec<_> = writers.iter().map(JoinHandle::abort_handle).collect();
+        let written = async {
+            let mut written = futures::future::join_all(writers);
+            loop {
+                tokio::select! {
+                    _ = &mut written => return,
+                    // Streams that are being opened are, meanwhile.
+                    Some(report) = self.internal.1.recv() => self.on_internal(report),
+                    _ = self.swarm.select_next_some() => {}
+                }
+            }
+        };
+        let _ = tokio::time::timeout(FLUSH_DEADLINE, written).await;
+        aborts.iter().for_each(AbortHandle::abort);
         let peers: Vec<_> = self.swarm.connected_peers().copied().collect();
         for peer in peers {
             let _ = self.swarm.disconnect_peer_id(peer);
@@ -279,6 +318,11 @@ impl Driver {
                 }
             }
             Command::Dial(node) => self.dial_for_send(node, now),
+            Command::Reach(node) => self.reach(node, now),
+            Command::Known(reply) => {
+                let known = self.dialer.known().into_iter();
+                let _ = reply.send(known.filter_map(|(peer, addrs)| Some((node_id(&peer)?, addrs))).collect());
+            }
             Command::Forget(node) => self.forget(node),
             Command::Drop(node, DropReason::Misbehaved) => self.refuse(peer_id(node), Refusal::Misbehaved),
             Command::Drop(node, DropReason::Revoked) => {
@@ -310,7 +354,7 @@ impl Driver {
             Internal::Twin { boot, addr } => self.on_twin(boot, addr),
             Internal::Ready { peer, connection } => self.on_ready(peer, connection),
             Internal::HelloFailed { peer, connection, failure } => self.on_hello_failed(peer, connection, failure),
-            Internal::ReadEnded { peer, class, end } => self.on_read_ended(peer, class, end),
+            Internal::ReadEnded { peer, end } => self.on_read_ended(peer, end),
             Internal::JoinAsked { node, ticket, reply } => {
                 self.events.offer(MeshEvent::JoinRequest { node, ticket, reply });
             }
@@ -326,10 +370,13 @@ impl Driver {
 
     /// Counts a refusal, disconnects the peer and keeps it away for a while.
     fn refuse(&mut self, peer: PeerId, refusal: Refusal) {
-        let until = self.guard.ban(peer, Instant::now());
+        let is_member = self.members.contains_key(&peer);
+        let until = self.guard.ban(peer, is_member, Instant::now());
         self.note(Some(peer), refusal);
-        self.swarm.behaviour_mut().streams.refuse(peer, until);
-        self.dialer.hold(&peer, until);
+        if let Some(until) = until {
+            self.swarm.behaviour_mut().streams.refuse(peer, until);
+            self.dialer.hold(&peer, until);
+        }
         // Not connected any more is just as well.
         let _ = self.swarm.disconnect_peer_id(peer);
     }

@@ -20,7 +20,7 @@ use crate::event::{FrameClass, GossipId, MeshEvent, Topic, Verdict};
 use crate::join;
 use crate::status::NatStatus;
 use crate::streams::{self, Inbound};
-use crate::wire::{BULK, BULK_PACKED, CONTROL, HELLO, JOIN, SECRETS, TWIN};
+use crate::wire::{BULK, BULK_PACKED, CONTROL, HELLO, JOIN, SECRETS, TWIN, WireError};
 
 /// A token bucket over all joins.
 pub(super) struct JoinBudget {
@@ -60,9 +60,13 @@ impl Driver {
             SwarmEvent::NewListenAddr { listener_id, address } => {
                 self.publish_listeners();
                 self.starting.reported(listener_id);
+                self.dialer.network_changed(Instant::now());
                 self.events.tell(MeshEvent::Listening { addr: address });
             }
-            SwarmEvent::ExpiredListenAddr { .. } => self.publish_listeners(),
+            SwarmEvent::ExpiredListenAddr { .. } => {
+                self.publish_listeners();
+                self.dialer.network_changed(Instant::now());
+            }
             SwarmEvent::ListenerClosed { listener_id, reason, .. } => {
                 if self.circuits.remove(&listener_id).is_none()
                     && let Err(error) = reason
@@ -123,10 +127,12 @@ impl Driver {
 
     fn on_inbound(&mut self, inbound: Inbound) {
         let (peer, connection) = (inbound.peer, inbound.connection);
+        if !self.connections.contains_key(&connection) {
+            // It closed meanwhile, and what its peer had shown on it went with it.
+            return;
+        }
         if inbound.protocol == HELLO {
-            if self.connections.contains_key(&connection) {
-                tokio::spawn(self.exchange(peer, connection).respond(inbound.stream));
-            }
+            tokio::spawn(self.exchange(peer, connection).respond(inbound.stream));
             return;
         }
         if inbound.protocol == JOIN {
@@ -140,8 +146,8 @@ impl Driver {
         let member = self.peers.get(&peer).and_then(|peer| peer.member.as_ref()).map(|member| member.verified.node);
         let packs = inbound.protocol == BULK_PACKED;
         match (member, inbound.protocol == CONTROL, packs || inbound.protocol == BULK) {
-            (Some(_), true, _) => self.on_frames(peer, FrameClass::Control, false, inbound.stream),
-            (Some(_), _, true) => self.on_frames(peer, FrameClass::Bulk, packs, inbound.stream),
+            (Some(_), true, _) => self.on_frames(inbound, FrameClass::Control, false),
+            (Some(_), _, true) => self.on_frames(inbound, FrameClass::Bulk, packs),
             (Some(from), false, false) if secrets => {
                 self.events.offer(MeshEvent::SecretStream { from, stream: BlobStream::new(inbound.stream) });
             }
@@ -180,6 +186,8 @@ impl Driver {
 
     pub(super) fn on_join_ended(&mut self, peer: PeerId, id: ConnectionId, refusal: Option<Refusal>) {
         match refusal {
+            // A connection that broke is nobody's fault.
+            Some(refusal @ Refusal::JoinMalformed(WireError::Io(_))) => self.note(Some(peer), refusal),
             Some(refusal @ Refusal::JoinMalformed(_)) => return self.refuse(peer, refusal),
             Some(refusal) => self.note(Some(peer), refusal),
             None => {}
@@ -194,6 +202,10 @@ impl Driver {
             Ok(rtt) => {
                 if let Some(connection) = self.connections.get_mut(&id) {
                     connection.rtt = Some(rtt);
+                    if std::mem::take(&mut connection.doubted) {
+                        let peer = connection.peer;
+                        self.dialer.not_in_doubt(&peer);
+                    }
                 }
             }
             Err(ping::Failure::Unsupported) => {}

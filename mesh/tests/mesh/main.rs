@@ -4,6 +4,7 @@
 mod counters;
 mod support;
 mod twins;
+mod ways_back;
 
 use std::time::{Duration, Instant};
 

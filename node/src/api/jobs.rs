@@ -46,6 +46,7 @@ impl From<SubmitError> for ApiError {
         match &error {
             SubmitError::Role => Self::denied(error.to_string()),
             SubmitError::Spec(_) => Self::invalid(error.to_string()),
+            SubmitError::Leaving => Self::failed(ErrorCode::Lost, error.to_string()),
             SubmitError::Disk(_) => Self::failed(ErrorCode::Storage, error.to_string()),
             SubmitError::KeyTaken { job, .. } => Self::invalid(error.to_string()).of_job(*job),
             SubmitError::Unknown { job, .. } => Self::unknown(*job, error.to_string()),

@@ -143,8 +143,15 @@ pub enum Request {
         /// Its name.
         name: String,
     },
-    /// End the daemon in good order.
-    Shutdown,
+    /// End the daemon in good order. It is answered at once; the daemon ends once it has left.
+    Shutdown {
+        /// Wait for what runs here, and for jobs that only this node can lead ...
+        #[serde(default)]
+        wait: bool,
+        /// ... for so long, ms.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        deadline_ms: Option<u64>,
+    },
 }
 
 /// A reply line.

@@ -14,7 +14,7 @@ use tokio::net::{UnixListener, UnixStream};
 use zeroize::Zeroizing;
 
 use super::{ApiError, REQUEST_LEN_MAX, Reply, Request, blobs, jobs, secrets, views};
-use crate::daemon::Shared;
+use crate::daemon::{Down, Shared};
 
 /// A request must have arrived by then.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -153,7 +153,7 @@ async fn answer(request: Request, shared: &Arc<Shared>, replies: &mut Replies) -
                     "only a node with the role `admin` may invite; run this on one that has it",
                 ));
             }
-            let ticket = shared.ticket(roles, expires_ms).to_string();
+            let ticket = shared.ticket(roles, expires_ms).await.to_string();
             replies.send(&Reply::Ticket { ticket }).await
         }
         Request::Sightings => replies.send(&Reply::Sightings { seen: shared.sightings.seen() }).await,
@@ -168,8 +168,9 @@ async fn answer(request: Request, shared: &Arc<Shared>, replies: &mut Replies) -
         Request::SecretSet { name, value } => secrets::set(shared, name, value, replies).await,
         Request::SecretList => secrets::list(shared, replies).await,
         Request::SecretRemove { name } => secrets::remove(shared, name).await,
-        Request::Shutdown => {
-            shared.shutdown.notify_one();
+        Request::Shutdown { wait, deadline_ms } => {
+            // A daemon that hears nothing more of it is about to end anyway.
+            let _ = shared.shutdown.send(Down { wait, deadline: deadline_ms.map(Duration::from_millis) });
             Ok(())
         }
     }

@@ -62,8 +62,15 @@ pub(crate) enum Command {
     },
     /// Start this node's daemon, in the foreground
     Up(Box<UpArgs>),
-    /// End this node's daemon in good order
-    Down,
+    /// End this node's daemon in good order: it hands its work and its jobs on, and the others know that it has left
+    Down {
+        /// Take nothing new, wait until what runs here has ended, and the jobs that no other node can lead, and until the daemon has
+        #[arg(long)]
+        wait: bool,
+        /// Hand on what has not ended by then
+        #[arg(long, value_name = "DURATION", requires = "wait", value_parser = parse_duration)]
+        deadline: Option<u64>,
+    },
     /// List the nodes of the mesh
     Peers,
     /// How this node's daemon is

@@ -122,7 +122,7 @@ async fn ask(app: &App, command: Command) -> Result<u8, CliError> {
         Command::Init { mesh } => node::init(app, &mesh)?,
         Command::Invite { role, expires } => node::invite(app, role, expires).await?,
         Command::Join { ticket } => node::join(app, &ticket).await?,
-        Command::Down => node::down(app).await?,
+        Command::Down { wait, deadline } => node::down(app, wait, deadline).await?,
         Command::Peers => node::peers(app).await?,
         Command::Status => node::status(app).await?,
         Command::Prune { dry_run, all } => node::prune(app, dry_run, all).await?,

@@ -47,6 +47,8 @@ fn every_documented_line_reads() {
          --cpus 4 --memory 8GiB --label zone=a --label disk=ssd --no-mdns --kad=false --relay-server --relay-client=true \
          --autonat --dcutr --log json --config sinew.toml",
         "sinew down",
+        "sinew down --wait",
+        "sinew down --wait --deadline 10m",
         "sinew peers",
         "sinew status",
         "sinew jobs",
@@ -110,6 +112,8 @@ fn wrong_lines_are_usage_errors() {
         "sinew run --memory lots -- true",
         "sinew run --timeout 30 -- true",
         "sinew run --label zone -- true",
+        "sinew down --deadline 10m",
+        "sinew down --wait --deadline soon",
         "sinew invite --role root",
         "sinew invite --expires soon",
         "sinew up --cpus=-1",

@@ -2,6 +2,7 @@
 
 use sinew_blobs::{GcOptions, StoreOptions};
 use sinew_crdt_state::certificate::Roles;
+use sinew_crdt_state::ids::NodeId;
 use sinew_crdt_state::program::Runners;
 use sinew_mesh::{MeshConfig, Multiaddr};
 use sinew_scheduler::config::CoreConfig;
@@ -23,11 +24,18 @@ pub(super) fn store_options(data_dir: &DataDir) -> StoreOptions {
     options
 }
 
-pub(super) fn mesh_config(settings: &Settings, membership: &Membership) -> Result<MeshConfig, DaemonError> {
+pub(super) fn mesh_config(
+    settings: &Settings,
+    membership: &Membership,
+    known: &[(NodeId, Vec<String>)],
+) -> Result<MeshConfig, DaemonError> {
     let mut config = MeshConfig::default();
     config.listen = multiaddrs("listen", &settings.listen)?;
     config.bootstrap = multiaddrs("bootstrap", &settings.bootstrap)?;
     config.bootstrap.extend(multiaddrs("the ticket", &membership.bootstrap)?);
+    // Written down by this node, told by others: what is no address is none.
+    let addrs = |texts: &[String]| texts.iter().filter_map(|text| text.parse().ok()).collect();
+    config.known = known.iter().map(|(node, texts)| (*node, addrs(texts))).collect();
     config.mdns = settings.mdns;
     config.kad = settings.kad;
     config.relay_server = settings.relay_server;

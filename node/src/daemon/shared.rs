@@ -5,12 +5,15 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use sinew_blobs::BlobStore;
-use sinew_crdt_state::certificate::{Roles, Ticket, TicketBody};
+use sinew_crdt_state::certificate::{Roles, TICKET_ADDRS_MAX, Ticket, TicketBody};
 use sinew_crdt_state::identity::Identity;
-use sinew_crdt_state::ids::JobId;
+use sinew_crdt_state::ids::{JobId, NodeId};
+use sinew_mesh::{Multiaddr, peer_id};
 use sinew_scheduler::io::{Input, RequestId, Response};
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{Notify, oneshot, watch};
 
+use super::leave::Down;
 use crate::clock::unix_ms;
 use crate::datadir::{DataDir, Membership};
 use crate::engine::Engine;
@@ -23,6 +26,11 @@ use crate::secrets::holder::Keeper;
 use crate::sightings::Sightings;
 use crate::storage::StorageReader;
 use crate::tasks::TaskPool;
+
+/// Other members that a ticket names, one address each ...
+const TICKET_MEMBERS: usize = 3;
+/// ... no longer than this: a ticket is copied by hand.
+const TICKET_ADDR_LEN_MAX: usize = 128;
 
 /// Requests that wait for the core's answer.
 #[derive(Debug, Default)]
@@ -85,7 +93,9 @@ pub struct Shared {
     /// What was seen lately.
     pub sightings: Sightings,
     /// Ends the daemon.
-    pub shutdown: Notify,
+    pub shutdown: UnboundedSender<Down>,
+    /// The core has left.
+    pub left: Notify,
     /// How programs are isolated.
     pub sandbox: SandboxState,
     /// What executes programs.
@@ -134,10 +144,21 @@ impl Shared {
         }
     }
 
-    /// A ticket for the mesh, issued by this node.
-    #[must_use]
-    pub fn ticket(&self, roles: Roles, expires_ms: u64) -> Ticket {
-        let addrs = self.dialable_addrs();
+    /// Where members are, as text.
+    pub async fn known_addrs(&self) -> Vec<(NodeId, Vec<String>)> {
+        let known = self.link.mesh().known_addrs().await;
+        let text = |addrs: Vec<Multiaddr>| addrs.iter().map(ToString::to_string).collect();
+        known.into_iter().map(|(node, addrs)| (node, text(addrs))).collect()
+    }
+
+    /// A ticket for the mesh, issued by this node. It names some other members too: the issuer may be away when its holder comes
+    /// back.
+    pub async fn ticket(&self, roles: Roles, expires_ms: u64) -> Ticket {
+        let mut addrs = self.dialable_addrs();
+        addrs.truncate(TICKET_ADDRS_MAX - TICKET_MEMBERS);
+        let known = self.known_addrs().await.into_iter();
+        let others = known.filter_map(|(node, addrs)| Some(format!("{}/p2p/{}", addrs.first()?, peer_id(node))));
+        addrs.extend(others.filter(|addr| addr.len() <= TICKET_ADDR_LEN_MAX).take(TICKET_MEMBERS));
         let body = TicketBody {
             mesh: self.membership.mesh,
             name: self.membership.mesh_name.clone(),
@@ -158,7 +179,7 @@ impl Shared {
         // Loopback only helps where there is nothing else: a mesh on one machine.
         addrs.extend(if wide.is_empty() { local } else { wide });
         addrs.dedup();
-        addrs.truncate(sinew_crdt_state::certificate::TICKET_ADDRS_MAX);
+        addrs.truncate(TICKET_ADDRS_MAX);
         addrs
     }
 }

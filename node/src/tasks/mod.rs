@@ -265,6 +265,20 @@ impl TaskPool {
         queue.waiting.retain(|(task, _)| task.run != run);
     }
 
+    /// Ends a task in good order, and says when nothing of it is left.
+    pub fn drain(&self, run: RunId) {
+        let mut queue = self.shared.lock();
+        let waits = queue.waiting.iter().any(|(task, _)| task.run == run);
+        if waits {
+            queue.waiting.retain(|(task, _)| task.run != run);
+            queue.known.remove(&run);
+            drop(queue);
+            self.shared.host.engine.input(Input::NotRun(run));
+        } else if let Some(stop) = queue.known.get(&run) {
+            stop.stop(StopReason::Shutdown);
+        }
+    }
+
     /// Stops everything and waits for the threads.
     pub fn close(&self) {
         let threads = {
@@ -345,8 +359,39 @@ impl Shared {
 
     /// Reports a task's end, unless it was stopped.
     fn finish(&self, id: RunId, input: Input) {
-        if self.lock().known.remove(&id).is_some() {
-            self.host.engine.input(input);
+        let Some(stop) = self.lock().known.remove(&id) else { return };
+        self.host.engine.input(report(stop.reason(), input));
+    }
+}
+
+/// What is said of a task's end. That the node ends is not its failure.
+fn report(ended_for: Option<StopReason>, input: Input) -> Input {
+    match input {
+        Input::Task { run, result } if result.result.is_err() && ended_for == Some(StopReason::Shutdown) => {
+            Input::NotRun(run)
+        }
+        input => input,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sinew_crdt_state::error_code::ErrorCode;
+    use sinew_crdt_state::fact::Usage;
+    use sinew_scheduler::io::TaskResult;
+
+    use super::*;
+    use crate::exec::outcome::Failure;
+
+    #[test]
+    fn a_shutdown_is_no_failure_of_what_it_ends_and_no_result_is_lost() {
+        let run = RunId(7);
+        let failed = || run::failed(run, Failure::new(ErrorCode::Exit, "it got a signal"));
+        let done = || Input::Task { run, result: TaskResult { result: Ok(Vec::new()), usage: Usage::default() } };
+        for reason in [None, Some(StopReason::Cancelled), Some(StopReason::Fenced), Some(StopReason::Shutdown)] {
+            let not_run = matches!(report(reason, failed()), Input::NotRun(of) if of == run);
+            assert_eq!(not_run, reason == Some(StopReason::Shutdown), "{reason:?}");
+            assert!(matches!(report(reason, done()), Input::Task { .. }), "{reason:?}");
         }
     }
 }

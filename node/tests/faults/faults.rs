@@ -1,7 +1,8 @@
-//! `kill -9` of workers, brains and submitters while a round runs.
+//! `kill -9` of workers, brains and submitters while a round runs, and nodes that are taken down in good order.
 
 use std::collections::BTreeSet;
 
+use sinew_node::api::Request;
 use sinew_node::local_mesh::LocalNode;
 
 use crate::support::{REAWARD_MAX_MS, Round, World, events};
@@ -147,4 +148,42 @@ async fn an_acknowledged_job_outlives_its_submitter() {
     world.check(1, &job, &round).await;
     world.check(2, &job, &round).await;
     world.converged().await;
+}
+
+/// A worker is taken down in good order, then the brain: neither costs the round an attempt, nobody calls them lost, and the round
+/// ends as if nothing were.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_that_are_taken_down_hand_their_work_on() {
+    let mut world = World::new(4).await;
+    let job = world.submit(1, &ROUND).await;
+    let pid = world.pid(2);
+    crate::support::until("node 2 maps", async || (!world.running("map", pid).is_empty()).then_some(())).await;
+    for node in [2, 1] {
+        let id = world.mesh.nodes[node].id;
+        world.mesh.nodes[node].client().act(&Request::Shutdown { wait: false, deadline_ms: None }).await.expect("told");
+        let client = world.mesh.nodes[0].client();
+        let state_but = async |passing: &str| {
+            let other = async || {
+                let peers = client.peers().await.expect("peers");
+                peers.into_iter().find(|peer| peer.node == id).map(|peer| peer.state).filter(|state| state != passing)
+            };
+            crate::support::until("node 0 sees it differently", other).await
+        };
+        assert_eq!(state_but("healthy").await, "left");
+        // What is left of its process may take a moment.
+        world.kill(node);
+        if node == 2 {
+            // Of three that decide, one at a time.
+            world.mesh.nodes[node].start().await.expect("restart");
+            assert_eq!(state_but("left").await, "healthy", "one that comes back is simply there");
+        }
+    }
+    let failed = world
+        .sees(0, &job, "it ends under another brain", |view, timeline| {
+            let reports: Vec<_> = events(timeline, "report").map(|report| report.detail.clone()).collect();
+            (view.is_ended() && !reports.is_empty()).then_some(reports)
+        })
+        .await;
+    assert!(failed.iter().all(|report| report.contains(" 0 failed")), "ending a node failed tasks: {failed:?}");
+    world.check(0, &job, &ROUND).await;
 }

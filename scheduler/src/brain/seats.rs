@@ -143,7 +143,7 @@ impl Brain {
             let slots = self.slots_held();
             let fences: Vec<Fence> = self.work.seats.keys().copied().collect();
             for fence in fences {
-                let window = self.window(fence, slots);
+                let window = if self.is_leaving(ctx, fence) { 0 } else { self.window(fence, slots) };
                 let runs = self.take_pending(window);
                 self.send_assign(ctx, fence, runs, false);
             }
@@ -152,6 +152,12 @@ impl Brain {
         if last && self.pending.is_empty() && self.work.later.is_empty() && self.work.twin.is_none() {
             self.release_idle(ctx);
         }
+    }
+
+    /// Whether the node of a seat said that it takes nothing more, although its disk works: what it has it will give back.
+    fn is_leaving(&self, ctx: &Ctx, fence: Fence) -> bool {
+        let load = self.work.seats.get(&fence).and_then(|seat| ctx.peers.get(seat.node)?.load);
+        load.is_some_and(|load| !load.eligible && !load.disk_failing)
     }
 
     pub(super) fn slots_held(&self) -> u64 {
@@ -288,6 +294,7 @@ impl Brain {
             return;
         }
         if let Some(seat) = self.work.seats.remove(&fence) {
+            ctx.note(Note::Back { lease: Lease { job: self.job, fence } });
             ctx.state(self.job, Fact::Revoke { fence, lost: false });
             self.requeue(&seat);
             ctx.peers.declined(from);

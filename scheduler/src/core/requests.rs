@@ -63,6 +63,9 @@ impl Core {
         if !self.ctx.roles.contains(Roles::SUBMIT) {
             return Err(SubmitError::Role);
         }
+        if self.ctx.leaving {
+            return Err(SubmitError::Leaving);
+        }
         match &self.ctx.storage_failing {
             Some(reason) => Err(SubmitError::Disk(reason.clone())),
             None => Ok(()),

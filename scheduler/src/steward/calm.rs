@@ -97,6 +97,10 @@ impl Stewards {
                 continue;
             }
             self.recall(ctx, job);
+            if ctx.leaving {
+                // It votes, and stands for nothing.
+                continue;
+            }
             if let Some(brain) = self.watch_over(ctx, brains, job) {
                 let asked = quiet.entry(brain).or_default();
                 if asked.len() < WANT_MAX {

@@ -24,7 +24,7 @@ use self::election::Campaign;
 use self::rejoin::{Recall, counts, speaks};
 use crate::brain::Brain;
 use crate::brains::Brains;
-use crate::config::{BEAT_EVERY, CHECK_EVERY, KEEP_AFTER, LEASE, WANT_MAX};
+use crate::config::{BEAT_EVERY, CHECK_EVERY, KEEP_AFTER, LEASE, REACH_AFTER, WANT_MAX};
 use crate::ctx::{After, Ctx};
 use crate::io::{Effect, FetchId};
 use crate::sync;
@@ -170,6 +170,13 @@ impl Stewards {
             watched.heard_term = watched.heard_term.max(term);
             watched.since = ctx.now.at;
             watched.led_until = near.then_some(ctx.now.at);
+        }
+    }
+
+    /// This node has just left the lead of the job to others: see [`Watched::led_until`].
+    pub(crate) fn on_handed_over(&mut self, ctx: &Ctx, job: JobId) {
+        if let Some(watched) = self.watched.get_mut(&job) {
+            watched.led_until = Some(ctx.now.at);
         }
     }
 
@@ -418,6 +425,7 @@ impl Stewards {
             for job in doubts.drain(DOUBTS_MAX.min(doubts.len())..) {
                 brains.not_vouched(&job, node, ctx.now.at);
             }
+            ctx.reach(node, REACH_AFTER);
             let mark = ctx.boots.own_mark();
             ctx.send(node, Message::SetBeat { seq: self.beat_seq, doubts, mark });
         }

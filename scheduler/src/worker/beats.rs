@@ -103,6 +103,9 @@ impl Worker {
         let is_silent = |h: &Held| now >= h.fenced_at() && !planted(Bug::FenceNever);
         let silent: Vec<Lease> = self.held.iter().filter(|(_, h)| is_silent(h)).map(|(l, _)| *l).collect();
         for lease in silent {
+            if let Some(brain) = self.held.get(&lease).map(|held| held.brain) {
+                ctx.reach(brain, FENCE_AFTER);
+            }
             ctx.note(Note::Fenced { lease });
             self.drop_held(ctx, lease);
         }

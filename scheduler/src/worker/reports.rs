@@ -43,6 +43,9 @@ impl Worker {
         for lease in due {
             self.report(ctx, lease);
         }
+        if ctx.leaving {
+            self.give_back(ctx);
+        }
     }
 
     pub(super) fn report(&mut self, ctx: &mut Ctx, lease: Lease) {

@@ -72,6 +72,8 @@ pub enum Class {
     Deaf,
     /// A liar takes tasks, keeps its leases, and begins none of them, then or later.
     Hog,
+    /// A node leaves in good order and comes back.
+    Leave,
 }
 
 /// A name that is no class of faults.
@@ -84,7 +86,7 @@ pub struct UnknownClass {
 
 impl Class {
     /// Every class.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 33] = [
         Self::Crash,
         Self::Restart,
         Self::Partition,
@@ -117,6 +119,7 @@ impl Class {
         Self::Clone,
         Self::Deaf,
         Self::Hog,
+        Self::Leave,
     ];
 
     /// Its name on the command line and in reports.
@@ -155,6 +158,7 @@ impl Class {
             Self::Clone => "clone",
             Self::Deaf => "deaf",
             Self::Hog => "hog",
+            Self::Leave => "leave",
         }
     }
 
@@ -196,6 +200,8 @@ impl Class {
             // Faster than anybody notices, up to just before a brain is missed.
             Self::Restart => (10, 300),
             Self::Flap => (2_000, 8_000),
+            // From before its programs have ended to long after it is gone.
+            Self::Leave => (500, 12_000),
             Self::Wipe | Self::BitRot | Self::Rollback => (200, 4_000),
             Self::FailedSync => (500, 3_000),
             // From less than anybody notices to long after it was noticed.

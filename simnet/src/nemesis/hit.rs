@@ -4,7 +4,7 @@ use sinew_scheduler::time::{Span, Time};
 
 use super::strike::Nemesis;
 use super::{Class, Strike};
-use crate::queue::Index;
+use crate::queue::{Index, Life};
 use crate::rollback::Snapshot;
 use crate::world::World;
 
@@ -23,6 +23,8 @@ const FLAP_MS: (u64, u64) = (150, 1_650);
 pub(super) enum Held {
     /// A process that is down.
     Down(Index),
+    /// A process that ends by itself.
+    Leaving(Index, Life),
     /// Directed cuts.
     Cuts(Vec<(Index, Index)>),
     /// A link that goes up and down.

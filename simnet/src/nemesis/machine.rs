@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use sinew_scheduler::io::Leave;
+
 use super::hit::Held;
 use super::strike::Nemesis;
 use super::{Class, Strike};
@@ -43,6 +45,13 @@ impl Nemesis {
                     world.rot(&name);
                 }
                 Some(held)
+            }
+            Class::Leave => {
+                let leaves = |n: &Index| self.holds(|held| matches!(held, Held::Leaving(of, _) if of == n));
+                let node = one.filter(|n| world.nodes[*n].is_awake() && !leaves(n) && may_go_down(world))?;
+                let (name, life) = (world.nodes[node].name.clone(), world.roll.life(node));
+                world.leave(&name, super::one_of(vec![Leave::HandOver, Leave::WhenDone, Leave::AtOnce], dice[1])?);
+                Some(Held::Leaving(node, life))
             }
             Class::Rollback | Class::Clone => self.age(world, strike, up),
             Class::FullDisk => {
@@ -171,6 +180,21 @@ impl Held {
             Self::Down(node) => {
                 restart(world, node);
                 true
+            }
+            Self::Leaving(node, life) => {
+                if world.is_alive(life) {
+                    // Its user has no more patience.
+                    let name = world.nodes[node].name.clone();
+                    world.kill(&name);
+                    restart(world, node);
+                    return false;
+                }
+                // It may have been killed meanwhile: then another strike has it.
+                let left = !world.nodes[node].is_up() && world.nodes[node].has_left;
+                if left {
+                    restart(world, node);
+                }
+                left
             }
             Self::Disk(node) => {
                 let refused = world.nodes[node].disk.pending() > 0;

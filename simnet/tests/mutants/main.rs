@@ -4,6 +4,7 @@
 //! `cargo nextest run -p sinew-simnet --features planted --test mutants`
 
 mod broken;
+mod leaving;
 mod reach;
 mod scenarios;
 #[path = "../support/mod.rs"]
@@ -13,6 +14,7 @@ use std::cell::Cell;
 use std::panic::{catch_unwind, set_hook, take_hook};
 use std::sync::Once;
 
+use leaving::{leaving_brain, leaving_worker};
 use reach::{cut_off_holders, hog, lost_holders, mute_holder, only_task, slow_inputs};
 use scenarios::{
     alone, bad_link, calm, cancelled, cut_off_worker, deaf_heir, deaf_submitter, disk_lost, equal_inputs, equal_jobs,
@@ -159,6 +161,10 @@ mutants! {
     a_copy_that_never_comes: MuteUnseen, mute_holder, 10, ["not within"];
     an_only_task_that_nobody_else_gets: NoTwin, only_task, 20, ["not within"];
     a_submit_by_the_clock: SubmitByTheClock, slow_inputs, 3, ["the job is taken"];
+    awards_given_back_while_their_programs_run: GiveBackWhileRunning, leaving_worker, 3, ["DoubleStart"];
+    a_node_that_fails_what_it_ends: LeaveFailsTasks, leaving_worker, 3, ["not within"];
+    a_node_that_leaves_without_a_word: LeaveUnsaid, leaving_worker, 3, ["called suspect"];
+    a_brain_that_leaves_without_a_word: LeaveUnsaid, leaving_brain, 3, ["called suspect"];
 }
 
 macro_rules! sound {
@@ -214,6 +220,8 @@ sound! {
     without_a_bug_mute_holders_are_left: mute_holder;
     without_a_bug_only_tasks_are_started_again: only_task;
     without_a_bug_slow_inputs_come: slow_inputs;
+    without_a_bug_workers_leave: leaving_worker;
+    without_a_bug_brains_leave: leaving_brain;
 }
 
 /// Counts for the table, for longer than `nextest` lets a test run:

@@ -54,6 +54,7 @@ pub(crate) fn liar(seed: u64) {
     world.check_invariants();
     world.expect(completed(job));
     assert!(world.counters().lies == 2 && world.counters().lies_refused > 0);
+    assert!(world.counters().bans > 0 && !world.is_banned("a", "b"));
 }
 
 /// The power goes everywhere at the moment of an acknowledgement, and the brain's disk with it.

@@ -1,6 +1,7 @@
 //! The node and its mesh: init, invite, join, up, down, peers, status, demo.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde_json::json;
 use sinew_crdt_state::certificate::{Roles, Ticket};
@@ -13,8 +14,11 @@ use super::super::ui::Ui;
 use super::super::{App, UpArgs, logging, render};
 use crate::api::Request;
 use crate::bench;
-use crate::datadir::DataDir;
+use crate::datadir::{DataDir, DataDirError};
 use crate::demo::{self, DemoOptions};
+
+/// Between two looks whether a daemon has ended.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 pub(crate) fn init(app: &App, mesh_name: &str) -> Result<(), CliError> {
     let made = app.data_dir.init(mesh_name)?;
@@ -64,9 +68,16 @@ pub(crate) fn up(data_dir: &DataDir, ui: Ui, args: &UpArgs) -> Result<u8, CliErr
     Ok(0)
 }
 
-pub(crate) async fn down(app: &App) -> Result<(), CliError> {
-    app.client.act(&Request::Shutdown).await?;
-    app.ui.show(&json!({ "stopping": true }), || "the daemon is going down\n".to_owned())
+pub(crate) async fn down(app: &App, wait: bool, deadline_ms: Option<u64>) -> Result<(), CliError> {
+    app.client.act(&Request::Shutdown { wait, deadline_ms }).await?;
+    if !wait {
+        return app.ui.show(&json!({ "stopping": true }), || "the daemon is going down\n".to_owned());
+    }
+    // The lock is the last thing that a daemon lets go of.
+    while let Err(DataDirError::Locked { .. }) = app.data_dir.lock() {
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    app.ui.show(&json!({ "stopped": true }), || "the daemon is down\n".to_owned())
 }
 
 pub(crate) async fn peers(app: &App) -> Result<(), CliError> {
