@@ -217,7 +217,8 @@ impl Driver for Effects {
                 self.shared.sightings.start(task.key.lease.job);
                 self.pool.start(task);
             }
-            Effect::Stop(run) => self.pool.stop(run),
+            Effect::Stop { run, why } => self.pool.stop(run, why),
+            Effect::Lease { runs, until } => self.pool.renew(&runs, until),
             Effect::Fetch { id, job, blobs, providers } => self.fetch(id, job, blobs, providers),
             Effect::EndJob { job, keep, .. } => {
                 let pool = self.pool.clone();

@@ -14,6 +14,7 @@ use sinew_crdt_state::secret::SecretUse;
 use sinew_crdt_state::spec::{BlobRef, JobSpec, Limits, Phase, Resources, Retry, Strategy, Work};
 use sinew_crdt_state::submit_key::Asked;
 
+use crate::time::Time;
 use crate::wire::{Class, Lease, Located, Message, Seen, Topic};
 
 /// One attempt of one task, as the runner knows it.
@@ -330,11 +331,24 @@ pub struct SharedBlobs {
     pub holders: BTreeSet<NodeId>,
 }
 
+/// Why a task is to be stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum StopWhy {
+    /// This node has no right to run it any more, and others may have: it is to be dead at once.
+    Fenced,
+    /// Its brain does not want it any more: it may end in good order as long as its lease lasts.
+    Unwanted,
+    /// Its job is sealed: it may end in good order whatever becomes of its lease. Comes after [`Self::Unwanted`] too.
+    Over,
+}
+
 /// A task to run.
 #[derive(Debug, Clone)]
 pub struct StartTask {
     /// For its end, or to stop it.
     pub run: RunId,
+    /// The end of its lease, as far as it is known: it must not run beyond, unless [`Effect::Lease`] moves that.
+    pub until: Time,
     /// Which attempt. A new brain may renew the lease under another fence while it runs.
     pub key: TaskKey,
     /// How many attempts of this task failed before.
@@ -436,7 +450,20 @@ pub enum Effect {
     /// Run a task.
     Start(StartTask),
     /// Stop a task; no [`Input::Task`] is expected for it.
-    Stop(RunId),
+    Stop {
+        /// Which.
+        run: RunId,
+        /// Why, and so how.
+        why: StopWhy,
+    },
+    /// The lease of these tasks ends at another time now. Something that does not depend on this core ends them then, should it
+    /// stand still: nothing else would.
+    Lease {
+        /// Which.
+        runs: Vec<RunId>,
+        /// Until when they may run.
+        until: Time,
+    },
     /// See to it that blobs are here, whole and on disk, fetched where they are not, and kept for this job too, no matter for
     /// which others; answer with [`Input::Fetched`]. Nothing that an earlier answer said is taken for granted.
     Fetch {

@@ -31,6 +31,8 @@ pub enum Stopped {
     Failed,
     /// The core stopped it.
     ByCore,
+    /// Its lease was over while its daemon stood still.
+    BySwitch,
     /// The node went down.
     Crash,
 }
@@ -98,16 +100,9 @@ impl World {
             node,
             format!("start {name} {phase}/{task} fence {:?} attempt {}", start.key.lease.fence, start.attempt),
         );
-        self.nodes[node].runs.insert(start.run, Running { execution, cpu_milli });
+        self.nodes[node].runs.insert(start.run, Running { execution, cpu_milli, until: start.until });
         let life = self.roll.life(node);
         self.queue.push(self.now + Span(gather.0 + work.0), Event::TaskEnd { life, run: start.run });
-    }
-
-    pub(crate) fn stop_task(&mut self, node: Index, run: RunId) {
-        if let Some(running) = self.nodes[node].runs.remove(&run) {
-            self.executions[running.execution].end = Some((self.now, Stopped::ByCore));
-            self.say(node, format!("stopped {:?}", self.executions[running.execution]));
-        }
     }
 
     pub(crate) fn task_ended(&mut self, node: Index, run: RunId) {
@@ -131,9 +126,17 @@ impl World {
         } else {
             Some(failure(ErrorCode::Fetch, true))
         };
+        let by_switch = matches!(execution.end, Some((_, Stopped::BySwitch)));
+        let failed = if by_switch { Some(failure(ErrorCode::Lost, true)) } else { failed };
         let usage = Usage { wall_ms: 1, cpu_ms: 1, ..Usage::default() };
-        let stopped = if failed.is_some() { Stopped::Failed } else { Stopped::Done };
-        self.executions[running.execution].end = Some((self.now, stopped));
+        let stopped = match (by_switch, &failed) {
+            (true, _) => Stopped::BySwitch,
+            (_, Some(_)) => Stopped::Failed,
+            (_, None) => Stopped::Done,
+        };
+        // It may have ended while its daemon stood still.
+        let at = execution.end.map_or(self.now, |(at, _)| at);
+        self.executions[running.execution].end = Some((at, stopped));
         let result = match failed {
             Some(failure) => Err(failure),
             None => {

@@ -32,6 +32,7 @@ pub struct Plan {
     jitter: bool,
     slow: BTreeMap<(Phase, u32), Span>,
     failing: BTreeMap<(Phase, u32), u32>,
+    given_back: BTreeMap<(Phase, u32), u32>,
     fatal: BTreeMap<(Phase, u32), ErrorCode>,
 }
 
@@ -59,6 +60,7 @@ pub fn job() -> Plan {
         jitter: true,
         slow: BTreeMap::new(),
         failing: BTreeMap::new(),
+        given_back: BTreeMap::new(),
         fatal: BTreeMap::new(),
     }
 }
@@ -162,6 +164,13 @@ impl Plan {
     #[must_use]
     pub const fn retries(mut self, attempts: u32) -> Self {
         self.retry.attempts = attempts;
+        self
+    }
+
+    /// A task's first attempts come back because their nodes cannot run it, with `E_LOST`.
+    #[must_use]
+    pub fn given_back(mut self, phase: Phase, task: u32, times: u32) -> Self {
+        self.given_back.insert((phase, task), times);
         self
     }
 
@@ -273,6 +282,11 @@ impl Plan {
         if let Some(code) = self.fatal.get(&(phase, task)) {
             return Some(failure(*code, code.retryable()));
         }
+        let back = self.given_back.get(&(phase, task)).copied().unwrap_or(0);
+        if before < back {
+            return Some(failure(ErrorCode::Lost, true));
+        }
+        let before = before - back;
         let times = self.failing.get(&(phase, task)).copied().unwrap_or(0);
         (before < times).then(|| failure(ErrorCode::Exit, true))
     }

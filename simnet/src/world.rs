@@ -307,6 +307,8 @@ impl World {
                 }
             }
             Event::Flush(life) => self.flush_due(life),
+            Event::TaskGone { life, run } => self.task_gone(life, run),
+            Event::Switch { life, run } => self.switch_due(life, run),
             Event::Connect { a, b } => self.try_connect(a, b),
             Event::Closed { life, peer } => self.closed(life, peer),
             Event::Model(event) => self.model(event),
@@ -348,7 +350,8 @@ impl World {
                 self.books.start(start.key.lease.job, &start.spec.name, self.executions.len());
                 self.start_task(node, start);
             }
-            Effect::Stop(run) => self.stop_task(node, run),
+            Effect::Stop { run, why } => self.stop_task(node, run, why),
+            Effect::Lease { runs, until } => self.lease_moved(node, &runs, until),
             Effect::Fetch { id, job, blobs, providers } => self.start_fetch(node, id, job, blobs, providers),
             Effect::EndJob { job, keep, outcome } => {
                 self.nodes[node].disk.end_job(&job, &keep);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use sinew_crdt_state::cbor;
 use sinew_crdt_state::envelope::Envelope;
+use sinew_crdt_state::error_code::ErrorCode;
 use sinew_crdt_state::fact::{Fact, Fence, ITEMS_MAX, Outcome, ReportItem, Run, Statement};
 use sinew_crdt_state::ids::{FactId, JobId, NodeId};
 use sinew_crdt_state::planted::{Bug, planted};
@@ -144,7 +145,8 @@ impl Brain {
             self.done_count = u32::try_from(accepted.count()).unwrap_or(u32::MAX);
         }
         for (p, task) in state.failed_tasks().filter(|(p, _)| *p == self.phase) {
-            let attempts = u32::try_from(state.failures(p, task).count()).unwrap_or(u32::MAX);
+            let counted = state.failures(p, task).filter(|failed| failed.failure.code != ErrorCode::Lost);
+            let attempts = u32::try_from(counted.count()).unwrap_or(u32::MAX);
             self.work.attempts.insert(task, attempts);
         }
         for (id, author, statement) in live.statements() {

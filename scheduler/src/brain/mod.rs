@@ -124,7 +124,9 @@ struct UnderWay {
     /// For the mean task time of the phase: tasks and microseconds.
     mean: (u64, u64),
     speculated: BTreeSet<u32>,
-    /// Nodes that lately could not fetch what a task needed, each until when it gets no more.
+    /// How often nodes gave a task back in this term because of something that was no fault of its own.
+    given_back: BTreeMap<u32, u32>,
+    /// Nodes that lately could not do what a task needed, each until when it gets no more.
     shunned: BTreeMap<NodeId, Time>,
 }
 
@@ -144,6 +146,7 @@ impl Empty for UnderWay {
         reports_by: BTreeMap::new(),
         mean: (0, 0),
         speculated: BTreeSet::new(),
+        given_back: BTreeMap::new(),
         shunned: BTreeMap::new(),
     };
 }
@@ -159,6 +162,7 @@ impl UnderWay {
             && self.witnesses.is_empty()
             && self.reports_by.is_empty()
             && self.speculated.is_empty()
+            && self.given_back.is_empty()
             && self.shunned.is_empty();
         let lists = self.ready.is_empty() && self.accept_ids.is_empty() && self.final_reports.is_empty();
         trees && lists && self.mean == (0, 0) && self.done.is_empty()
@@ -219,6 +223,7 @@ impl Brain {
         if let Some(work) = self.work.there() {
             work.done = IntervalMap::default();
             work.attempts.clear();
+            work.given_back.clear();
             work.later.clear();
             work.mean = (0, 0);
             work.speculated.clear();
