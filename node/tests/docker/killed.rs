@@ -236,7 +236,10 @@ async fn of_a_stopped_daemons_tasks_none_runs_on_whatever_ran_them() {
     })
     .await;
     let running = containers(&docker, &node).await;
-    assert!(running.iter().all(|c| c.state != Some(bollard::models::ContainerSummaryStateEnum::RUNNING)), "{running:?}");
+    assert!(
+        running.iter().all(|c| c.state != Some(bollard::models::ContainerSummaryStateEnum::RUNNING)),
+        "{running:?}"
+    );
     rustix::process::kill_process(daemon, rustix::process::Signal::CONT).expect("continue");
     until("they run again", all_run).await;
     for job in jobs {
