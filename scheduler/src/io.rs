@@ -11,7 +11,7 @@ use sinew_crdt_state::ledger::{OwnerMark, SealedEntry};
 use sinew_crdt_state::network::Network;
 use sinew_crdt_state::program::Runners;
 use sinew_crdt_state::secret::SecretUse;
-use sinew_crdt_state::spec::{BlobRef, Limits, Resources, Retry, Strategy, Work};
+use sinew_crdt_state::spec::{BlobRef, Limits, Phase, Resources, Retry, Strategy, Work};
 use sinew_crdt_state::submit_key::Asked;
 
 use crate::time::Time;

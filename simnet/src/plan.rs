@@ -31,8 +31,8 @@ pub struct Plan {
     blob_len: u64,
     jitter: bool,
     slow: BTreeMap<(Phase, u32), Span>,
-    failing: BTreeMap<(Phase, u32), u32>,
-    given_back: BTreeMap<(Phase, u32), u32>,
+    /// How often tasks are given back first, and then fail.
+    failing: BTreeMap<(Phase, u32), (u32, u32)>,
     fatal: BTreeMap<(Phase, u32), ErrorCode>,
 }
 
@@ -60,7 +60,6 @@ pub fn job() -> Plan {
         jitter: true,
         slow: BTreeMap::new(),
         failing: BTreeMap::new(),
-        given_back: BTreeMap::new(),
         fatal: BTreeMap::new(),
     }
 }
@@ -170,14 +169,14 @@ impl Plan {
     /// A task's first attempts come back because their nodes cannot run it, with `E_LOST`.
     #[must_use]
     pub fn given_back(mut self, phase: Phase, task: u32, times: u32) -> Self {
-        self.given_back.insert((phase, task), times);
+        self.failing.entry((phase, task)).or_default().0 = times;
         self
     }
 
     /// A task's first attempts fail with `E_EXIT`.
     #[must_use]
     pub fn failing(mut self, phase: Phase, task: u32, times: u32) -> Self {
-        self.failing.insert((phase, task), times);
+        self.failing.entry((phase, task)).or_default().1 = times;
         self
     }
 
@@ -282,13 +281,11 @@ impl Plan {
         if let Some(code) = self.fatal.get(&(phase, task)) {
             return Some(failure(*code, code.retryable()));
         }
-        let back = self.given_back.get(&(phase, task)).copied().unwrap_or(0);
+        let (back, times) = self.failing.get(&(phase, task)).copied().unwrap_or_default();
         if before < back {
             return Some(failure(ErrorCode::Lost, true));
         }
-        let before = before - back;
-        let times = self.failing.get(&(phase, task)).copied().unwrap_or(0);
-        (before < times).then(|| failure(ErrorCode::Exit, true))
+        (before - back < times).then(|| failure(ErrorCode::Exit, true))
     }
 }
 

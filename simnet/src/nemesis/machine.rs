@@ -83,7 +83,7 @@ impl Nemesis {
                 let node = one.filter(|n| world.nodes[*n].is_awake() && may_go_down(world))?;
                 let name = world.nodes[node].name.clone();
                 // Half of the time it is the daemon alone.
-                if strike.dice[1] % 2 == 0 {
+                if strike.dice[1].is_multiple_of(2) {
                     world.pause(&name)
                 } else {
                     world.stall(&name)
