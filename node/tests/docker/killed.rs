@@ -235,11 +235,11 @@ async fn of_a_stopped_daemons_tasks_none_runs_on_whatever_ran_them() {
         processes_with(&mark).is_empty().then_some(())
     })
     .await;
-    let running = containers(&docker, &node).await;
-    assert!(
-        running.iter().all(|c| c.state != Some(bollard::models::ContainerSummaryStateEnum::RUNNING)),
-        "{running:?}"
-    );
+    until("the engine knows that too", async || {
+        let running = Some(bollard::models::ContainerSummaryStateEnum::RUNNING);
+        containers(&docker, &node).await.iter().all(|c| c.state != running).then_some(())
+    })
+    .await;
     rustix::process::kill_process(daemon, rustix::process::Signal::CONT).expect("continue");
     until("they run again", all_run).await;
     for job in jobs {
