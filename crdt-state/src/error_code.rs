@@ -13,7 +13,7 @@ pub enum ErrorCode {
     Deny,
     /// What was asked for cannot work, here or elsewhere.
     Invalid,
-    /// Over its memory limit, or the node ran out of memory, processes or descriptors.
+    /// Over its memory limit.
     Oom,
     /// Over its time limit.
     Timeout,
@@ -23,7 +23,7 @@ pub enum ErrorCode {
     Fetch,
     /// The program failed: a non-zero exit or a signal.
     Exit,
-    /// The node or the lease was lost.
+    /// The node or the lease was lost, or the node could not run it for a reason of its own. Counts as no attempt.
     Lost,
     /// Somebody cancelled it.
     Cancelled,

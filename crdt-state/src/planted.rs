@@ -52,6 +52,10 @@ pub enum Bug {
     LeaseTooShort,
     /// A worker that nobody answers goes on for too long.
     FenceTooLate,
+    /// A worker that lost its lease lets its tasks end in good order.
+    FenceWithGrace,
+    /// Nothing but the core itself ends tasks whose lease is over.
+    NoSwitch,
     /// A late answer renews a lease from when it arrived, not from when the beat was sent.
     RenewAtArrival,
     /// A new brain goes to work without waiting for what workers hold.

@@ -31,6 +31,14 @@ pub fn unix_us() -> u64 {
     u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }
 
+/// A moment of the core's clock, in nanoseconds of the one that goes on while the machine sleeps.
+#[must_use]
+pub fn boot_ns(at: Time) -> u64 {
+    let (boot, now) = (crate::exec::switch::boot_ns(), now().at);
+    let ns = |span: sinew_scheduler::time::Span| span.0.saturating_mul(1_000);
+    if at >= now { boot.saturating_add(ns(at - now)) } else { boot.saturating_sub(ns(now - at)) }
+}
+
 /// Now, for the core.
 #[must_use]
 pub fn now() -> Now {

@@ -5,6 +5,7 @@ mod leave;
 mod setup;
 mod shared;
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
@@ -30,6 +31,8 @@ use crate::exec::guardian::{Guardian, NodeTag, become_subreaper, reconcile_lefto
 use crate::exec::runner::Runner;
 use crate::exec::slot::WorkRoot;
 use crate::exec::sweep::Sweeper;
+use crate::exec::switch::Switch;
+use crate::exec::{open_files, own_program};
 use crate::frames::{self, Frame};
 use crate::job_blobs::JobBlobs;
 use crate::logs::LogHub;
@@ -77,6 +80,8 @@ struct Daemon {
     thread: EngineThread,
     storage: Arc<Storage>,
     guardian: Option<Guardian>,
+    switch: Arc<Switch>,
+    engine_socket: Option<PathBuf>,
     tag: NodeTag,
     down: UnboundedReceiver<Down>,
     _lock: crate::datadir::Lock,
@@ -91,7 +96,10 @@ impl Daemon {
             membership.credential.verify(membership.mesh, identity.id(), unix_ms()).map_err(DataDirError::from)?;
         let lock = data_dir.lock()?;
         let tag = NodeTag::new(&data_dir.path().to_string_lossy());
-        let guardian = start_guardian(&tag);
+        let files = open_files::raise();
+        let switch = Switch::new().map_err(io("make the memory that is shared with the guardian"))?;
+        let engine_socket = settings.docker.socket().ok();
+        let guardian = start_guardian(&tag, &switch, engine_socket.as_ref());
         let work = WorkRoot::open(&data_dir.work()).map_err(io("prepare the work directory"))?;
         let shares = Shares { memory_bytes: memory_bytes(&settings), cpu_milli: cpu_milli(&settings) };
         let (runners, sandbox) = runners::open(&settings, shares, &tag, data_dir.path())?;
@@ -141,7 +149,15 @@ impl Daemon {
             store,
             blobs,
             link,
-            Means { runner: Arc::clone(&runners), gather, work, secrets, volumes, tag: tag.clone() },
+            Means {
+                runner: Arc::clone(&runners),
+                gather,
+                work,
+                secrets,
+                volumes,
+                tag: tag.clone(),
+                switch: Arc::clone(&switch),
+            },
             logs,
             engine.clone(),
             runtime.clone(),
@@ -156,11 +172,15 @@ impl Daemon {
             disk,
             nonce,
             seed: random_seed(),
-            config: CoreConfig { volumes: volume_rules, ..core_config(&settings, roles, runners.ready()) },
+            config: CoreConfig {
+                volumes: volume_rules,
+                tasks_max: open_files::tasks_max(files),
+                ..core_config(&settings, roles, runners.ready())
+            },
         };
         let driver = Effects::new(Arc::clone(&shared), pool.clone(), Arc::clone(&storage), runtime);
         let thread = queue.start(&engine, setup, stored, driver).map_err(io("start the core's thread"))?;
-        Ok(Self { shared, events, pool, thread, storage, guardian, tag, down, _lock: lock })
+        Ok(Self { shared, events, pool, thread, storage, guardian, switch, engine_socket, tag, down, _lock: lock })
     }
 
     async fn serve(mut self) -> Result<(), DaemonError> {
@@ -216,7 +236,7 @@ impl Daemon {
                         && !guardian.is_alive()
                     {
                         tracing::warn!("the guardian ended; starting another");
-                        self.guardian = start_guardian(&self.tag);
+                        self.guardian = start_guardian(&self.tag, &self.switch, self.engine_socket.as_ref());
                     }
                 }
                 _ = retention.tick() => {
@@ -440,7 +460,7 @@ fn sweep_up(sweeper: &Mutex<Sweeper>, shared: &Shared) {
 }
 
 /// Ends what an earlier daemon left behind and starts the process that ends ours, should we be killed.
-fn start_guardian(tag: &NodeTag) -> Option<Guardian> {
+fn start_guardian(tag: &NodeTag, switch: &Arc<Switch>, engine: Option<&PathBuf>) -> Option<Guardian> {
     if let Err(error) = become_subreaper() {
         tracing::warn!(%error, "cannot become a subreaper: daemonised grandchildren of tasks are found later");
     }
@@ -448,7 +468,7 @@ fn start_guardian(tag: &NodeTag) -> Option<Guardian> {
     if ended > 0 {
         tracing::warn!(processes = ended, "ended processes that an earlier daemon had left");
     }
-    let spawned = std::env::current_exe().and_then(|exe| Guardian::spawn(&exe, tag));
+    let spawned = own_program::path().and_then(|exe| Guardian::spawn(&exe, tag, switch, engine));
     match spawned {
         Ok(guardian) => Some(guardian),
         Err(error) => {

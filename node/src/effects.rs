@@ -276,7 +276,8 @@ impl Driver for Effects {
                 self.shared.sightings.start(task.key.lease.job);
                 self.pool.start(task);
             }
-            Effect::Stop(run) => self.pool.stop(run),
+            Effect::Stop { run, why } => self.pool.stop(run, why),
+            Effect::Lease { runs, until } => self.pool.renew(&runs, until),
             Effect::Drain(run) => self.pool.drain(run),
             Effect::Reach(node) => self.shared.link.mesh().reach(node),
             Effect::Left => self.shared.left.notify_one(),

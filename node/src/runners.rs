@@ -13,6 +13,7 @@ use crate::exec::allowlist::Allowlist;
 use crate::exec::cell::pool::{Sandbox, SandboxMode, SandboxOptions};
 use crate::exec::docker::{DockerOptions, DockerRunner, EngineSetting, IMAGE_KEEP};
 use crate::exec::guardian::NodeTag;
+use crate::exec::own_program;
 use crate::exec::process::ProcessRunner;
 use crate::exec::python::PythonRunner;
 use crate::exec::runner::{Health, Runner};
@@ -159,7 +160,7 @@ fn isolate(
 ) -> Result<(ProcessRunner, SandboxState), DaemonError> {
     let options = SandboxOptions {
         mode: settings.sandbox,
-        exe: std::env::current_exe().map_err(io("find this program's file"))?,
+        exe: own_program::path().map_err(io("open this program's file"))?,
         readable: [settings.sandbox_readable.clone(), settings.python.readable()].concat(),
         writable: settings.sandbox_writable.clone(),
         tmp_bytes: settings.sandbox_tmp_bytes,

@@ -28,6 +28,7 @@ use sinew_node::exec::shuffle::{SORT_BUDGET_DEFAULT, key_of, partition_of};
 use sinew_node::exec::slot::{Slot, WorkRoot};
 use sinew_node::exec::stop::{StopHandle, StopReason};
 use sinew_node::exec::sweep::Sweeper;
+use sinew_node::exec::switch::Switch;
 use sinew_node::exec::task::{BatchDone, MapDone, MapWork, ReduceDone, TaskContext, run_batch, run_map, run_reduce};
 
 /// Longest wait for something that happens within milliseconds on an idle machine.
@@ -121,6 +122,7 @@ impl World {
             phase: 0,
             task: self.task,
             attempt: 1,
+            fence: (1, 1),
             files: &self.files,
             content: &NO_CONTENT,
             volumes: &[],
@@ -483,6 +485,7 @@ fn arguments_reach_no_shell_and_little_environment_gets_through() {
     let vars: BTreeMap<&str, &str> = text.lines().filter_map(|l| l.split_once('=')).collect();
     assert_eq!((vars["OWN"], vars["SINEW_TASK"], vars["SINEW_PHASE"], vars["SINEW_JOB"]), ("1 2", "2", "batch", "job"));
     assert!(Path::new(vars["SINEW_OUTPUT"]).is_absolute() && vars["SINEW_ATTEMPT"] == "1");
+    assert_eq!(vars["SINEW_FENCE"], "1.1");
     let known = |name: &str| ["PATH", "HOME", "LANG", "TMPDIR", "OWN"].contains(&name) || name.starts_with("SINEW_");
     assert!(vars.keys().all(|name| known(name)), "{text}");
     world.env.insert("A=B".into(), String::new());
@@ -660,6 +663,8 @@ fn leftovers_of_an_earlier_run_are_killed_at_the_next_start() {
     new.wait().expect("wait");
 }
 
+#[path = "exec/leases.rs"]
+mod leases;
 #[path = "exec/sweeps.rs"]
 mod sweeps;
 
@@ -671,7 +676,7 @@ mod __guardian {
     fn stands_in() {
         let args: Vec<String> = std::env::args().collect();
         if args.get(1).is_some_and(|a| a == "__guardian") {
-            assert_eq!(guardian_main(&args[2]), 0);
+            assert_eq!(guardian_main(&args[2], None), 0);
         }
     }
 }
@@ -687,7 +692,8 @@ mod __daemon {
         }
         let mut world = World::new();
         let exe = std::env::current_exe().expect("exe");
-        let mut guardian = Guardian::spawn(&exe, world.runner.tag()).expect("guardian");
+        let switch = Switch::new().expect("switch");
+        let mut guardian = Guardian::spawn(&exe, world.runner.tag(), &switch, None).expect("guardian");
         assert!(guardian.is_alive());
         let at = std::env::var_os("TAG_FILE").expect("TAG_FILE");
         std::fs::write(&at, world.runner.tag().value()).expect("write");

@@ -13,6 +13,9 @@ pub const BEAT_EVERY: Span = Span::ms(200);
 /// A worker whose beats were not answered for this long stops its attempts. Must be below [`LEASE`] by more than a beat
 /// and a slow network's round trip, so that the worker stops before anyone else starts.
 pub const FENCE_AFTER: Span = Span::ms(1_000);
+/// What ends a worker's attempts when its core stands still does so this much after [`FENCE_AFTER`]: a core that runs comes first, since
+/// it knows of answers that have only just come. Well below what is left of [`LEASE`] then.
+pub const SWITCH_AFTER: Span = Span::ms(50);
 /// A brain that heard nothing from a worker for this long awards its tasks anew.
 pub const LEASE: Span = Span::ms(1_500);
 /// A worker whose brain is silent for this long asks the whole brain set: three tries before it must fence itself.
@@ -136,6 +139,11 @@ pub const SHUN_ALL_DOUBLED_MAX: u32 = 6;
 /// A node that could not fetch what a task needs gets no more of that job's tasks for this long while others can take them:
 /// it fails fast, so it would soon have had every task more often than retries allow.
 pub const SHUN_FOR: Span = Span::ms(30_000);
+/// The same for a node that could not run a task for a reason of its own: one that knows what is wrong bids for no more by itself.
+pub const SHUN_BRIEFLY: Span = Span::ms(2_000);
+/// Attempts that nodes gave back count as none, up to so many for each task and term: with the waits between them some two
+/// minutes. What comes back more often may be the task's own doing after all.
+pub const GIVEN_BACK_MAX: u32 = 16;
 /// A brain waits this long for executors' receipts before it seals without them.
 pub const RECEIPTS_WAIT: Span = Span::ms(1_000);
 /// A node that knows three or more members and reaches too few for a brain set of three waits so long for them before it goes on
@@ -228,6 +236,8 @@ pub struct CoreConfig {
     pub cpu_milli: u32,
     /// Bytes of memory that tasks may use.
     pub memory_bytes: u64,
+    /// Tasks that may run at once, however little each needs: what the daemon has threads and descriptors for.
+    pub tasks_max: u32,
     /// The operator's labels.
     pub labels: BTreeMap<String, String>,
     /// What can run here.
@@ -257,6 +267,7 @@ impl Default for CoreConfig {
         Self {
             cpu_milli: 1_000,
             memory_bytes: 1 << 30,
+            tasks_max: u32::MAX,
             labels: BTreeMap::new(),
             runners: Runners::PROCESS,
             volumes: VolumeRules::default(),

@@ -119,12 +119,13 @@ impl Core {
     #[must_use]
     pub fn new(setup: Setup, stored: Stored, now: Now) -> Self {
         let total = Resources { cpu_milli: setup.config.cpu_milli, memory_bytes: setup.config.memory_bytes };
+        let tasks_max = setup.config.tasks_max;
         let own = setup.identity.id();
         let membership = Membership::new(own, setup.incarnation, setup.seed, MembershipConfig::default());
         let (roles, nonce) = (setup.roles, setup.nonce);
         let mut core = Self {
             ctx: Ctx::new(setup, stored.mark, now),
-            worker: Worker::new(total),
+            worker: Worker::new(total, tasks_max),
             brains: Brains::default(),
             stewards: Stewards::default(),
             clients: clients::Clients::new(now.at),
@@ -485,7 +486,7 @@ impl Core {
     }
 
     fn on_sealed(&mut self, job: JobId) {
-        self.worker.on_job_end(&mut self.ctx, job);
+        self.worker.on_job_sealed(&mut self.ctx, job);
         self.stewards.forget(&job);
         if self.ctx.ledger.sealed(&job).is_none() {
             return;

@@ -5,40 +5,21 @@ use std::sync::Arc;
 
 use sinew_crdt_state::certificate::{Credential, Roles};
 use sinew_crdt_state::envelope::Envelope;
-use sinew_crdt_state::fact::{Failure, Outcome, Output, Usage};
+use sinew_crdt_state::fact::Outcome;
 use sinew_crdt_state::ids::{DiskId, FactId, Hash, JobId, NodeId};
 use sinew_crdt_state::ledger::{OwnerMark, SealedEntry};
 use sinew_crdt_state::network::Network;
 use sinew_crdt_state::program::Runners;
 use sinew_crdt_state::secret::SecretUse;
-use sinew_crdt_state::spec::{BlobRef, JobSpec, Limits, Phase, Resources, Retry, Strategy, Work};
+use sinew_crdt_state::spec::{BlobRef, Limits, Phase, Resources, Retry, Strategy, Work};
 use sinew_crdt_state::submit_key::Asked;
 
-use crate::wire::{Class, Lease, Located, Message, Seen, Topic};
+use crate::time::Time;
+use crate::wire::{Class, Lease, Message, Seen, Topic};
 
-/// One attempt of one task, as the runner knows it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct TaskKey {
-    /// The award it runs under.
-    pub lease: Lease,
-    /// The phase.
-    pub phase: Phase,
-    /// The task.
-    pub task: u32,
-}
+mod task;
 
-/// An attempt under way on this node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RunId(pub u64);
-
-/// How an attempt ended. Outputs are on disk, fsynced, when the core hears of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TaskResult {
-    /// What it left, or why it failed.
-    pub result: Result<Vec<Output>, Failure>,
-    /// What it used.
-    pub usage: Usage,
-}
+pub use task::{RunId, StartTask, StopWhy, TaskKey, TaskResult};
 
 /// A caller's handle on a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -366,26 +347,6 @@ pub struct SharedBlobs {
     pub holders: BTreeSet<NodeId>,
 }
 
-/// A task to run.
-#[derive(Debug, Clone)]
-pub struct StartTask {
-    /// For its end, or to stop it.
-    pub run: RunId,
-    /// Which attempt. A new brain may renew the lease under another fence while it runs.
-    pub key: TaskKey,
-    /// How many attempts of this task failed before.
-    pub attempt: u32,
-    /// Tasks of this job that may run here at once. A driver that asked for tasks ahead
-    /// ([`crate::config::CoreConfig::start_ahead`]) keeps the others ready.
-    pub job_slots: u32,
-    /// The job.
-    pub spec: Arc<JobSpec>,
-    /// The nodes most likely to have the inputs, best first.
-    pub providers: Arc<Vec<NodeId>>,
-    /// For a reduce task: every map output, in order of chunks.
-    pub sources: Option<Arc<Vec<Located>>>,
-}
-
 /// A change to the node's disk.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Record {
@@ -472,7 +433,20 @@ pub enum Effect {
     /// Run a task.
     Start(StartTask),
     /// Stop a task; no [`Input::Task`] is expected for it.
-    Stop(RunId),
+    Stop {
+        /// Which.
+        run: RunId,
+        /// Why, and so how.
+        why: StopWhy,
+    },
+    /// The lease of these tasks ends at another time now. Something that does not depend on this core ends them then, should it
+    /// stand still: nothing else would.
+    Lease {
+        /// Which.
+        runs: Vec<RunId>,
+        /// Until when they may run.
+        until: Time,
+    },
     /// End a task and say when nothing of it is left: by [`Input::NotRun`], or by [`Input::Task`] if it had a result first.
     Drain(RunId),
     /// This node has left, as it was asked to by [`Input::Leave`]. What was said before this is to be sent; then the driver may end.

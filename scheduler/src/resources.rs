@@ -8,6 +8,9 @@ use sinew_crdt_state::spec::Resources;
 pub struct Pool {
     total: Resources,
     free: Resources,
+    /// Slots that may be reserved further, whatever they need.
+    slots_free: u32,
+    slots_max: u32,
 }
 
 /// Slots of `need` each that fit into so much.
@@ -19,10 +22,10 @@ pub(crate) fn slots_in(cpu_milli: u64, memory_bytes: u64, need: Resources) -> u3
 }
 
 impl Pool {
-    /// Everything free.
+    /// Everything free, for so many slots at most.
     #[must_use]
-    pub const fn new(total: Resources) -> Self {
-        Self { total, free: total }
+    pub const fn new(total: Resources, slots_max: u32) -> Self {
+        Self { total, free: total, slots_free: slots_max, slots_max }
     }
 
     /// What is free.
@@ -34,7 +37,7 @@ impl Pool {
     /// How many tasks of `need` fit now.
     #[must_use]
     pub fn slots(&self, need: Resources) -> u32 {
-        slots_in(u64::from(self.free.cpu_milli), self.free.memory_bytes, need)
+        slots_in(u64::from(self.free.cpu_milli), self.free.memory_bytes, need).min(self.slots_free)
     }
 
     /// Reserves up to `wanted` slots of `need` each, and says how many.
@@ -43,6 +46,7 @@ impl Pool {
         let taken = if planted(Bug::DoubleReserve) { 0 } else { slots };
         self.free.cpu_milli -= need.cpu_milli.max(10) * taken;
         self.free.memory_bytes -= need.memory_bytes * u64::from(taken);
+        self.slots_free -= taken;
         slots
     }
 
@@ -51,8 +55,11 @@ impl Pool {
         let slots = if planted(Bug::DoubleReserve) { 0 } else { slots };
         self.free.cpu_milli += need.cpu_milli.max(10) * slots;
         self.free.memory_bytes += need.memory_bytes * u64::from(slots);
+        self.slots_free += slots;
         assert!(
-            self.free.cpu_milli <= self.total.cpu_milli && self.free.memory_bytes <= self.total.memory_bytes,
+            self.free.cpu_milli <= self.total.cpu_milli
+                && self.free.memory_bytes <= self.total.memory_bytes
+                && self.slots_free <= self.slots_max,
             "more was released than reserved"
         );
     }
@@ -64,12 +71,16 @@ mod tests {
 
     #[test]
     fn reservations_never_exceed_the_total_and_come_back() {
-        let mut pool = Pool::new(Resources { cpu_milli: 2_000, memory_bytes: 100 });
+        let mut pool = Pool::new(Resources { cpu_milli: 2_000, memory_bytes: 100 }, 1_000);
         let task = Resources { cpu_milli: 500, memory_bytes: 30 };
         assert_eq!(pool.reserve(task, 10), 3, "memory binds");
         assert_eq!(pool.reserve(task, 1), 0);
         pool.release(task, 3);
         let light = Resources { cpu_milli: 0, memory_bytes: 0 };
         assert_eq!(pool.reserve(light, 1_000), 200, "even nothing counts as 10 thousandths");
+        let mut few = Pool::new(Resources { cpu_milli: 2_000, memory_bytes: 100 }, 7);
+        assert_eq!((few.reserve(light, 5), few.reserve(light, 5)), (5, 2), "no more slots than there may be");
+        few.release(light, 7);
+        assert_eq!(few.slots(light), 7);
     }
 }

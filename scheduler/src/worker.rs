@@ -16,7 +16,7 @@ use sinew_crdt_state::spec::{JobSpec, PACE_MAX, PACE_MIN, Phase, Resources};
 
 use crate::config::{BEAT_EVERY, FENCE_AFTER, LEASE, MISSING_MAX};
 use crate::ctx::Ctx;
-use crate::io::{Effect, Note, RunId, StartTask, TaskKey, TaskResult};
+use crate::io::{Effect, Note, RunId, StartTask, StopWhy, TaskKey, TaskResult};
 use crate::resources::Pool;
 use crate::time::{Span, Time};
 use crate::wire::{Assign, Lease, LoadDigest, Located, Message};
@@ -86,6 +86,8 @@ pub(crate) struct Worker {
     runs: BTreeMap<RunId, (Lease, Phase, u32)>,
     run_last: u64,
     done: BTreeMap<JobId, Done>,
+    /// What was stopped because a brain has a verdict, until the job is sealed.
+    stopped: BTreeMap<JobId, Vec<RunId>>,
     beat_at: Time,
     beat_seq: u64,
     beats: VecDeque<(u64, Time)>,
@@ -109,13 +111,14 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    pub(crate) fn new(total: Resources) -> Self {
+    pub(crate) fn new(total: Resources, tasks_max: u32) -> Self {
         Self {
-            pool: Pool::new(total),
+            pool: Pool::new(total, tasks_max),
             held: BTreeMap::new(),
             runs: BTreeMap::new(),
             run_last: 0,
             done: BTreeMap::new(),
+            stopped: BTreeMap::new(),
             beat_at: Time::default(),
             beat_seq: 0,
             beats: VecDeque::new(),
@@ -386,14 +389,15 @@ impl Worker {
         let hit =
             |p: Phase, t: u32| tasks.is_empty() || (p == phase && tasks.iter().any(|r| r.start <= t && t < r.end()));
         let runs = &mut self.runs;
-        held.running.retain(|(p, t), run| {
-            let stop = hit(*p, *t);
-            if stop {
-                runs.remove(run);
-                ctx.effect(Effect::Stop(*run));
-            }
-            !stop
-        });
+        let stopped: Vec<RunId> = held.running.extract_if(.., |(p, t), _| hit(*p, *t)).map(|(_, run)| run).collect();
+        for run in &stopped {
+            runs.remove(run);
+            ctx.effect(Effect::Stop { run: *run, why: StopWhy::Unwanted });
+        }
+        if tasks.is_empty() {
+            // The brain has a verdict; it is yet to become final.
+            self.stopped.entry(lease.job).or_default().extend(stopped);
+        }
         let mut kept = VecDeque::new();
         for (p, run) in held.queue.drain(..) {
             for task in run.start..run.end() {
@@ -408,18 +412,23 @@ impl Worker {
 
     pub(crate) fn on_release(&mut self, ctx: &mut Ctx, from: NodeId, lease: Lease) {
         if self.held.get(&lease).is_some_and(|h| h.brain == from) {
-            self.drop_held(ctx, lease);
+            // What runs under it all the same is anybody's from now on.
+            self.drop_held(ctx, lease, StopWhy::Fenced);
         }
     }
 
     /// Ends an award here: stops what runs, gives the slots back, keeps unsettled reports for whoever leads next.
-    fn drop_held(&mut self, ctx: &mut Ctx, lease: Lease) {
+    fn drop_held(&mut self, ctx: &mut Ctx, lease: Lease, why: StopWhy) {
         self.report(ctx, lease);
         let Some(held) = self.held.remove(&lease) else { return };
+        let why = if planted(Bug::FenceWithGrace) { StopWhy::Over } else { why };
+        if why == StopWhy::Unwanted {
+            self.stopped.entry(lease.job).or_default().extend(held.running.values());
+        }
         for run in held.running.values() {
             self.runs.remove(run);
             if !planted(Bug::TasksOutliveLease) {
-                ctx.effect(Effect::Stop(*run));
+                ctx.effect(Effect::Stop { run: *run, why });
             }
         }
         if !planted(Bug::LeakReservation) || held.open() == 0 {
@@ -437,14 +446,22 @@ impl Worker {
         self.bids.clear();
         for lease in self.held.keys().copied().collect::<Vec<_>>() {
             ctx.note(Note::Fenced { lease });
-            self.drop_held(ctx, lease);
+            self.drop_held(ctx, lease, StopWhy::Fenced);
         }
     }
 
-    /// The job ended: everything for it stops, and this node signs what it did.
+    /// The job is sealed: nobody else will run anything of it.
+    pub(crate) fn on_job_sealed(&mut self, ctx: &mut Ctx, job: JobId) {
+        self.on_job_end(ctx, job);
+        for run in self.stopped.remove(&job).into_iter().flatten() {
+            ctx.effect(Effect::Stop { run, why: StopWhy::Over });
+        }
+    }
+
+    /// The job ended, unless a later brain says otherwise: everything for it stops, and this node signs what it did.
     pub(crate) fn on_job_end(&mut self, ctx: &mut Ctx, job: JobId) {
         for lease in self.leases_of(job) {
-            self.drop_held(ctx, lease);
+            self.drop_held(ctx, lease, StopWhy::Unwanted);
         }
         let Some(done) = self.done.remove(&job) else { return };
         if done.reports > 1 {
@@ -492,6 +509,7 @@ impl Worker {
             let attempt = held.attempts.remove(&(phase, task)).unwrap_or(0);
             ctx.effect(Effect::Start(StartTask {
                 run,
+                until: held.until(),
                 key: TaskKey { lease, phase, task },
                 attempt,
                 job_slots,

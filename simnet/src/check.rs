@@ -123,6 +123,9 @@ impl World {
             if !node.runs.is_empty() {
                 why.push(format!("{} runs {} tasks", node.name, node.runs.len()));
             }
+            if !node.stopping.is_empty() {
+                why.push(format!("{} stops {} tasks", node.name, node.stopping.len()));
+            }
         }
         let roots = self.roots();
         if roots.len() > 1 {

@@ -36,6 +36,8 @@ pub enum Stopped {
     Blocked,
     /// The core stopped it.
     ByCore,
+    /// Its lease was over while its daemon stood still.
+    BySwitch,
     /// The node went down.
     Crash,
 }
@@ -112,16 +114,10 @@ impl World {
             node,
             format!("start {name} {phase}/{task} fence {:?} attempt {}", start.key.lease.fence, start.attempt),
         );
-        self.nodes[node].runs.insert(start.run, Running { execution, cpu_milli, missing: away, ends_at: None });
+        let running = Running { execution, cpu_milli, missing: away, ends_at: None, until: start.until };
+        self.nodes[node].runs.insert(start.run, running);
         let life = self.roll.life(node);
         self.queue.push(self.now + Span(gather.0 + work.0), Event::TaskEnd { life, run: start.run });
-    }
-
-    pub(crate) fn stop_task(&mut self, node: Index, run: RunId) {
-        if let Some(running) = self.nodes[node].runs.remove(&run) {
-            self.executions[running.execution].end = Some((self.now, Stopped::ByCore));
-            self.say(node, format!("stopped {:?}", self.executions[running.execution]));
-        }
     }
 
     pub(crate) fn task_ended(&mut self, node: Index, run: RunId) {
@@ -148,13 +144,18 @@ impl World {
         } else {
             Some(failure(ErrorCode::Fetch, true))
         };
+        let by_switch = matches!(execution.end, Some((_, Stopped::BySwitch)));
+        let failed = if by_switch { Some(failure(ErrorCode::Lost, true)) } else { failed };
         let usage = Usage { wall_ms: 1, cpu_ms: 1, ..Usage::default() };
         let stopped = match &failed {
+            _ if by_switch => Stopped::BySwitch,
             _ if !self.gathered[running.execution] => Stopped::Blocked,
             Some(_) => Stopped::Failed,
             None => Stopped::Done,
         };
-        self.executions[running.execution].end = Some((self.now, stopped));
+        // It may have ended while its daemon stood still.
+        let at = execution.end.map_or(self.now, |(at, _)| at);
+        self.executions[running.execution].end = Some((at, stopped));
         let result = match failed {
             Some(failure) => Err(failure),
             None => {

@@ -53,14 +53,16 @@ impl World {
         let frozen = n.frozen.take();
         self.standing_still -= usize::from(frozen.is_some());
         let runs = std::mem::take(&mut n.runs);
+        let stopping = std::mem::take(&mut n.stopping);
         self.roll.begin_life(node);
         // What stood still until it died did nothing meanwhile.
-        self.pauses.extend(frozen.map(|f| f.until(node, now)));
+        self.pauses.extend(frozen.filter(|f| !f.daemon_alone).map(|f| f.until(node, now)));
         if damage.lied > 0 {
             self.watch.forgot.insert(node);
         }
-        for (_, run) in runs {
-            self.executions[run.execution].end = Some((now, Stopped::Crash));
+        for execution in runs.into_values().map(|r| r.execution).chain(stopping.into_values().map(|s| s.execution)) {
+            // It may have ended while its daemon stood still.
+            self.executions[execution].end.get_or_insert((now, Stopped::Crash));
         }
         for peer in self.links.peers(node).collect::<Vec<_>>() {
             // A reset cannot cross a cut: that end finds out as it would of any silence.

@@ -46,6 +46,7 @@ mod roll;
 mod rollback;
 pub mod run;
 mod sight;
+mod stop;
 mod trace;
 mod traffic;
 mod units;

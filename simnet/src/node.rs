@@ -64,6 +64,17 @@ pub(crate) struct Running {
     pub(crate) missing: Vec<Hash>,
     /// When it will have ended, if it was told to.
     pub(crate) ends_at: Option<Time>,
+    /// When its lease ends, by the node's clock, as the core said last.
+    pub(crate) until: Time,
+}
+
+/// A task on its way out.
+#[derive(Debug)]
+pub(crate) struct Stopping {
+    /// Its number in the world's list of executions.
+    pub(crate) execution: usize,
+    /// When it would be gone in good order, and when its lease ends; `None` if it was killed.
+    pub(crate) graceful: Option<(Time, Time)>,
 }
 
 /// A fetch under way.
@@ -85,6 +96,8 @@ pub(crate) struct Node {
     pub(crate) clock: Clock,
     pub(crate) core: Option<Core>,
     pub(crate) runs: BTreeMap<RunId, Running>,
+    /// Tasks that the core stopped and that are not gone yet, each with its number in the world's list of executions.
+    pub(crate) stopping: BTreeMap<RunId, Stopping>,
     pub(crate) fetches: BTreeMap<FetchId, Fetching>,
     pub(crate) disk_at: Option<Time>,
     /// What reached it while it stands still.
@@ -122,6 +135,7 @@ impl Node {
             config,
             core: None,
             runs: BTreeMap::new(),
+            stopping: BTreeMap::new(),
             fetches: BTreeMap::new(),
             disk_at: None,
             frozen: None,

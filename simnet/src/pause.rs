@@ -1,18 +1,26 @@
-//! Machines that stand still: a laptop that sleeps, a virtual machine that is moved. Nothing is lost, everything is late.
+//! Machines that stand still: a laptop that sleeps, a virtual machine that is moved. Nothing is lost, everything is late. And daemons
+//! that do so alone, stopped or swapped out, while their tasks run on.
 
-use sinew_scheduler::io::Input;
+use sinew_scheduler::io::{Input, RunId};
 use sinew_scheduler::time::{Span, Time};
 
+use crate::exec::Stopped;
 use crate::queue::{Event, Index, Model};
+use crate::stop::KILL_MS_MAX;
 use crate::world::World;
 
 /// A peer that says nothing for so long has its connections closed: as QUIC's default idle timeout.
 const CONNECTION_SURVIVES: Span = Span::ms(10_000);
 
-/// A machine that stands still, and what reached it meanwhile.
+/// What programs do on a machine that has just gone on, before they are ended because their leases are over, cannot be helped.
+const WAKING: Span = Span::ms(KILL_MS_MAX + 1);
+
+/// A machine that stands still, or a daemon, and what reached it meanwhile.
 #[derive(Debug)]
 pub(crate) struct Frozen {
     pub(crate) since: Time,
+    /// Whether its tasks go on.
+    pub(crate) daemon_alone: bool,
     events: Vec<Event>,
     /// What the core would have been told.
     inputs: Vec<Input>,
@@ -24,6 +32,8 @@ pub(crate) struct Pause {
     node: Index,
     from: Time,
     to: Time,
+    /// Until when what still runs there is excused.
+    helpless: Time,
 }
 
 impl Frozen {
@@ -33,8 +43,8 @@ impl Frozen {
     }
 
     /// The time in which it stood still.
-    pub(crate) const fn until(&self, node: Index, to: Time) -> Pause {
-        Pause { node, from: self.since, to }
+    pub(crate) fn until(&self, node: Index, to: Time) -> Pause {
+        Pause { node, from: self.since, to, helpless: to + WAKING }
     }
 
     /// Whether anything reached it.
@@ -46,22 +56,40 @@ impl Frozen {
 impl World {
     /// A machine stands still, its tasks too, until [`World::resume`]; a task that falls due meanwhile ends right then.
     pub fn pause(&mut self, name: &str) {
+        self.counters.pauses += 1;
+        self.freeze(name, false);
+    }
+
+    /// A daemon stands still until [`World::resume`], and its tasks run on: it is stopped, swapped out, or in a debugger.
+    pub fn stall(&mut self, name: &str) {
+        self.counters.stalls += 1;
+        self.freeze(name, true);
+        self.arm_switch(self.index(name));
+    }
+
+    fn freeze(&mut self, name: &str, daemon_alone: bool) {
         let node = self.index(name);
         assert!(self.nodes[node].is_up(), "{name} is down");
-        self.say(node, "PAUSED".to_owned());
-        self.counters.pauses += 1;
-        let frozen = Frozen { since: self.now, events: Vec::new(), inputs: Vec::new() };
+        self.say(node, if daemon_alone { "STALLED" } else { "PAUSED" }.to_owned());
+        let frozen = Frozen { since: self.now, daemon_alone, events: Vec::new(), inputs: Vec::new() };
         assert!(self.nodes[node].frozen.replace(frozen).is_none(), "{name} is paused already");
         self.standing_still += 1;
     }
 
-    /// A machine goes on; whatever came in or fell due meanwhile happens now.
+    /// Whether a daemon stands still alone.
+    pub(crate) fn is_stalled(&self, node: Index) -> bool {
+        self.nodes[node].frozen.as_ref().is_some_and(|f| f.daemon_alone)
+    }
+
+    /// A machine or a daemon goes on; whatever came in or fell due meanwhile happens now.
     pub fn resume(&mut self, name: &str) {
         let node = self.index(name);
         let frozen = self.nodes[node].frozen.take().expect("only a paused node goes on");
         self.standing_still -= 1;
         self.say(node, "RESUMED".to_owned());
-        self.pauses.push(frozen.until(node, self.now));
+        if !frozen.daemon_alone {
+            self.pauses.push(frozen.until(node, self.now));
+        }
         if self.now - frozen.since >= CONNECTION_SURVIVES {
             for peer in self.links.peers(node).collect::<Vec<_>>() {
                 self.disconnect(node, peer, Span(0));
@@ -87,7 +115,7 @@ impl World {
     /// Whether a machine does nothing, or has only just gone on and not yet made up for what it missed.
     pub(crate) fn stands_still(&self, node: Index) -> bool {
         let now = self.now;
-        self.nodes[node].frozen.is_some()
+        self.nodes[node].frozen.as_ref().is_some_and(|f| !f.daemon_alone)
             || self.pauses.iter().rev().take_while(|p| p.to == now).any(|p| p.node == node)
     }
 
@@ -101,17 +129,32 @@ impl World {
             Event::Model(Model::Gossip { to, .. } | Model::Control { to, .. }) => to.node,
             Event::Model(Model::Beat(life) | Model::Improve(life) | Model::Dialled { from: life, .. }) => life.node,
             Event::Tick(life) | Event::Disk(life) | Event::Flush(life) => life.node,
-            Event::TaskEnd { life, .. } | Event::Fetched { life, .. } | Event::Answered { life, .. } => life.node,
+            Event::TaskEnd { life, .. } | Event::TaskGone { life, .. } | Event::Switch { life, .. } => life.node,
+            Event::Fetched { life, .. } | Event::Answered { life, .. } => life.node,
             Event::Loaded { life, .. } | Event::Closed { life, .. } => life.node,
             Event::Connect { a, b } => *if self.nodes[*a].frozen.is_some() { a } else { b },
             Event::CutTimeout { .. } | Event::Model(_) => return Some(event),
         };
+        if self.is_stalled(node) {
+            match &event {
+                Event::TaskGone { .. } | Event::Switch { .. } => return Some(event),
+                Event::TaskEnd { life, run } if self.is_alive(*life) => self.ended_unseen(node, *run),
+                _ => {}
+            }
+        }
         match &mut self.nodes[node].frozen {
             Some(frozen) => {
                 frozen.events.push(event);
                 None
             }
             None => Some(event),
+        }
+    }
+
+    /// A program ends, and its daemon does not see it.
+    fn ended_unseen(&mut self, node: Index, run: RunId) {
+        if let Some(running) = self.nodes[node].runs.get(&run) {
+            self.executions[running.execution].end.get_or_insert((self.now, Stopped::Done));
         }
     }
 
@@ -124,7 +167,7 @@ impl World {
             if pause.from > at {
                 break;
             }
-            at = at.max(pause.to);
+            at = at.max(pause.helpless);
         }
         at < to
     }

@@ -33,7 +33,8 @@ pub struct Plan {
     input_len: Option<u64>,
     jitter: bool,
     slow: BTreeMap<(Phase, u32), Span>,
-    failing: BTreeMap<(Phase, u32), u32>,
+    /// How often tasks are given back first, and then fail.
+    failing: BTreeMap<(Phase, u32), (u32, u32)>,
     fatal: BTreeMap<(Phase, u32), ErrorCode>,
 }
 
@@ -183,10 +184,17 @@ impl Plan {
         self
     }
 
+    /// A task's first attempts come back because their nodes cannot run it, with `E_LOST`.
+    #[must_use]
+    pub fn given_back(mut self, phase: Phase, task: u32, times: u32) -> Self {
+        self.failing.entry((phase, task)).or_default().0 = times;
+        self
+    }
+
     /// A task's first attempts fail with `E_EXIT`.
     #[must_use]
     pub fn failing(mut self, phase: Phase, task: u32, times: u32) -> Self {
-        self.failing.insert((phase, task), times);
+        self.failing.entry((phase, task)).or_default().1 = times;
         self
     }
 
@@ -295,8 +303,11 @@ impl Plan {
         if let Some(code) = self.fatal.get(&(phase, task)) {
             return Some(failure(*code, code.retryable()));
         }
-        let times = self.failing.get(&(phase, task)).copied().unwrap_or(0);
-        (before < times).then(|| failure(ErrorCode::Exit, true))
+        let (back, times) = self.failing.get(&(phase, task)).copied().unwrap_or_default();
+        if before < back {
+            return Some(failure(ErrorCode::Lost, true));
+        }
+        (before - back < times).then(|| failure(ErrorCode::Exit, true))
     }
 }
 

@@ -54,6 +54,10 @@ pub(crate) enum Event {
     Flush(Life),
     /// A task's time is up.
     TaskEnd { life: Life, run: RunId },
+    /// A task that was stopped is gone.
+    TaskGone { life: Life, run: RunId },
+    /// The lease of a task is over whose daemon may stand still.
+    Switch { life: Life, run: RunId },
     /// A fetch ends.
     Fetched { life: Life, id: FetchId },
     /// An entry was read from disk.

@@ -10,6 +10,12 @@ use crate::traffic::Traffic;
 pub struct Counters {
     /// Events handled.
     pub events: u64,
+    /// Times that a core told how long tasks may run on.
+    pub lease_effects: u64,
+    /// Tasks ended because their lease was over while their daemon stood still.
+    pub switched: u64,
+    /// Times that a daemon stood still while its tasks ran on.
+    pub stalls: u64,
     /// Times that a busy core collected inputs before it answered.
     pub batches: u64,
     /// Attempts that could not begin because an input was out of reach.

@@ -309,6 +309,8 @@ impl World {
                 }
             }
             Event::Flush(life) => self.flush_due(life),
+            Event::TaskGone { life, run } => self.task_gone(life, run),
+            Event::Switch { life, run } => self.switch_due(life, run),
             Event::Connect { a, b } => self.try_connect(a, b),
             Event::Closed { life, peer } => self.closed(life, peer),
             Event::Model(event) => self.model(event),
@@ -349,7 +351,8 @@ impl World {
             Effect::Start(start) => {
                 self.start_task(node, start);
             }
-            Effect::Stop(run) => self.stop_task(node, run),
+            Effect::Stop { run, why } => self.stop_task(node, run, why),
+            Effect::Lease { runs, until } => self.lease_moved(node, &runs, until),
             Effect::Drain(run) => self.drain_task(node, run),
             Effect::Left => self.has_left(node),
             // Connections here lead where they lead, or are known to be gone.

@@ -3,6 +3,7 @@
 use sinew_crdt_state::certificate::Roles;
 use sinew_crdt_state::error_code::ErrorCode;
 use sinew_crdt_state::fact::Outcome;
+use sinew_scheduler::config::GIVEN_BACK_MAX;
 use sinew_scheduler::io::{CancelError, SubmitError};
 use sinew_simnet::{NodeSetup, Stopped, World, completed, failed, finished, job, millis, running, seconds, started};
 
@@ -30,6 +31,34 @@ fn a_task_that_fails_once_too_often_fails_the_job() {
     world.run_until_idle();
     world.check_invariants();
     assert_eq!(world.executions_of(&job).filter(|e| e.task == 2).count(), 4);
+}
+
+/// A node that cannot run a task is no reason to give the task up: another one does, or the same one later.
+#[test]
+fn what_nodes_give_back_counts_as_no_attempt() {
+    for (seed, names) in [(304, &["a", "b", "c"][..]), (305, &["a"])] {
+        let mut world = World::seed(seed).nodes(names.iter().copied());
+        let job = world.submit("a", &job().tasks(4).retries(1).given_back(0, 2, 5).failing(0, 2, 1));
+        world.run_until(completed(job));
+        world.run_until_idle();
+        world.check_invariants();
+        let attempts: Vec<_> = world.executions_of(&job).filter(|e| e.task == 2).collect();
+        assert_eq!(attempts.iter().map(|e| e.attempt).collect::<Vec<_>>(), [0, 0, 0, 0, 0, 0, 1], "in {names:?}");
+        assert!(names.len() == 1 || attempts[0].node != attempts[1].node, "another node is asked first");
+    }
+}
+
+/// ... but not for ever: the task may be what breaks them.
+#[test]
+fn what_nodes_give_back_without_end_fails() {
+    let mut world = World::seed(306).nodes(["a", "b", "c"]);
+    let job = world.submit("a", &job().tasks(4).retries(1).given_back(0, 2, u32::MAX));
+    world.run_for(seconds(100));
+    world.run_until(failed(job, ErrorCode::Lost, 2));
+    world.run_until_idle();
+    world.check_invariants();
+    let count = world.executions_of(&job).filter(|e| e.task == 2).count();
+    assert_eq!(count, usize::try_from(GIVEN_BACK_MAX).expect("few") + 2);
 }
 
 #[test]

@@ -184,6 +184,8 @@ pub(crate) enum Command {
     Guardian {
         /// Marks the daemon's processes.
         tag: String,
+        /// The socket of the Docker engine that the daemon uses.
+        engine: Option<PathBuf>,
     },
 }
 

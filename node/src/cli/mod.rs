@@ -79,7 +79,7 @@ pub fn main() -> ExitCode {
 
 fn dispatch(cli: Cli, ui: Ui) -> Result<u8, CliError> {
     match cli.command {
-        Command::Guardian { tag } => Ok(crate::exec::guardian::guardian_main(&tag)),
+        Command::Guardian { tag, engine } => Ok(crate::exec::guardian::guardian_main(&tag, engine.as_deref())),
         Command::Completions { shell } => pages::completions(ui, shell),
         Command::Man { out } => pages::man(ui, &out),
         Command::Schema => pages::schema(ui),

@@ -14,7 +14,9 @@ use super::outcome::Failure;
 use super::process::{Group, not_started};
 use super::procfs;
 use super::python::Call;
+use super::stop::{Bound, StopHandle};
 use super::sweep;
+use super::switch::Kind;
 
 /// Bytes written that are not worth ending a task for.
 const WRITTEN_MIN: u64 = 1 << 20;
@@ -154,6 +156,8 @@ impl Body {
 /// A program in a cell.
 #[derive(Debug)]
 pub(super) struct CellRun {
+    /// Until its program is gone the cell is killed when its lease is over. Dropped before the cell.
+    bound: Option<Bound>,
     /// `None` once it has been given back or given up.
     lease: Option<Lease>,
     program: String,
@@ -169,7 +173,15 @@ impl CellRun {
     /// Takes over a cell, just before its program starts.
     pub(super) fn new(lease: Lease, program: String, live: sweep::Live) -> Self {
         let written_before = procfs::written(lease.cell.pid().as_raw_nonzero().get()).unwrap_or(0);
-        Self { lease: Some(lease), program, told: None, written_before, over_memory: None, _live: live }
+        Self { bound: None, lease: Some(lease), program, told: None, written_before, over_memory: None, _live: live }
+    }
+
+    /// Has the cell killed when the lease of its program is over.
+    pub(super) fn bind(&mut self, stop: &StopHandle, run: u64) -> Result<(), Failure> {
+        if let Some(pid) = self.init() {
+            self.bound = Some(stop.bind(Kind::Cell, pid.as_raw_nonzero().get(), run)?);
+        }
+        Ok(())
     }
 
     /// Starts its program.
@@ -223,6 +235,7 @@ impl CellRun {
             // Dropping the lease kills whatever there is, and with it goes the count of what the kernel killed.
             _ => {
                 self.over_memory = self.out_of_memory();
+                self.bound = None;
                 self.lease = None;
             }
         }
@@ -239,6 +252,7 @@ impl CellRun {
             self.over_memory = self.out_of_memory();
         }
         self.end();
+        self.bound = None;
         if self.over_memory.is_some() {
             // Whatever the kernel left alive ends with the cell.
             self.lease = None;

@@ -26,10 +26,13 @@ use super::outcome::{Failure, Usage};
 use super::process::Pipe;
 use super::procfs;
 use super::runner::{Ended, RunLimits, Streams};
+use super::stop::StopReason;
 
 /// How often a running program is looked at for memory and for bytes written elsewhere: rare enough to cost nothing, often
 /// enough that a runaway writer is stopped within a few hundred MB.
 const SAMPLE_EVERY: Duration = Duration::from_millis(200);
+/// How often it is looked whether one that ends in good order is to be killed after all.
+const LOOK_EVERY: Duration = Duration::from_millis(25);
 /// After a SIGKILL this is how long the end may take: a process that is stuck in the kernel, or a sandbox that does not answer,
 /// must not hold the slot for ever.
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
@@ -117,7 +120,7 @@ impl<'a> Driver<'a> {
     pub(super) fn run(mut self) -> Ended {
         let started = Instant::now();
         if let Err(e) = self.prepare_pipes() {
-            self.end_now(Failure::new(ErrorCode::Oom, format!("the program's pipes could not be set up: {e}")));
+            self.end_now(Failure::new(ErrorCode::Lost, format!("the program's pipes could not be set up: {e}")));
         }
         loop {
             self.enforce();
@@ -127,7 +130,7 @@ impl<'a> Driver<'a> {
             let ready = match self.wait() {
                 Ok(ready) => ready,
                 Err(e) => {
-                    self.end_now(Failure::new(ErrorCode::Oom, format!("waiting for the program failed: {e}")));
+                    self.end_now(Failure::new(ErrorCode::Lost, format!("waiting for the program failed: {e}")));
                     break;
                 }
             };
@@ -162,10 +165,13 @@ impl<'a> Driver<'a> {
 
     /// Applies whatever wish or limit is due.
     fn enforce(&mut self) {
-        if self.verdict.is_none()
-            && let Some(reason) = self.shared.stop.reason()
-        {
-            self.end_gently(reason.failure());
+        match self.shared.stop.reason() {
+            // Others may have it by now.
+            Some(reason @ StopReason::Fenced) if self.verdict.is_none() || self.kill_at.is_some() => {
+                self.end_now(reason.failure());
+            }
+            Some(reason) if self.verdict.is_none() => self.end_gently(reason.failure()),
+            _ => {}
         }
         let now = Instant::now();
         if self.verdict.is_none() && self.limits.deadline.is_some_and(|at| now >= at) {
@@ -256,7 +262,9 @@ impl<'a> Driver<'a> {
         let runs = self.verdict.is_none();
         let deadline = self.limits.deadline.filter(|_| runs);
         let sample = runs.then_some(self.next_sample);
-        let next = [deadline, self.kill_at, self.give_up_at, sample].into_iter().flatten().min()?;
+        // The right to run may be lost while it ends in good order.
+        let look = self.kill_at.map(|_| Instant::now() + LOOK_EVERY);
+        let next = [deadline, self.kill_at, self.give_up_at, sample, look].into_iter().flatten().min()?;
         let left = next.saturating_duration_since(Instant::now());
         Some(Timespec {
             tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
@@ -376,6 +384,11 @@ impl<'a> Driver<'a> {
             }
             Err(why) => Some(why),
         };
+        if exit.is_some() && self.verdict.is_none() {
+            // Killed from outside, because nobody here saw to it.
+            let fenced = self.shared.stop.reason().filter(|reason| *reason == StopReason::Fenced);
+            self.verdict = fenced.map(StopReason::failure);
+        }
         if exit.is_some() {
             // The write that went over the cap may be what failed the program.
             let known = self.sample_elsewhere().is_ok();

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use sinew_crdt_state::error_code::ErrorCode;
 use sinew_crdt_state::ids::Hash;
@@ -98,7 +99,8 @@ impl Failure {
     /// Our own disk or directory refused: `doing` says what, as in "create the output directory".
     #[must_use]
     pub fn storage(doing: &str, error: &std::io::Error) -> Self {
-        Self::new(ErrorCode::Storage, format!("could not {doing}: {error}"))
+        let code = if is_out_of_files(error) { ErrorCode::Lost } else { ErrorCode::Storage };
+        Self::new(code, format!("could not {doing}: {error}"))
     }
 
     /// More output than allowed.
@@ -152,6 +154,12 @@ impl Failure {
     }
 }
 
+/// Whether the daemon, or the machine, has as many files open as it may: no fault of whatever wanted one more.
+#[must_use]
+pub fn is_out_of_files(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error().map(Errno::from_raw_os_error), Some(Errno::MFILE | Errno::NFILE))
+}
+
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.code, self.message)
@@ -175,6 +183,15 @@ mod tests {
         assert_eq!(Failure::from_input(failure.clone().into_input_error()), failure);
         let plain = Failure::from_input(std::io::Error::other("disk"));
         assert_eq!(plain.code, ErrorCode::Fetch);
+    }
+
+    #[test]
+    fn running_out_of_files_is_no_fault_of_the_task() {
+        let code = |errno: Errno| Failure::storage("open it", &errno.into()).code;
+        assert_eq!(
+            [Errno::MFILE, Errno::NFILE, Errno::NOSPC].map(code),
+            [ErrorCode::Lost, ErrorCode::Lost, ErrorCode::Storage]
+        );
     }
 
     #[test]

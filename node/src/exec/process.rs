@@ -28,9 +28,12 @@ use super::control::{Shared, Who};
 use super::drive::Driver;
 use super::guardian::{NodeTag, RUN_VAR, TAG_VAR};
 use super::lookup;
+use super::open_files;
 use super::outcome::Failure;
 use super::runner::{Control, Ended, Execution, Health, Launch, Prepared, RunLimits, Runner, Streams, View};
+use super::stop::Bound;
 use super::sweep::{self, Target};
+use super::switch::Kind;
 use super::volumes;
 
 /// Variables of the daemon that programs see. Everything else, tokens above all, stays with the daemon.
@@ -122,6 +125,11 @@ impl ProcessRunner {
         self.sandbox.as_ref()
     }
 
+    /// Why nothing may run here, if that is so for good.
+    pub(super) fn refusal(&self) -> Option<&str> {
+        self.refusal.as_deref()
+    }
+
     /// The tag its processes carry.
     #[must_use]
     pub const fn tag(&self) -> &NodeTag {
@@ -176,7 +184,8 @@ impl Runner for ProcessRunner {
     }
 
     fn health(&self) -> Health {
-        self.refusal.clone().map_or(Health::Ready, Health::Unavailable)
+        let trouble = || self.sandbox.as_ref().and_then(|sandbox| sandbox.trouble());
+        self.refusal.clone().or_else(trouble).map_or(Health::Ready, Health::Unavailable)
     }
 
     fn prepare(&self, launch: &Launch<'_>) -> Result<Prepared, Failure> {
@@ -270,9 +279,14 @@ impl ProcessRunner {
         live: sweep::Live,
     ) -> Result<(Body, Option<OwnedFd>), Failure> {
         let command = self.command(launch, prepared, [&pipes[0], &pipes[1]]).map_err(|e| lacking("pipes", &e));
+        // Before there is a process: it carries the run's number.
+        let bound = launch.stop.bind(Kind::Group, 0, launch.run)?;
         let mut child = command?.spawn().map_err(|e| spawn_failure(launch, prepared, &e))?;
+        open_files::restore_for(child.id());
         let stdin = child.stdin.take().map(OwnedFd::from);
-        let group = Group::new(child, live)?;
+        let mut group = Group::new(child, live)?;
+        bound.pid(Kind::Group, group.pid.as_raw_nonzero().get(), launch.run);
+        group.bound = Some(bound);
         let pidfd =
             pidfd_open(group.pid, PidfdFlags::empty()).map_err(|e| lacking("a process descriptor", &e.into()))?;
         Ok((Body::Child(group, pidfd), stdin))
@@ -300,6 +314,7 @@ impl ProcessRunner {
         let shown = prepared.program.display().to_string();
         let lease = sandbox.take(&launch.place)?;
         let mut run = CellRun::new(lease, shown, live);
+        run.bind(launch.stop, launch.run)?;
         let program = CellProgram { program: prepared.program, argv: launch.argv(), env, stdio };
         run.start(program)?;
         Ok((Body::Cell(Box::new(run)), stdin.map(|pipe| pipe.write)))
@@ -353,8 +368,9 @@ fn in_cell(sandbox: &Sandbox, launch: &Launch<'_>, name: &str, path: &str) -> Re
     Ok(if is_own { Path::new(cell::WORK).join(given) } else { found })
 }
 
+/// The node lacked something for a task. That is no fault of the task's, and no attempt of it: it is given back.
 pub(super) fn lacking(what: &str, error: &std::io::Error) -> Failure {
-    Failure::new(ErrorCode::Oom, format!("this node could not give the task {what}: {error}"))
+    Failure::new(ErrorCode::Lost, format!("this node could not give the task {what}: {error}"))
 }
 
 fn spawn_failure(launch: &Launch<'_>, prepared: &Prepared, error: &std::io::Error) -> Failure {
@@ -375,7 +391,16 @@ pub(super) fn not_started(program: &str, error: &std::io::Error, found: bool) ->
         Some(rustix::io::Errno::TOOBIG) => "its arguments and environment are longer than the system takes".to_owned(),
         Some(rustix::io::Errno::ACCESS | rustix::io::Errno::PERM) => "this node may not execute it".to_owned(),
         None => error.to_string(),
-        Some(_) => return lacking(&format!("a process for `{program}`"), error),
+        Some(
+            rustix::io::Errno::AGAIN | rustix::io::Errno::NOMEM | rustix::io::Errno::MFILE | rustix::io::Errno::NFILE,
+        ) => {
+            return lacking(&format!("a process for `{program}`"), error);
+        }
+        // Something about the program that may pass: its file is being written, for example.
+        Some(_) => {
+            let message = format!("program `{program}` does not start: {error}");
+            return Failure { retryable: true, ..Failure::new(ErrorCode::Invalid, message) };
+        }
     };
     Failure::new(ErrorCode::Invalid, format!("program `{program}` does not start: {why}"))
 }
@@ -404,6 +429,8 @@ impl Pipe {
 pub(super) struct Group {
     child: Option<Child>,
     pub(super) pid: Pid,
+    /// Until it is reaped it is killed when its lease is over.
+    pub(super) bound: Option<Bound>,
     _live: sweep::Live,
 }
 
@@ -413,10 +440,10 @@ impl Group {
         let Some(pid) = pid else {
             let _ = child.kill();
             let _ = child.wait();
-            return Err(Failure::new(ErrorCode::Oom, "the system gave a process id that is none"));
+            return Err(Failure::new(ErrorCode::Lost, "the system gave a process id that is none"));
         };
         live.leader(pid);
-        Ok(Self { child: Some(child), pid, _live: live })
+        Ok(Self { child: Some(child), pid, bound: None, _live: live })
     }
 
     /// Signals the whole group. The leader is our unreaped child, so the number cannot have been given away.
@@ -430,6 +457,7 @@ impl Group {
     /// Reaps the leader, which must have ended.
     pub(super) fn reap(&mut self) -> std::io::Result<wait4::ResUse> {
         let child = self.child.take().ok_or_else(|| std::io::Error::other("reaped already"))?;
+        self.bound = None;
         wait4::Wait4::wait4(child)
     }
 }

@@ -11,6 +11,7 @@ use sinew_crdt_state::error_code::ErrorCode;
 use tokio::io::unix::AsyncFd;
 
 use super::outcome::Failure;
+use super::switch::{Entry, Kind};
 
 /// How often the wish to stop is looked for where it cannot be waited for.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -43,6 +44,8 @@ impl StopReason {
 struct Inner {
     reason: AtomicU8,
     wake: OwnedFd,
+    /// Its lease, where it has one.
+    entry: Option<Entry>,
 }
 
 /// Ends one attempt. Clones end the same one.
@@ -55,22 +58,62 @@ impl StopHandle {
     /// # Errors
     /// When the process is out of descriptors.
     pub fn new() -> std::io::Result<Self> {
-        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self(Arc::new(Inner { reason: AtomicU8::new(0), wake })))
+        Self::made(None)
     }
 
-    /// Asks for the end. The first reason stands.
+    /// One for an attempt under a lease.
+    ///
+    /// # Errors
+    /// When the process is out of descriptors.
+    pub fn leased(entry: Entry) -> std::io::Result<Self> {
+        Self::made(Some(entry))
+    }
+
+    fn made(entry: Option<Entry>) -> std::io::Result<Self> {
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Self(Arc::new(Inner { reason: AtomicU8::new(0), wake, entry })))
+    }
+
+    /// Asks for the end. The first reason stands, unless the right to run is lost after it.
     pub fn stop(&self, reason: StopReason) {
-        let first = self.0.reason.compare_exchange(0, reason as u8, Ordering::AcqRel, Ordering::Acquire).is_ok();
-        if first {
+        let set =
+            |from| self.0.reason.compare_exchange(from, reason as u8, Ordering::AcqRel, Ordering::Acquire).is_ok();
+        if set(0) {
             // The counter only overflows after 2^64 - 2 stops, and only the first one comes here.
             let _ = rustix::io::write(&self.0.wake, &1_u64.to_ne_bytes());
+        } else if reason == StopReason::Fenced {
+            self.0.reason.store(reason as u8, Ordering::Release);
         }
     }
 
-    /// Why to end, if somebody asked.
+    /// Moves the end of its lease.
+    pub fn set_end(&self, until_ns: u64) {
+        if let Some(entry) = &self.0.entry {
+            entry.set_end(until_ns);
+        }
+    }
+
+    /// Has this killed when the lease is over and nobody here sees to it.
+    ///
+    /// # Errors
+    /// That it is over.
+    pub(super) fn bind(&self, kind: Kind, pid: i32, run: u64) -> Result<Bound, Failure> {
+        if let Some(entry) = &self.0.entry {
+            entry.bind(kind, pid, run);
+        }
+        let bound = Bound(self.clone());
+        match self.reason() {
+            Some(StopReason::Fenced) => Err(StopReason::Fenced.failure()),
+            _ => Ok(bound),
+        }
+    }
+
+    /// Why to end, if somebody asked, or the lease is over.
     #[must_use]
     pub fn reason(&self) -> Option<StopReason> {
+        if self.0.entry.as_ref().is_some_and(Entry::is_over) {
+            return Some(StopReason::Fenced);
+        }
         match self.0.reason.load(Ordering::Acquire) {
             1 => Some(StopReason::Cancelled),
             2 => Some(StopReason::Fenced),
@@ -113,6 +156,27 @@ impl StopHandle {
     }
 }
 
+/// Something that is killed when its attempt's lease is over; until this is dropped, which must be before it is reaped.
+#[derive(Debug)]
+pub(super) struct Bound(StopHandle);
+
+impl Bound {
+    /// Its process is known now.
+    pub(super) fn pid(&self, kind: Kind, pid: i32, run: u64) {
+        if let Some(entry) = &self.0.0.entry {
+            entry.bind(kind, pid, run);
+        }
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        if let Some(entry) = &self.0.0.entry {
+            entry.clear();
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -129,5 +193,24 @@ mod tests {
         // Also where it was told before.
         let late = stop.unless_stopped(std::future::pending::<Result<(), Failure>>()).await;
         assert_eq!(late.expect_err("stopped").code, ErrorCode::Cancelled);
+    }
+
+    #[test]
+    fn a_lost_right_counts_whatever_was_asked_before_and_shows_by_itself() {
+        let stop = StopHandle::new().expect("handle");
+        stop.stop(StopReason::Cancelled);
+        stop.stop(StopReason::Shutdown);
+        assert_eq!(stop.reason(), Some(StopReason::Cancelled));
+        stop.stop(StopReason::Fenced);
+        stop.stop(StopReason::Cancelled);
+        assert_eq!(stop.reason(), Some(StopReason::Fenced));
+        let switch = super::super::switch::Switch::new().expect("switch");
+        let leased = StopHandle::leased(switch.enter(u64::MAX).expect("entry")).expect("handle");
+        let bound = leased.bind(Kind::Group, 0, 1).expect("it may run");
+        assert_eq!(leased.reason(), None);
+        leased.set_end(1);
+        assert_eq!(leased.reason(), Some(StopReason::Fenced));
+        drop(bound);
+        assert_eq!(leased.bind(Kind::Group, 0, 2).expect_err("it may not").code, ErrorCode::Lost);
     }
 }

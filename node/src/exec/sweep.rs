@@ -82,6 +82,8 @@ pub(super) enum Target<'a> {
     Strays(&'a NodeTag),
     /// Those of one attempt.
     Run(&'a NodeTag, u64),
+    /// Those of some attempts, wherever they are: for a guardian, whose descendants they are not.
+    Runs(&'a NodeTag, &'a HashSet<u64>),
     /// All of this very daemon run.
     All(&'a NodeTag),
     /// Those of earlier runs on the same data directory.
@@ -95,6 +97,7 @@ impl Target<'_> {
         match self {
             Self::All(tag) => value == tag.value(),
             Self::Run(tag, wanted) => value == tag.value() && run() == Some(wanted),
+            Self::Runs(tag, wanted) => value == tag.value() && run().is_some_and(|run| wanted.contains(&run)),
             Self::Earlier(tag) => tag.is_earlier(value),
             Self::Strays(tag) => value == tag.value() && !run().is_some_and(|run| live_set().runs.contains(&run)),
         }
@@ -148,7 +151,7 @@ impl Look {
             Target::Strays(_) | Target::Run(..) if !ELSEWHERE.load(Ordering::Relaxed) => Self::below(),
             Target::Strays(_) | Target::Run(..) => Self::everywhere(),
             // Their daemon is gone, and they went to another process with it; or it goes now, and nothing may stay.
-            Target::All(_) | Target::Earlier(_) => Self::everywhere(),
+            Target::All(_) | Target::Earlier(_) | Target::Runs(..) => Self::everywhere(),
         }
     }
 }

@@ -44,6 +44,8 @@ pub struct TaskContext<'a> {
     pub task: u32,
     /// The attempt's number.
     pub attempt: u64,
+    /// The fence that it was awarded under, term and epoch, for resources that can refuse an older one.
+    pub fence: (u32, u32),
     /// The job's files.
     pub files: &'a JobFiles,
     /// Where the content of its programs is.
@@ -320,6 +322,7 @@ impl<'a> Attempt<'a> {
             ("SINEW_TASK", self.ctx.task.to_string()),
             ("SINEW_PHASE", self.role.to_owned()),
             ("SINEW_ATTEMPT", self.ctx.attempt.to_string()),
+            ("SINEW_FENCE", format!("{}.{}", self.ctx.fence.0, self.ctx.fence.1)),
             ("SINEW_INPUT", input),
             ("SINEW_OUTPUT", output),
         ];

@@ -20,6 +20,7 @@ use zeroize::Zeroizing;
 use super::{Gather, scratch, wrong};
 use crate::exec::files::Placing;
 use crate::exec::guardian::{RUN_VAR, TAG_VAR};
+use crate::exec::open_files;
 use crate::exec::outcome::Failure;
 use crate::exec::stop::StopHandle;
 use crate::exec::sweep::{self, next_run};
@@ -285,8 +286,9 @@ impl Running {
             std::io::ErrorKind::NotFound => {
                 Failure::new(ErrorCode::Fetch, "this node has no `git`, which an input needs")
             }
-            _ => Failure::new(ErrorCode::Oom, format!("this node could not start git: {e}")),
+            _ => Failure::new(ErrorCode::Lost, format!("this node could not start git: {e}")),
         })?;
+        open_files::restore_for(child.id());
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
         if let Some(pid) = pid {
             live.leader(pid);

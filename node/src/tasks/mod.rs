@@ -14,17 +14,22 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use sinew_blobs::BlobStore;
+use sinew_crdt_state::error_code::ErrorCode;
 use sinew_crdt_state::ids::{Hash, JobId, NodeId};
+use sinew_scheduler::config::SWITCH_AFTER;
 use sinew_scheduler::core::Core;
-use sinew_scheduler::io::{Input, RunId, StartTask};
+use sinew_scheduler::io::{Input, RunId, StartTask, StopWhy};
+use sinew_scheduler::time::{Span, Time};
 
-use crate::clock::now;
+use crate::clock::{boot_ns, now};
 use crate::engine::Engine;
 use crate::exec::guardian::NodeTag;
+use crate::exec::outcome::Failure;
 use crate::exec::runner::Runner;
 use crate::exec::set::RunnerSet;
 use crate::exec::slot::WorkRoot;
 use crate::exec::stop::{StopHandle, StopReason};
+use crate::exec::switch::Switch;
 use crate::exec::volumes::NodeVolumes;
 use crate::gather::Gather;
 use crate::job_blobs::JobBlobs;
@@ -68,6 +73,8 @@ pub struct Means {
     pub tag: NodeTag,
     /// Directories that jobs may use.
     pub volumes: NodeVolumes,
+    /// Ends tasks whose lease is over, should this daemon not.
+    pub switch: Arc<Switch>,
 }
 
 /// Nodes that say nothing although their connection looks open, and when that was looked up.
@@ -75,6 +82,14 @@ pub struct Means {
 struct Silent {
     at: Option<Instant>,
     nodes: Arc<BTreeSet<NodeId>>,
+}
+
+/// How long a task of a job that is over may take to end: its grace, and some for what it does not heed.
+const END_IN_ORDER: Span = Span::ms(3_000);
+
+/// When a lease that ends then is over for whoever watches in the core's stead.
+fn end_of(until: Time) -> u64 {
+    boot_ns(until + SWITCH_AFTER)
 }
 
 /// The core is asked this often who is silent; a stalled transfer costs ten times as much.
@@ -191,6 +206,8 @@ struct Queue {
     waiting: VecDeque<(StartTask, StopHandle)>,
     /// Tasks waiting or running.
     known: BTreeMap<RunId, StopHandle>,
+    /// Tasks that run on although nothing is to be reported of them any more.
+    leaving: BTreeMap<RunId, StopHandle>,
     /// Threads busy with each job's tasks.
     busy: BTreeMap<JobId, u32>,
     idle: usize,
@@ -226,12 +243,13 @@ impl TaskPool {
 
     /// Runs a task as soon as a thread is free, which is at once.
     pub fn start(&self, task: StartTask) {
-        let stop = match StopHandle::new() {
+        let entry = self.shared.host.means.switch.enter(end_of(task.until));
+        let entry = entry.ok_or_else(|| Failure::new(ErrorCode::Lost, "this node runs as many tasks as it can"));
+        let leased =
+            |entry| StopHandle::leased(entry).map_err(|e| Failure::storage("open a descriptor for the task", &e));
+        let stop = match entry.and_then(leased) {
             Ok(stop) => stop,
-            Err(error) => {
-                let failure = crate::exec::outcome::Failure::storage("open a descriptor for the task", &error);
-                return self.shared.host.engine.input(run::failed(task.run, failure));
-            }
+            Err(failure) => return self.shared.host.engine.input(run::failed(task.run, failure)),
         };
         let mut queue = self.shared.lock();
         queue.known.insert(task.run, stop.clone());
@@ -257,12 +275,31 @@ impl TaskPool {
     }
 
     /// Stops a task; nothing is reported of it.
-    pub fn stop(&self, run: RunId) {
+    pub fn stop(&self, run: RunId, why: StopWhy) {
         let mut queue = self.shared.lock();
-        if let Some(stop) = queue.known.remove(&run) {
-            stop.stop(StopReason::Fenced);
-        }
+        let waiting = queue.waiting.len();
         queue.waiting.retain(|(task, _)| task.run != run);
+        let Some(stop) = queue.known.remove(&run).or_else(|| queue.leaving.get(&run).cloned()) else { return };
+        if queue.waiting.len() < waiting {
+            return;
+        }
+        match why {
+            StopWhy::Fenced => stop.stop(StopReason::Fenced),
+            StopWhy::Unwanted => stop.stop(StopReason::Cancelled),
+            StopWhy::Over => {
+                // Nobody else will run it, so that it may outlast its lease.
+                stop.set_end(end_of(now().at + END_IN_ORDER));
+                stop.stop(StopReason::Cancelled);
+            }
+        }
+        queue.leaving.insert(run, stop);
+    }
+
+    /// The lease of these tasks ends then.
+    pub fn renew(&self, runs: &[RunId], until: Time) {
+        let end = end_of(until);
+        let queue = self.shared.lock();
+        runs.iter().filter_map(|run| queue.known.get(run)).for_each(|stop| stop.set_end(end));
     }
 
     /// Ends a task in good order, and says when nothing of it is left.
@@ -285,7 +322,7 @@ impl TaskPool {
             let mut queue = self.shared.lock();
             queue.ending = true;
             queue.waiting.clear();
-            for stop in queue.known.values() {
+            for stop in queue.known.values().chain(queue.leaving.values()) {
                 stop.stop(StopReason::Shutdown);
             }
             std::mem::take(&mut queue.threads)
@@ -344,7 +381,7 @@ impl Shared {
                 match self.host.means.work.slot(number) {
                     Ok(made) => slot = Some(made),
                     Err(error) => {
-                        let failure = crate::exec::outcome::Failure::storage("make the slot's directories", &error);
+                        let failure = Failure::storage("make the slot's directories", &error);
                         self.finish(task.run, run::failed(task.run, failure));
                         continue;
                     }
@@ -359,7 +396,18 @@ impl Shared {
 
     /// Reports a task's end, unless it was stopped.
     fn finish(&self, id: RunId, input: Input) {
-        let Some(stop) = self.lock().known.remove(&id) else { return };
+        let known = {
+            let mut queue = self.lock();
+            queue.leaving.remove(&id);
+            queue.known.remove(&id)
+        };
+        let Some(stop) = known else { return };
+        if let Input::Task { result, .. } = &input
+            && result.result.as_ref().is_err_and(|why| why.code == ErrorCode::Lost)
+        {
+            // Before it bids for more: what it needs for that may be gone.
+            self.host.engine.input(Input::Runners(self.host.means.runner.ready()));
+        }
         self.host.engine.input(report(stop.reason(), input));
     }
 }
@@ -376,7 +424,6 @@ fn report(ended_for: Option<StopReason>, input: Input) -> Input {
 
 #[cfg(test)]
 mod tests {
-    use sinew_crdt_state::error_code::ErrorCode;
     use sinew_crdt_state::fact::Usage;
     use sinew_scheduler::io::TaskResult;
 

@@ -99,6 +99,7 @@ fn attempt_with(
         phase: key.phase,
         task: key.task,
         attempt: task.run.0,
+        fence: (key.lease.fence.term, key.lease.fence.epoch),
         files: &no_files,
         content: &content,
         volumes: &volumes,

@@ -7,6 +7,7 @@ use sinew_crdt_state::network::NO_NETWORK;
 use sinew_node::exec::cell::pool::Place;
 use sinew_node::exec::runner::{Control, Health, Launch, RunLimits, Stats, Status};
 use sinew_node::exec::stop::{StopHandle, StopReason};
+use sinew_node::exec::switch::Switch;
 
 use super::subject::{Bench, Does, MEMORY_BYTES, Subject, bytes_under, eventually, lines};
 
@@ -18,7 +19,8 @@ macro_rules! contract {
 
             crate::behaviours::suite::contract!(@each $subject;
                 it_is_ready, it_succeeds, it_tells_the_exit_status, it_prints, it_copies_stdin, it_reads_and_writes_files,
-                it_sees_its_variables, it_ends_at_its_deadline, it_ends_when_told, it_is_watched, it_keeps_to_its_memory,
+                it_sees_its_variables, it_ends_at_its_deadline, it_ends_when_told, it_ends_with_its_lease,
+                it_is_watched, it_keeps_to_its_memory,
                 it_keeps_to_its_output_on_stdout, it_keeps_to_its_output_in_files, it_is_missed_before_it_starts,
                 it_finds_nothing_of_the_task_before);
         }
@@ -123,6 +125,23 @@ pub(crate) fn it_ends_when_told(subject: &impl Subject) {
     stop.stop(StopReason::Cancelled);
     let started = |_: Arc<dyn Control>| panic!("it began");
     bench.watched(&subject.program(Does::Spin), &stop, Some(&started)).fails_with(ErrorCode::Cancelled);
+}
+
+/// Nobody tells it: whoever would may stand still.
+pub(crate) fn it_ends_with_its_lease(subject: &impl Subject) {
+    let mut bench = Bench::of(subject);
+    let switch = Switch::new().expect("switch");
+    for does in [Does::Spin, Does::Linger] {
+        let stop = StopHandle::leased(switch.enter(u64::MAX).expect("entry")).expect("handle");
+        let started = |_: Arc<dyn Control>| stop.set_end(1);
+        bench.watched(&subject.program(does), &stop, Some(&started)).fails_with(ErrorCode::Lost);
+    }
+    // One whose lease is over does not begin.
+    let stop = StopHandle::leased(switch.enter(1).expect("entry")).expect("handle");
+    let started = |_: Arc<dyn Control>| panic!("it began");
+    bench.watched(&subject.program(Does::Spin), &stop, Some(&started)).fails_with(ErrorCode::Lost);
+    // The slot is none the worse for it.
+    assert_eq!(bench.run(&subject.program(Does::Print)).text(), "hello\n");
 }
 
 /// Status, logs and statistics while it runs and afterwards.

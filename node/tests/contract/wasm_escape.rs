@@ -186,7 +186,7 @@ fn of_the_daemon_it_sees_neither_variables_nor_arguments() {
     let text = rig.run_new(&show_variables()).text();
     let mut names: Vec<&str> = text.split_terminator('\0').map(|v| v.split_once('=').expect("a variable").0).collect();
     names.sort_unstable();
-    let own = ["SINEW_ATTEMPT", "SINEW_INPUT", "SINEW_JOB", "SINEW_OUTPUT", "SINEW_PHASE", "SINEW_TASK"];
+    let own = ["SINEW_ATTEMPT", "SINEW_FENCE", "SINEW_INPUT", "SINEW_JOB", "SINEW_OUTPUT", "SINEW_PHASE", "SINEW_TASK"];
     assert_eq!(names, own);
     let values = ["SINEW_INPUT=/job/work", "SINEW_OUTPUT=/job/output"];
     assert!(values.iter().all(|value| text.split('\0').any(|v| v == *value)), "{text}");

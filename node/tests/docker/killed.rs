@@ -215,3 +215,42 @@ async fn of_a_killed_daemons_tasks_nothing_is_left_whatever_ran_them() {
     drop((mesh, foreign));
     tokio::task::spawn_blocking(|| drop(engine)).await.expect("end");
 }
+
+/// Stopped, it renews nothing and ends nothing; whatever runs its tasks, they end with their leases, and run again when it goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_a_stopped_daemons_tasks_none_runs_on_whatever_ran_them() {
+    let Some(engine) = tokio::task::spawn_blocking(TestEngine::shared).await.expect("engine") else { return };
+    let docker = engine.client().negotiate_version().await.expect("engine");
+    let files = tempfile::tempdir().expect("dir");
+    let mut mesh = daemon(&engine, files.path()).await;
+    let node = mesh.nodes[0].id.to_string();
+    let mark = format!("stopped-{}", std::process::id());
+    let jobs = submit_each(&mesh.nodes[0].client(), files.path(), &mark).await;
+    let all_run = async || (processes_with(&mark).len() == 3 + 3 + 2).then_some(());
+    until("a task of every runner runs", all_run).await;
+    let pid = i32::try_from(mesh.nodes[0].pid().expect("it runs")).expect("a process id");
+    let daemon = rustix::process::Pid::from_raw(pid).expect("a process id");
+    rustix::process::kill_process(daemon, rustix::process::Signal::STOP).expect("stop");
+    until("no process of a task is left, with a daemon that does nothing", async || {
+        processes_with(&mark).is_empty().then_some(())
+    })
+    .await;
+    until("the engine knows that too", async || {
+        let running = Some(bollard::models::ContainerSummaryStateEnum::RUNNING);
+        containers(&docker, &node).await.iter().all(|c| c.state != running).then_some(())
+    })
+    .await;
+    rustix::process::kill_process(daemon, rustix::process::Signal::CONT).expect("continue");
+    until("they run again", all_run).await;
+    for job in jobs {
+        let cancel = Request::Cancel { job, reason: "enough".to_owned() };
+        mesh.nodes[0].client().act(&cancel).await.expect("cancel");
+    }
+    until("nothing of the tasks is left", async || {
+        (processes_with(&mark).is_empty() && containers(&docker, &node).await.is_empty()).then_some(())
+    })
+    .await;
+    mesh.stop();
+    drop(mesh);
+    tokio::task::spawn_blocking(|| drop(engine)).await.expect("end");
+}

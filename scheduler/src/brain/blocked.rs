@@ -328,7 +328,9 @@ impl Brain {
                 self.done_count = u32::try_from(accepted.count()).unwrap_or(u32::MAX);
             }
             for (p, task) in state.failed_tasks().filter(|(p, _)| *p == phase) {
-                let attempts = u32::try_from(state.failures(p, task).count()).unwrap_or(u32::MAX);
+                // What was given back was no attempt.
+                let counted = state.failures(p, task).filter(|failed| failed.failure.code != ErrorCode::Lost);
+                let attempts = u32::try_from(counted.count()).unwrap_or(u32::MAX);
                 self.work.attempts.insert(task, attempts);
             }
         }

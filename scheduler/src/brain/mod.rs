@@ -127,7 +127,9 @@ struct UnderWay {
     /// For the mean task time of the phase: tasks and microseconds.
     mean: (u64, u64),
     speculated: BTreeSet<u32>,
-    /// Nodes that lately could not fetch what a task needed, or kept tasks past their limit, each until when it gets no more.
+    /// How often nodes gave a task back in this term because of something that was no fault of its own.
+    given_back: BTreeMap<u32, u32>,
+    /// Nodes that lately could not do what a task needed, or kept tasks past their limit, each until when it gets no more.
     shunned: BTreeMap<NodeId, Time>,
     /// Nodes that were asked for a copy and said nothing, each until when it is asked for none.
     mute: BTreeMap<NodeId, Time>,
@@ -157,6 +159,7 @@ impl Empty for UnderWay {
         reports_by: BTreeMap::new(),
         mean: (0, 0),
         speculated: BTreeSet::new(),
+        given_back: BTreeMap::new(),
         shunned: BTreeMap::new(),
         mute: BTreeMap::new(),
         blocked: None,
@@ -177,6 +180,7 @@ impl UnderWay {
             && self.witnesses.is_empty()
             && self.reports_by.is_empty()
             && self.speculated.is_empty()
+            && self.given_back.is_empty()
             && self.shunned.is_empty()
             && self.mute.is_empty()
             && self.wiped.is_empty()
@@ -241,6 +245,7 @@ impl Brain {
         if let Some(work) = self.work.there() {
             work.done = IntervalMap::default();
             work.attempts.clear();
+            work.given_back.clear();
             work.later.clear();
             work.mean = (0, 0);
             work.speculated.clear();

@@ -8,7 +8,7 @@ use sinew_crdt_state::ids::{FactId, JobId, NodeId};
 use sinew_crdt_state::planted::{Bug, planted};
 
 use super::{Brain, Seat, Stage};
-use crate::config::{PROGRESS_EVERY, SHUN_FOR};
+use crate::config::{GIVEN_BACK_MAX, PLACE_AGAIN, PROGRESS_EVERY, SHUN_BRIEFLY, SHUN_FOR};
 use crate::ctx::Ctx;
 use crate::io::{Effect, Note};
 use crate::time::Span;
@@ -18,6 +18,8 @@ use crate::wire::{Lease, Located, Message};
 const ACCEPT_BYTES_MAX: usize = 128 * 1024;
 /// Accept facts sent along with the verdict: enough for the small jobs that come by the thousand. Who lacks more asks.
 const ACCEPTS_ALONG: usize = 4;
+/// Longest wait before a task that nodes gave back is tried again.
+const GIVEN_BACK_DELAY_MAX: Span = Span::ms(10_000);
 /// Longest wait between attempts of one task.
 const RETRY_DELAY_MAX_MS: u64 = 60_000;
 
@@ -217,6 +219,9 @@ impl Brain {
         if failure.code == ErrorCode::Fetch || (failure.code == ErrorCode::Deny && failure.retryable) {
             self.work.shunned.insert(from, ctx.now.at + SHUN_FOR);
         }
+        if failure.code == ErrorCode::Lost && self.given_back(ctx, from, task) {
+            return;
+        }
         let attempts = self.work.attempts.entry(task).or_default();
         *attempts += u32::from(!planted(Bug::ForgetFailures));
         if failure.retryable && *attempts <= self.spec.retry.attempts {
@@ -227,6 +232,21 @@ impl Brain {
             let failure = failure.clone();
             self.verdict = Some(Box::new(Outcome::Failed { phase: self.phase, task, node: Some(from), failure }));
         }
+    }
+
+    /// A node could not run a task for a reason of its own, which counts as no attempt: another node gets it at once, and where there
+    /// is none this one after a while. Says whether that is so: a task that comes back again and again may be what breaks nodes.
+    fn given_back(&mut self, ctx: &Ctx, from: NodeId, task: u32) -> bool {
+        let times = self.work.given_back.entry(task).or_default();
+        if *times >= GIVEN_BACK_MAX {
+            return false;
+        }
+        *times += 1;
+        let delay = if *times == 1 { 0 } else { (PLACE_AGAIN.0 << (*times - 2)).min(GIVEN_BACK_DELAY_MAX.0) };
+        self.work.later.entry(ctx.now.at + Span(delay)).or_default().push(task);
+        let until = self.work.shunned.entry(from).or_default();
+        *until = (*until).max(ctx.now.at + SHUN_BRIEFLY);
+        true
     }
 
     /// Writes down what is ready: when the phase is complete, or every so often.

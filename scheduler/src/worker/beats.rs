@@ -13,7 +13,7 @@ use super::reports::envelopes;
 use super::{Held, Worker};
 use crate::config::{ASK_STEWARDS_AFTER, BEAT_EVERY, FENCE_AFTER, REPORT_EVERY, RESEND_EVERY};
 use crate::ctx::Ctx;
-use crate::io::{Effect, Note};
+use crate::io::{Effect, Note, RunId, StopWhy};
 use crate::time::{Span, Time};
 use crate::wire::{Lease, Message};
 
@@ -33,7 +33,7 @@ impl Worker {
         }
         match award {
             Some(fence) => self.renew_as(ctx, from, Lease { job, fence }, &old),
-            None => old.into_iter().for_each(|lease| self.drop_held(ctx, lease)),
+            None => old.into_iter().for_each(|lease| self.drop_held(ctx, lease, StopWhy::Fenced)),
         }
         let held = award.and_then(|fence| self.held.get(&Lease { job, fence }));
         let mut tasks: Vec<(Phase, Run)> = Vec::new();
@@ -65,7 +65,7 @@ impl Worker {
             for (task, run) in held.running {
                 if let Some(twin) = whole.running.insert(task, run) {
                     self.runs.remove(&twin);
-                    ctx.effect(Effect::Stop(twin));
+                    ctx.effect(Effect::Stop { run: twin, why: StopWhy::Fenced });
                 }
             }
             if whole.sources.whole.is_none() {
@@ -87,6 +87,10 @@ impl Worker {
                 entry.0 = lease;
             }
         }
+        if !whole.running.is_empty() {
+            // Those of the others may have had longer.
+            ctx.effect(Effect::Lease { runs: whole.running.values().copied().collect(), until: whole.until() });
+        }
         self.held.insert(lease, whole);
         self.look_at = ctx.now.at;
     }
@@ -107,7 +111,7 @@ impl Worker {
                 ctx.reach(brain, FENCE_AFTER);
             }
             ctx.note(Note::Fenced { lease });
-            self.drop_held(ctx, lease);
+            self.drop_held(ctx, lease, StopWhy::Fenced);
         }
         for (lease, held) in &mut self.held {
             held.ask_again(ctx, *lease);
@@ -154,21 +158,29 @@ impl Worker {
         let Some((_, sent)) = self.beats.iter().find(|(s, _)| *s == seq).copied() else { return };
         ctx.peers.measured(from, ctx.now.at - sent, ctx.now.at);
         let sent = if planted(Bug::RenewAtArrival) { ctx.now.at } else { sent };
+        let mut moved: BTreeMap<Time, Vec<RunId>> = BTreeMap::new();
         for lease in renewed {
             if let Some(held) = self.held.get_mut(lease).filter(|h| h.brain == from) {
-                held.renewed = held.renewed.max(sent);
-                held.pace = held.pace_next;
+                held.renew(&mut moved, |held| {
+                    held.renewed = held.renewed.max(sent);
+                    held.pace = held.pace_next;
+                });
             }
         }
         for lease in kept {
             if let Some(held) = self.held.get_mut(lease).filter(|h| h.spec.brain_set.contains(&from)) {
-                held.stewards_renewed.insert(from, sent);
+                held.renew(&mut moved, |held| {
+                    held.stewards_renewed.insert(from, sent);
+                });
             }
+        }
+        for (until, runs) in moved {
+            ctx.effect(Effect::Lease { runs, until });
         }
         for lease in void {
             if self.held.get(lease).is_some_and(|h| h.brain == from) {
                 ctx.note(Note::Fenced { lease: *lease });
-                self.drop_held(ctx, *lease);
+                self.drop_held(ctx, *lease, StopWhy::Fenced);
             }
         }
     }
@@ -201,6 +213,20 @@ impl Held {
     pub(super) fn fenced_at(&self) -> Time {
         let after = FENCE_AFTER.at(self.pace);
         self.answered() + if planted(Bug::FenceTooLate) { Span(2 * after.0) } else { after }
+    }
+
+    /// Notes an answer; if the lease's end moves with it, what runs under it is entered in `moved` under the new end.
+    fn renew(&mut self, moved: &mut BTreeMap<Time, Vec<RunId>>, note: impl FnOnce(&mut Self)) {
+        let before = self.fenced_at();
+        note(self);
+        if self.fenced_at() != before && !self.running.is_empty() {
+            moved.entry(self.until()).or_default().extend(self.running.values());
+        }
+    }
+
+    /// When it is over, as the driver is told.
+    pub(super) fn until(&self) -> Time {
+        if planted(Bug::NoSwitch) { Time(u64::MAX) } else { self.fenced_at() }
     }
 
     /// When the last beat was sent that someone with the say answered: the brain, or else a majority of its set.

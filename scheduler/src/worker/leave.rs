@@ -7,7 +7,7 @@ use sinew_crdt_state::planted::{Bug, planted};
 
 use super::Worker;
 use crate::ctx::Ctx;
-use crate::io::{Effect, RunId, TaskResult};
+use crate::io::{Effect, RunId, StopWhy, TaskResult};
 use crate::wire::{Lease, Message};
 
 impl Worker {
@@ -57,7 +57,7 @@ impl Worker {
             self.report(ctx, lease);
             if let Some(held) = self.held.get(&lease).filter(|held| held.unsettled.is_empty()) {
                 let brain = held.brain;
-                self.drop_held(ctx, lease);
+                self.drop_held(ctx, lease, StopWhy::Fenced);
                 ctx.send(brain, Message::Decline { lease });
             }
         }

@@ -43,7 +43,7 @@ pub enum Class {
     Reorder,
     /// Links carry little.
     Bandwidth,
-    /// A machine stands still and goes on.
+    /// A machine, or its daemon alone, stands still and goes on.
     Pause,
     /// Some nodes can only dial out, so that no two of them have a connection.
     Nat,

@@ -91,7 +91,12 @@ impl Nemesis {
             Class::Pause => {
                 let node = one.filter(|n| world.nodes[*n].is_awake() && may_go_down(world))?;
                 let name = world.nodes[node].name.clone();
-                world.pause(&name);
+                // Half of the time it is the daemon alone.
+                if strike.dice[1].is_multiple_of(2) {
+                    world.pause(&name)
+                } else {
+                    world.stall(&name)
+                }
                 Some(Held::Paused(node, world.now))
             }
             Class::CrashAtWrite | Class::TornWrite => self.doom(world, strike, one?),

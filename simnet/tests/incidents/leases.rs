@@ -60,6 +60,8 @@ fn a_worker_that_hears_no_answers_stops() {
             world.cut_one_way(from, "w1");
         }
         world.run_until_within(fenced(job, "w1"), millis(1_400));
+        // As long as it takes to kill them.
+        world.run_for(millis(25));
         assert!(world.running_on("w1", &job).is_empty());
         world.run_for(seconds(4));
         world.check_safety();

@@ -142,6 +142,49 @@ fn a_steward_back_from_a_pause_answers_its_brain_and_does_not_depose_it() {
     assert_eq!(began, 0, "nobody was in charge");
 }
 
+/// A worker's daemon is stopped, swapped out, or in a debugger, for a second or for long. Its tasks run on; when their leases are
+/// over they end all the same, before anybody else starts them.
+#[test]
+fn a_daemon_that_stands_still_alone() {
+    for (seed, stall) in [(1_270, 700), (1_271, 1_100), (1_272, 1_700), (1_273, 6_000), (1_274, 20_000)] {
+        let mut world = brain_and_workers(seed, ["w1", "w2", "w3"]);
+        let job = world.submit("brain", &job().tasks(12).lasting(seconds(5)).spread());
+        world.run_until(running(job, "w1"));
+        world.run_for(seconds(1));
+        let hers = world.running_on("w1", &job);
+        assert!(!hers.is_empty());
+        world.stall("w1");
+        world.run_for(millis(stall));
+        world.check_safety();
+        let left = world.running_on("w1", &job);
+        assert!(stall > 1_000 || left == hers, "a lease that may be renewed yet is not over");
+        assert!(stall < 1_500 || left.is_empty(), "nobody renews it");
+        world.resume("w1");
+        world.run_until(completed(job));
+        all_ends_well(&mut world);
+        assert_eq!((world.counters().stalls, world.counters().pauses), (1, 0));
+        assert!(stall < 1_500 || world.counters().switched > 0);
+    }
+}
+
+/// A task ends well while its daemon stands still for a moment: its result counts.
+#[test]
+fn a_task_that_ends_while_its_daemon_stands_still_counts() {
+    for seed in 1_280..1_283 {
+        let mut world = brain_and_workers(seed, ["w1"]);
+        let job = world.submit("brain", &job().lasting_exactly(seconds(2)));
+        world.run_until(running(job, "w1"));
+        world.run_for(millis(1_800));
+        world.stall("w1");
+        world.run_for(millis(500));
+        assert!(world.running_on("w1", &job).is_empty(), "it has ended");
+        world.resume("w1");
+        world.run_until(completed(job));
+        all_ends_well(&mut world);
+        assert_eq!(world.attempts(&job, 0, 0).len(), 1);
+    }
+}
+
 /// A steward votes, stands still, and comes back when another term has begun.
 #[test]
 fn a_steward_that_pauses_through_an_election() {

@@ -20,7 +20,7 @@ use scenarios::{
     alone, bad_link, calm, cancelled, cut_off_worker, deaf_heir, deaf_submitter, disk_lost, equal_inputs, equal_jobs,
     failed_sync, failing, far_cancel, far_submitter, forgotten, gone_for_good, hung_disk, just_completed, late_answers,
     late_replication, late_result, liar, one_number_for_two, power_cut, quick_return, rolled_back, rotten_member,
-    slow_submitter, split, takeover_with_room, tried_again, wiped_member, withdrawn,
+    slow_submitter, split, stalled_worker, takeover_with_room, tried_again, wiped_member, withdrawn,
 };
 use sinew_crdt_state::planted::{Bug, plant};
 use support::mixed;
@@ -128,6 +128,8 @@ mutants! {
     a_lease_that_never_expires: LeaseNeverExpires, mixed, 10, ["not at rest"];
     a_lease_that_expires_too_soon: LeaseTooShort, cut_off_worker, 3, ["DoubleStart"];
     a_worker_that_fences_itself_too_late: FenceTooLate, cut_off_worker, 3, ["DoubleStart"];
+    a_worker_that_fences_itself_with_grace: FenceWithGrace, cut_off_worker, 10, ["DoubleStart"];
+    a_daemon_that_stands_still_with_no_switch: NoSwitch, stalled_worker, 3, ["DoubleStart"];
     a_renewal_counted_from_its_arrival: RenewAtArrival, late_answers, 40, ["DoubleStart"];
     a_takeover_in_a_hurry: AdoptAtOnce, takeover_with_room, 10, ["DoubleStart"];
     a_takeover_that_forgets_finished_chunks: TakeoverForgets, mixed, 10, ["Rerun"];
@@ -196,6 +198,7 @@ sound! {
     without_a_bug_bad_links_pass: bad_link;
     without_a_bug_splits_pass: split;
     without_a_bug_cut_off_workers_pass: cut_off_worker;
+    without_a_bug_stalled_daemons_pass: stalled_worker;
     without_a_bug_calm_runs_pass: calm;
     without_a_bug_late_answers_pass: late_answers;
     without_a_bug_takeovers_pass: takeover_with_room;

@@ -263,6 +263,23 @@ pub(crate) fn cut_off_worker(seed: u64) {
     world.check_invariants();
 }
 
+/// A worker's daemon stands still for longer than its lease, and its tasks run on.
+pub(crate) fn stalled_worker(seed: u64) {
+    let mut world = World::seed(seed).nodes(["a", "b", "c", "d", "e"]);
+    let job = world.submit("a", &with_room());
+    let wait = 500 + world.pick(1_000) as u64;
+    world.run_for(millis(wait));
+    let (off, _) = worker_of(&mut world, job);
+    world.stall(off);
+    world.run_for(seconds(2));
+    world.check_safety();
+    world.resume(off);
+    world.run_until(completed(job));
+    world.run_until_idle();
+    world.check_invariants();
+    assert!(world.counters().switched > 0 && world.counters().lost_leases > 0);
+}
+
 /// The brain and a worker are cut off from everybody else, where there is room.
 pub(crate) fn split(seed: u64) {
     let mut world = World::seed(seed).nodes(["a", "b", "c", "d", "e"]);

@@ -289,7 +289,7 @@ fn launch(plan: &Plan<'_>) -> io::Result<(Channel, std::process::Child, sweep::L
     // Entered before the process exists, so that a sweep cannot take it for a stray.
     let live = sweep::enter(run);
     let mut command = Command::new(plan.exe);
-    command.arg(CELL_COMMAND).env_clear().env(TAG_VAR, plan.tag.value()).env(RUN_VAR, run.to_string());
+    command.arg0("sinew").arg(CELL_COMMAND).env_clear().env(TAG_VAR, plan.tag.value()).env(RUN_VAR, run.to_string());
     command.stdin(theirs).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0).current_dir("/");
     Ok((Channel::daemon(ours), command.spawn()?, live))
 }

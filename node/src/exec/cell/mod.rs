@@ -22,7 +22,7 @@ mod syscalls;
 mod wire;
 
 pub use init::{CELL_COMMAND, cell_main};
-pub(super) use sys::process_cpu;
+pub(super) use sys::{SharedWords, process_cpu, stay_in_memory};
 pub use wire::Missing;
 
 /// Where a program finds its working directory.

@@ -166,6 +166,8 @@ pub struct Sandbox {
     cgroups: Arc<Cgroups>,
     idle: Mutex<HashMap<u32, Idle>>,
     egress: OnceLock<Egress>,
+    /// Why the last cell could not be started, if it could not.
+    trouble: Mutex<Option<String>>,
 }
 
 /// A cell while a task has it. Dropping it ends the cell.
@@ -201,26 +203,23 @@ pub enum CannotIsolate {
          if every submitter is trusted"
     )]
     Missing(String),
-    /// It may have what is needed, but trying it out went wrong.
-    #[error("the sandbox could not be tried out, so no program runs here: {0}; mend that and start the daemon again")]
-    Broken(CellError),
 }
 
 impl Sandbox {
     /// Tries out what this machine can do, in a cell that does nothing. `None` when programs are to run bare, which then
-    /// was asked for, or is all there is.
+    /// was asked for, or is all there is. Where something went wrong that says nothing about the machine, the sandbox is in
+    /// [`Self::trouble`] at first, whatever is required but `off`.
     ///
     /// # Errors
-    /// [`CannotIsolate`] when a piece is missing and every piece is required, or, whatever is required but `off`, when
-    /// something went wrong that says nothing about the machine.
+    /// [`CannotIsolate`] when a piece is missing and every piece is required.
     pub fn probe(options: SandboxOptions, tag: &NodeTag) -> Result<(Option<Arc<Self>>, Vec<Missing>), CannotIsolate> {
         if options.mode == SandboxMode::Off {
             return Ok((None, vec![all_off("sandbox = \"off\"")]));
         }
         let (cgroups, unlimited) = Cgroups::open(tag, options.memory_bytes);
         let (cgroups, idle) = (Arc::new(cgroups), Mutex::default());
-        let egress = OnceLock::new();
-        let mut sandbox = Self { options, tag: tag.clone(), missing: Vec::new(), cgroups, idle, egress };
+        let (egress, trouble) = (OnceLock::new(), Mutex::default());
+        let mut sandbox = Self { options, tag: tag.clone(), missing: Vec::new(), cgroups, idle, egress, trouble };
         let strict = sandbox.options.mode == SandboxMode::Required;
         let tried = sandbox.trial().map(|missing| [unlimited, missing].concat());
         match tried {
@@ -232,7 +231,10 @@ impl Sandbox {
             Err(CellError::Missing(piece)) if strict => Err(CannotIsolate::Missing(piece.to_string())),
             Err(e @ CellError::Missing(_)) => Ok((None, vec![all_off(&e.to_string())])),
             // The second is of a job's wishes, and this cell is nobody's.
-            Err(e @ (CellError::Broken { .. } | CellError::Denied(_))) => Err(CannotIsolate::Broken(e)),
+            Err(e @ (CellError::Broken { .. } | CellError::Denied(_))) => {
+                sandbox.in_trouble(&e);
+                Ok((Some(Arc::new(sandbox)), Vec::new()))
+            }
         }
     }
 
@@ -319,11 +321,57 @@ impl Sandbox {
     }
 
     fn start(&self, place: &Place<'_>) -> Result<Cell, CellError> {
-        let cell = self.make(place)?;
         // What was there when it was tried out can be taken away later.
-        match cell.missing().iter().find(|m| !self.missing.contains(m)) {
-            Some(new) if self.options.mode == SandboxMode::Required => Err(CellError::Missing(new.clone())),
-            _ => Ok(cell),
+        let started = self.make(place).and_then(|cell| match self.lacks(cell.missing()) {
+            Some(new) => Err(CellError::Missing(new)),
+            None => Ok(cell),
+        });
+        match &started {
+            Ok(_) => self.out_of_trouble(),
+            // That is the job's trouble.
+            Err(CellError::Denied(_)) => {}
+            Err(error) => self.in_trouble(error),
+        }
+        started
+    }
+
+    /// A piece among `missing` that was there at the start, and is required.
+    fn lacks(&self, missing: &[Missing]) -> Option<Missing> {
+        let strict = self.options.mode == SandboxMode::Required;
+        missing.iter().find(|m| strict && !self.missing.contains(m)).cloned()
+    }
+
+    /// Why no cell can be started, as far as that was tried. It is tried again now and then.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn in_trouble(&self, error: &CellError) {
+        let why = format!("no sandbox can be started now: {error}");
+        let before = self.trouble.lock().unwrap_or_else(PoisonError::into_inner).replace(why.clone());
+        if before.is_none() {
+            tracing::error!(%why, "this node takes no programs until that is mended; it looks again by itself");
+        }
+    }
+
+    fn out_of_trouble(&self) {
+        if self.trouble.lock().unwrap_or_else(PoisonError::into_inner).take().is_some() {
+            tracing::info!("sandboxes can be started again");
+        }
+    }
+
+    /// Looks whether the trouble is over.
+    fn try_again(&self) {
+        if self.trouble().is_none() {
+            return;
+        }
+        match self.trial() {
+            Ok(missing) => match self.lacks(&missing) {
+                Some(new) => self.in_trouble(&CellError::Missing(new)),
+                None => self.out_of_trouble(),
+            },
+            Err(error) => self.in_trouble(&error),
         }
     }
 
@@ -364,6 +412,7 @@ impl Sandbox {
     /// Ends cells that have had nothing to do for [`IDLE_MAX`].
     pub fn end_idle(&self) {
         self.cgroups.sweep();
+        self.try_again();
         self.end(|idle| idle.since.elapsed() >= IDLE_MAX);
     }
 
@@ -408,6 +457,7 @@ impl CellProgram<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::exec::outcome::Failure;
 
     fn options(readable: &[&Path]) -> SandboxOptions {
         SandboxOptions {
@@ -423,16 +473,48 @@ mod tests {
 
     #[test]
     fn what_says_nothing_about_the_machine_does_not_turn_isolation_off() {
-        let refused = Sandbox::probe(options(&[]), &NodeTag::new("no program")).expect_err("not bare").to_string();
-        assert!(refused.contains("tried out") && refused.contains("starting"), "{refused}");
+        let (sandbox, missing) =
+            Sandbox::probe(options(&[]), &NodeTag::new("no program")).expect("not refused for good");
+        let trouble = sandbox.as_ref().expect("not bare").trouble().expect("nothing runs");
+        assert!(missing.is_empty() && trouble.contains("starting"), "{trouble}");
+    }
+
+    /// A program that is no cell's, and then is.
+    #[test]
+    fn trouble_ends_by_itself_once_cells_can_be_started() {
+        let dir = tempfile::tempdir().expect("dir");
+        let exe = dir.path().join("sinew");
+        let options = SandboxOptions { exe: exe.clone(), ..options(&[]) };
+        let (sandbox, _) = Sandbox::probe(options, &NodeTag::new("trouble")).expect("not refused for good");
+        let sandbox = sandbox.expect("not bare");
+        sandbox.end_idle();
+        assert!(sandbox.trouble().is_some(), "it is as it was");
+        sandbox.out_of_trouble();
+        assert_eq!(sandbox.trouble(), None);
+        let (place_dir, network) = (dir.path().to_owned(), &NO_NETWORK);
+        let place = Place {
+            slot: 0,
+            dir: &place_dir,
+            generation: 0,
+            job: "",
+            input: None,
+            output_max: 1,
+            resources: Resources::default(),
+            network,
+            secrets: None,
+            volumes: &[],
+        };
+        let failure = Failure::from(sandbox.take(&place).expect_err("no such program"));
+        assert_eq!(failure.code, sinew_crdt_state::error_code::ErrorCode::Lost, "given back");
+        assert!(sandbox.trouble().is_some(), "and nothing more is taken");
     }
 
     #[test]
     fn a_task_without_a_reservation_gets_its_share_and_nothing_is_shown_through_dots() {
         let (cgroups, _) = Cgroups::open(&NodeTag::new("share"), 1 << 30);
         let (cgroups, idle) = (Arc::new(cgroups), Mutex::default());
-        let (tag, egress) = (NodeTag::new("share"), OnceLock::new());
-        let sandbox = Sandbox { options: options(&[]), tag, missing: Vec::new(), cgroups, idle, egress };
+        let (tag, egress, trouble) = (NodeTag::new("share"), OnceLock::new(), Mutex::default());
+        let sandbox = Sandbox { options: options(&[]), tag, missing: Vec::new(), cgroups, idle, egress, trouble };
         let bytes = |memory_bytes| sandbox.memory_bytes(Resources { memory_bytes, ..Resources::default() });
         assert_eq!((bytes(0), bytes(1 << 29), bytes(1 << 31)), (1 << 28, 1 << 29, 1 << 30));
         let shows = |path: &str| sandbox.shows(Path::new(path));

@@ -4,8 +4,11 @@
 use std::ffi::CString;
 use std::io;
 use std::net::Ipv4Addr;
+use std::ops::Deref;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::Path;
+use std::ptr::NonNull;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -13,6 +16,54 @@ use rustix::thread::UnshareFlags;
 
 /// This very process, for `ioprio_set`.
 const IOPRIO_WHO_PROCESS: i32 = 1;
+
+/// Memory shared with another process, as words.
+pub(in crate::exec) struct SharedWords {
+    at: NonNull<AtomicU64>,
+    len: usize,
+}
+
+// SAFETY: atomics may be used from anywhere, and the mapping stays until the drop.
+unsafe impl Send for SharedWords {}
+// SAFETY: as above.
+unsafe impl Sync for SharedWords {}
+
+impl SharedWords {
+    /// Maps the first `len` words of a memory file, which must be sealed against shrinking and be as long at least.
+    pub(in crate::exec) fn map(memory: BorrowedFd<'_>, len: usize) -> io::Result<Self> {
+        let bytes = len * size_of::<AtomicU64>();
+        let rights = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a new mapping, where the kernel wants it, of a file that does not shrink.
+        let at = unsafe { libc::mmap(std::ptr::null_mut(), bytes, rights, libc::MAP_SHARED, memory.as_raw_fd(), 0) };
+        if at == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let at = NonNull::new(at.cast()).ok_or(Errno::FAULT)?;
+        Ok(Self { at, len })
+    }
+}
+
+impl Deref for SharedWords {
+    type Target = [AtomicU64];
+
+    fn deref(&self) -> &[AtomicU64] {
+        // SAFETY: mapped, aligned to a page, and any bytes are an integer. Others write to it only as to atomics.
+        unsafe { std::slice::from_raw_parts(self.at.as_ptr(), self.len) }
+    }
+}
+
+impl Drop for SharedWords {
+    fn drop(&mut self) {
+        // SAFETY: it was mapped with this length, and nothing borrows it any more.
+        unsafe { libc::munmap(self.at.as_ptr().cast(), self.len * size_of::<AtomicU64>()) };
+    }
+}
+
+/// Keeps what this process has in memory there, as far as it may: it is to go on where the machine swaps.
+pub(in crate::exec) fn stay_in_memory() {
+    // SAFETY: numbers only. That it may not do so is no error: then it is swapped like any other.
+    unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_ONFAULT) };
+}
 
 /// A dead child.
 pub(super) struct Dead {

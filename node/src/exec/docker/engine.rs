@@ -85,7 +85,7 @@ impl fmt::Display for EngineSetting {
 
 impl EngineSetting {
     /// The socket, or why there is none.
-    pub(super) fn socket(&self) -> Result<PathBuf, String> {
+    pub(crate) fn socket(&self) -> Result<PathBuf, String> {
         self.socket_with(std::env::var(HOST_VAR).ok().as_deref())
     }
 

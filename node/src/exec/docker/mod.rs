@@ -46,11 +46,12 @@ use crate::egress::Egress;
 
 use super::allowlist::Caps;
 use super::cell::host as cell_host;
-use super::guardian::NodeTag;
+use super::guardian::{NodeTag, container_name};
 use super::outcome::Failure;
 use super::process::check_env;
 use super::runner::{Execution, Health, Launch, Prepared, Runner, View};
 use super::sweep;
+use super::switch::Kind;
 
 /// How long an image stays that no job uses: the next job of the same kind is often not far.
 pub const IMAGE_KEEP: Duration = Duration::from_secs(600);
@@ -269,10 +270,9 @@ impl Inner {
         labels.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
 
-    /// `sinew-DAEMON-RUN`, of what names take.
+    /// What it is called.
     fn name(&self, run: u64) -> String {
-        let daemon = self.tag.value().replace(|c: char| !c.is_ascii_alphanumeric() && c != '-', "-");
-        format!("sinew-{daemon}-{run}")
+        container_name(&self.tag, run)
     }
 }
 
@@ -345,9 +345,11 @@ impl Runner for DockerRunner {
         let (labels, marks) = (inner.labels(launch), inner.marks(launch.run));
         let net = inner.network(&engine, launch, user)?;
         let joins = net.as_ref().map(|net| net.name.clone());
+        let bound = launch.stop.bind(Kind::Container, 0, launch.run)?;
         let mut run = Run {
             inner: Arc::clone(inner),
             name: inner.name(launch.run),
+            bound: Some(bound),
             attached: None,
             shared: Arc::new(Shared::new(launch)),
             memory_bytes: share.memory_bytes,

@@ -23,10 +23,13 @@ use super::shared::{Shared, sample};
 use super::{Inner, oom};
 use crate::exec::outcome::{Failure, Usage};
 use crate::exec::runner::{Control, Ended, Execution, RunLimits, Streams};
+use crate::exec::stop::{Bound, StopReason};
 use crate::exec::sweep;
 
 /// How often bytes written elsewhere are looked at, as for processes.
 const SAMPLE_EVERY: Duration = Duration::from_millis(200);
+/// How often it is looked whether one that ends in good order is to be killed after all.
+const LOOK_EVERY: Duration = Duration::from_millis(25);
 /// After a SIGKILL this is how long the end may take: an engine that is stuck must not hold the slot for ever.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
 /// After a container's end its last output arrives within this; nothing of it writes any more.
@@ -51,6 +54,8 @@ pub(super) struct Run {
     pub(super) feeds_stdin: bool,
     pub(super) health: Option<Box<HealthCheck>>,
     pub(super) removed: bool,
+    /// Until it is gone it is killed when its lease is over.
+    pub(super) bound: Option<Bound>,
     /// What it reaches, if its job names hosts; removed with it.
     pub(super) net: Option<Net>,
     /// Held until it is gone.
@@ -109,6 +114,7 @@ impl Run {
                 self.inner.remove(&self.engine, &net.name).await;
             }
         });
+        self.bound = None;
     }
 }
 
@@ -243,10 +249,13 @@ impl<'r, 's> Driver<'r, 's> {
 
     /// Applies whatever wish or limit is due.
     fn enforce(&mut self) {
-        if self.verdict.is_none()
-            && let Some(reason) = self.run.shared.stop.reason()
-        {
-            self.end_gently(reason.failure());
+        match self.run.shared.stop.reason() {
+            // Others may have it by now.
+            Some(reason @ StopReason::Fenced) if self.verdict.is_none() || self.kill_at.is_some() => {
+                self.end_now(reason.failure());
+            }
+            Some(reason) if self.verdict.is_none() => self.end_gently(reason.failure()),
+            _ => {}
         }
         let now = Instant::now();
         if self.verdict.is_none() && self.limits.deadline.is_some_and(|at| now >= at) {
@@ -259,7 +268,9 @@ impl<'r, 's> Driver<'r, 's> {
 
     fn next_deadline(&self) -> Instant {
         let deadline = self.limits.deadline.filter(|_| self.verdict.is_none());
-        let next = [deadline, self.kill_at, self.give_up_at].into_iter().flatten().min();
+        // The right to run may be lost while it ends in good order.
+        let look = self.kill_at.map(|_| Instant::now() + LOOK_EVERY);
+        let next = [deadline, self.kill_at, self.give_up_at, look].into_iter().flatten().min();
         next.unwrap_or_else(|| Instant::now() + NEVER)
     }
 
@@ -365,6 +376,11 @@ impl<'r, 's> Driver<'r, 's> {
     async fn finish(mut self, started: Instant, exited: bool) -> Ended {
         let run = self.run;
         let exit = if exited { self.exit_failure().await } else { Some(self.lost()) };
+        if exit.is_some() && self.verdict.is_none() {
+            // Killed from outside, because nobody here saw to it.
+            let fenced = run.shared.stop.reason().filter(|reason| *reason == StopReason::Fenced);
+            self.verdict = fenced.map(StopReason::failure);
+        }
         if exit.is_some() && self.verdict.is_none() {
             // The write that went over the cap may be what failed the program.
             if let Some(Ok(bytes)) = self.streams.elsewhere.as_mut().map(|elsewhere| elsewhere()) {

@@ -17,12 +17,15 @@ use crate::exec::control::Shared;
 use crate::exec::drive::Driver;
 use crate::exec::outcome::Failure;
 use crate::exec::runner::{Control, Ended, Execution, RunLimits, Streams};
+use crate::exec::stop::Bound;
 
 /// A call that takes this long is worth a look at what its children used.
 const LONG: Duration = Duration::from_millis(10);
 
 /// A call under way.
 pub(in crate::exec) struct Call {
+    /// Until it is over the worker is killed when its lease is. Dropped before the worker.
+    bound: Option<Bound>,
     /// `None` once it has been kept or given up.
     worker: Option<Worker>,
     /// Where it is kept for the next call.
@@ -43,9 +46,10 @@ impl fmt::Debug for Call {
 }
 
 impl Call {
-    pub(super) fn new(worker: Worker, workers: Arc<Workers>, slot: u32, name: &str) -> Self {
+    pub(super) fn new(worker: Worker, bound: Bound, workers: Arc<Workers>, slot: u32, name: &str) -> Self {
         let (name, began) = (name.to_owned(), Instant::now());
-        Self { worker: Some(worker), workers, slot, name, began, said: Said::Nothing, spoiled: false }
+        let bound = Some(bound);
+        Self { bound, worker: Some(worker), workers, slot, name, began, said: Said::Nothing, spoiled: false }
     }
 
     fn body(&self) -> &Body {
@@ -110,6 +114,7 @@ impl Call {
 
     pub(in crate::exec) fn reap(&mut self) -> Result<Reaped, Failure> {
         let lost = || Failure::new(ErrorCode::Lost, "the worker is gone");
+        self.bound = None;
         let mut worker = self.worker.take().ok_or_else(lost)?;
         let reply = match std::mem::replace(&mut self.said, Said::Closed) {
             Said::Reply(reply) => Some(reply),

@@ -28,6 +28,7 @@ use super::control::Shared;
 use super::outcome::Failure;
 use super::process::{Pipe, ProcessRunner, check_env, lacking};
 use super::runner::{Execution, Health, Launch, Prepared, Runner, View};
+use super::stop::Bound;
 pub(in crate::exec) use call::Call;
 use call::StartedCall;
 pub use interpreter::PythonOptions;
@@ -41,10 +42,21 @@ const IDLE_MAX: Duration = Duration::from_secs(10);
 /// Calls Python functions.
 #[derive(Debug)]
 pub struct PythonRunner {
-    starter: Starter,
+    starter: Arc<Starter>,
     allowlist: Option<Allowlist>,
-    health: Mutex<Health>,
+    known: Arc<Mutex<Known>>,
     workers: Arc<Workers>,
+}
+
+/// An interpreter that does not work is looked at again after this: somebody may have installed or mended it.
+const TRY_AGAIN: Duration = Duration::from_secs(60);
+
+/// What is known of the interpreter.
+#[derive(Debug)]
+struct Known {
+    health: Health,
+    /// When it is tried out again, unless it works.
+    again: Instant,
 }
 
 /// A worker that waits for its job's next call.
@@ -87,46 +99,88 @@ impl PythonRunner {
     /// before it has been [tried out](Self::try_out).
     #[must_use]
     pub fn new(options: PythonOptions, process: &ProcessRunner) -> Self {
-        let health = match process.health() {
-            Health::Ready => Health::Unavailable("it is being tried out".to_owned()),
-            unavailable @ Health::Unavailable(_) => unavailable,
-        };
+        let why = process.refusal().unwrap_or("it is being tried out");
+        let health = Health::Unavailable(why.to_owned());
+        let known = Arc::new(Mutex::new(Known { health, again: Instant::now() + TRY_AGAIN }));
         let allowlist = process.allowlist().cloned();
-        let starter = Starter::new(options, process, allowlist.is_none());
-        Self { starter, allowlist, health: Mutex::new(health), workers: Arc::default() }
+        let starter = Arc::new(Starter::new(options, process, allowlist.is_none()));
+        Self { starter, allowlist, known, workers: Arc::default() }
     }
 
     /// Starts an interpreter as calls will have it and sees whether it answers. Takes as long as that: a fraction of a second
     /// where it works, some seconds where it does not.
     pub fn try_out(&self) {
-        if self.starter.runs_nothing() {
-            return;
+        try_out(&self.starter, &self.known);
+    }
+
+    /// Tries an interpreter that did not work out again, when it is time for that, on a thread of its own.
+    fn try_again(&self) {
+        {
+            let mut known = lock(&self.known);
+            if known.health == Health::Ready || Instant::now() < known.again {
+                return;
+            }
+            known.again = Instant::now() + TRY_AGAIN;
         }
-        let health = match self.starter.try_out() {
-            Ok(version) => {
-                tracing::debug!(%version, interpreter = %self.starter.shown(), "Python functions can be called");
-                Health::Ready
-            }
-            Err(why) => {
-                tracing::info!(%why, "no Python functions are called here");
-                Health::Unavailable(why)
-            }
-        };
-        *self.health.lock().unwrap_or_else(PoisonError::into_inner) = health;
+        let (starter, known) = (Arc::clone(&self.starter), Arc::clone(&self.known));
+        let tried =
+            std::thread::Builder::new().name("sinew-python".to_owned()).spawn(move || try_out(&starter, &known));
+        if let Err(error) = tried {
+            tracing::debug!(%error, "Python is tried out later");
+        }
+    }
+
+    /// A new worker. That the node cannot start one concerns the next calls too.
+    fn start_worker(&self, launch: &Launch<'_>) -> Result<Worker, Failure> {
+        let started = self.starter.start(launch);
+        if let Err(why) = &started
+            && why.code == ErrorCode::Lost
+            && self.starter.trouble().is_none()
+        {
+            let mut known = lock(&self.known);
+            (known.health, known.again) = (Health::Unavailable(why.message.clone()), Instant::now());
+        }
+        started
     }
 
     /// A worker that has taken the request.
-    fn ask(&self, launch: &Launch<'_>, request: &str, stdin: Option<&Pipe>) -> Result<Worker, Failure> {
+    fn ask(&self, launch: &Launch<'_>, request: &str, stdin: Option<&Pipe>) -> Result<(Worker, Bound), Failure> {
         let fd = stdin.map(|pipe| pipe.read.as_fd());
         if let Some(worker) = self.workers.take(launch)
+            && let bound = worker.bind(launch.stop)?
             && worker.send(request, fd).is_ok()
         {
-            return Ok(worker);
+            return Ok((worker, bound));
         }
-        let worker = self.starter.start(launch)?;
+        let worker = self.start_worker(launch)?;
+        let bound = worker.bind(launch.stop)?;
         worker.send(request, fd).map_err(|e| lacking("a Python worker that listens", &e.into()))?;
-        Ok(worker)
+        Ok((worker, bound))
     }
+}
+
+fn lock(known: &Mutex<Known>) -> MutexGuard<'_, Known> {
+    known.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn try_out(starter: &Starter, known: &Mutex<Known>) {
+    if starter.runs_nothing() {
+        return;
+    }
+    let health = match starter.try_out() {
+        Ok(version) => {
+            tracing::debug!(%version, interpreter = %starter.shown(), "Python functions can be called");
+            Health::Ready
+        }
+        Err(why) => Health::Unavailable(why),
+    };
+    let mut known = lock(known);
+    if let Health::Unavailable(why) = &health
+        && known.health != health
+    {
+        tracing::info!(%why, "no Python functions are called here");
+    }
+    known.health = health;
 }
 
 impl Runner for PythonRunner {
@@ -135,7 +189,10 @@ impl Runner for PythonRunner {
     }
 
     fn health(&self) -> Health {
-        self.health.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        if let Some(why) = self.starter.trouble() {
+            return Health::Unavailable(why);
+        }
+        lock(&self.known).health.clone()
     }
 
     fn view(&self, _program: &Program) -> View {
@@ -145,7 +202,7 @@ impl Runner for PythonRunner {
     fn prepare(&self, launch: &Launch<'_>) -> Result<Prepared, Failure> {
         let call = call_of(launch)?;
         if let Health::Unavailable(why) = self.health() {
-            return Err(Failure::new(ErrorCode::Oom, format!("no Python function can be called here: {why}")));
+            return Err(Failure::new(ErrorCode::Lost, format!("no Python function can be called here: {why}")));
         }
         check_env(launch.env)?;
         let program = self.starter.program()?;
@@ -161,9 +218,9 @@ impl Runner for PythonRunner {
         let call = call_of(launch)?;
         let request = request(call, launch.fixed_env)?;
         let stdin = launch.feeds_stdin.then(Pipe::new).transpose().map_err(|e| lacking("pipes", &e))?;
-        let worker = self.ask(launch, &request, stdin.as_ref())?;
+        let (worker, bound) = self.ask(launch, &request, stdin.as_ref())?;
         let shared = Arc::new(Shared::new(worker.who(), launch));
-        let call = Box::new(Call::new(worker, Arc::clone(&self.workers), launch.place.slot, &call.call));
+        let call = Box::new(Call::new(worker, bound, Arc::clone(&self.workers), launch.place.slot, &call.call));
         Ok(Box::new(StartedCall { call, stdin: stdin.map(|pipe| pipe.write), shared }))
     }
 
@@ -178,6 +235,7 @@ impl Runner for PythonRunner {
 
     fn end_idle(&self) {
         self.workers.end(|_, idle| idle.since.elapsed() >= IDLE_MAX);
+        self.try_again();
     }
 }
 

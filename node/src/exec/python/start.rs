@@ -24,9 +24,10 @@ use crate::exec::cell;
 use crate::exec::cell::pool::{CellProgram, Fit, Place, Sandbox};
 use crate::exec::guardian::{NodeTag, RUN_VAR, TAG_VAR};
 use crate::exec::lookup;
+use crate::exec::open_files;
 use crate::exec::outcome::Failure;
 use crate::exec::process::{Group, Pipe, ProcessRunner, lacking, not_started, shown_path};
-use crate::exec::runner::{Health, Launch, Runner, View};
+use crate::exec::runner::{Launch, View};
 use crate::exec::sweep::{self, next_run};
 use crate::exec::volumes;
 
@@ -67,8 +68,13 @@ struct Config {
 impl Starter {
     pub(super) fn new(options: PythonOptions, process: &ProcessRunner, takes_files: bool) -> Self {
         let (sandbox, tag) = (process.sandbox().cloned(), process.tag().clone());
-        let refuses = process.health() != Health::Ready;
+        let refuses = process.refusal().is_some();
         Self { options, sandbox, tag, base: process.base_env().to_vec(), refuses, takes_files }
+    }
+
+    /// Why no worker can be started now, as far as that is the sandbox's.
+    pub(super) fn trouble(&self) -> Option<String> {
+        self.sandbox.as_ref().and_then(|sandbox| sandbox.trouble())
     }
 
     /// Whether this node runs no programs at all.
@@ -206,6 +212,7 @@ fn bare(
     command.args(&config.argv[1..]).current_dir(dir).env_clear().envs(config.env.iter().map(|(n, v)| (n, v)));
     command.stdin(stdin).stdout(Stdio::from(stdout)).stderr(Stdio::from(stderr)).process_group(0);
     let child = command.spawn().map_err(|e| not_started(&program.display().to_string(), &e, program.exists()))?;
+    open_files::restore_for(child.id());
     let group = Group::new(child, live)?;
     let pidfd = pidfd_open(group.pid, PidfdFlags::empty()).map_err(|e| lacking("a process descriptor", &e.into()))?;
     Ok(Body::Child(group, pidfd))

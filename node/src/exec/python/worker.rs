@@ -22,9 +22,12 @@ use crate::exec::cell::pool::Fit;
 use crate::exec::cell::process_cpu;
 use crate::exec::control::Who;
 use crate::exec::guardian::NodeTag;
+use crate::exec::outcome::Failure;
 use crate::exec::process::Pipe;
 use crate::exec::procfs;
+use crate::exec::stop::{Bound, StopHandle};
 use crate::exec::sweep::{self, Target};
+use crate::exec::switch::Kind;
 
 /// What a worker runs.
 pub(super) const SCRIPT: &str = include_str!("worker.py");
@@ -142,6 +145,16 @@ impl Worker {
             self.pid = self.body.pid();
         }
         self.pid
+    }
+
+    /// Has it killed when the lease of its next call is over.
+    pub(super) fn bind(&self, stop: &StopHandle) -> Result<Bound, Failure> {
+        let number = |pid: rustix::process::Pid| pid.as_raw_nonzero().get();
+        match &self.body {
+            Body::Child(group, _) => stop.bind(Kind::Group, number(group.pid), self.run),
+            Body::Cell(run) => stop.bind(Kind::Cell, run.init().map_or(0, number), self.run),
+            Body::Call(_) => stop.bind(Kind::Group, 0, self.run),
+        }
     }
 
     /// Where its process is found.

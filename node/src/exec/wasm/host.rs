@@ -108,7 +108,7 @@ fn add_variables(wasi: &mut WasiCtxBuilder, launch: &Launch<'_>, deterministic: 
     }
     for (name, value) in launch.fixed_env {
         // Which attempt this is differs from run to run.
-        if !(deterministic && *name == "SINEW_ATTEMPT") {
+        if !(deterministic && matches!(*name, "SINEW_ATTEMPT" | "SINEW_FENCE")) {
             wasi.env(name, value);
         }
     }

@@ -124,7 +124,7 @@ impl Modules {
     /// Finds it, or orders it.
     fn order(&self, key: Key, path: &Path, job: &str) -> Result<Arc<Entry>, Failure> {
         let lacking = |e: rustix::io::Errno| {
-            Failure::new(ErrorCode::Oom, format!("this node could not give the task an event descriptor: {e}"))
+            Failure::new(ErrorCode::Lost, format!("this node could not give the task an event descriptor: {e}"))
         };
         let mut all = self.shared.kept();
         make_room(&mut all, &key);
