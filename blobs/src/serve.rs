@@ -128,9 +128,11 @@ async fn parse(mut bytes: Bytes) -> Result<Request, ServeError> {
         None => return Err(cut()),
     }
     let read = Request::read_async(&mut bytes).await;
-    let (request, _len) = read.map_err(|error| match error.kind() {
-        io::ErrorKind::UnexpectedEof => cut(),
-        _ => ServeError::Garbage(error),
+    let (request, _len) = read.map_err(|error| {
+        let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<postcard::Error>());
+        let ended =
+            error.kind() == io::ErrorKind::UnexpectedEof || inner == Some(&postcard::Error::DeserializeUnexpectedEnd);
+        if ended { cut() } else { ServeError::Garbage(error) }
     })?;
     Ok(request)
 }

@@ -46,6 +46,8 @@ pub(crate) struct Links {
     /// Links that go up and down, with the number of their flapping.
     pub(crate) flaps: BTreeMap<(Index, Index), u64>,
     pub(crate) flap_last: u64,
+    /// Nodes whose links are longer for a while: out and in.
+    pub(crate) detours: BTreeMap<Index, (Span, Span)>,
     /// Frames lost, per 10,000.
     pub(crate) loss: u64,
     /// Whether all adverts are lost.
@@ -108,6 +110,7 @@ impl Default for Links {
             flaps: BTreeMap::new(),
             flap_last: 0,
             loss: 0,
+            detours: BTreeMap::new(),
             adverts_lost: false,
             connected: Vec::new(),
             kept: Vec::new(),
@@ -178,6 +181,13 @@ impl Links {
 
     pub(crate) fn keep(&mut self, a: Index, b: Index) {
         insert(&mut self.kept, a, b);
+    }
+
+    /// How much longer than usual the way is.
+    pub(crate) fn detour(&self, from: Index, to: Index) -> Span {
+        let (out, _) = self.detours.get(&from).copied().unwrap_or_default();
+        let (_, back) = self.detours.get(&to).copied().unwrap_or_default();
+        out + back
     }
 
     fn connect(&mut self, a: Index, b: Index) -> bool {

@@ -200,7 +200,9 @@ impl World {
     /// How long a message of `len` bytes takes, without waiting for the link.
     pub(crate) fn latency(&mut self, from: Index, to: Index) -> Span {
         let delay = self.delay(from, to);
-        let once = self.draw(&delay);
+        let detour = self.links.detour(from, to);
+        self.counters.detours += u64::from(detour.0 > 0);
+        let once = self.draw(&delay) + detour.0;
         if self.chance(self.links.network.reordered) {
             self.counters.reordered += 1;
             return Span(once + delay.median() * (1 + self.dice(4)));
@@ -210,7 +212,8 @@ impl World {
 
     /// The usual round trip between two nodes.
     pub(crate) fn round_trip(&self, a: Index, b: Index) -> Span {
-        Span(self.delay(a, b).median() + self.delay(b, a).median())
+        let detours = self.links.detour(a, b) + self.links.detour(b, a);
+        Span(self.delay(a, b).median() + self.delay(b, a).median()) + detours
     }
 
     /// How long a message waits for the link and is on its way into it. Whatever comes later waits for it.

@@ -50,6 +50,8 @@ pub struct Counters {
     pub reordered: u64,
     /// Messages that waited for a link's bandwidth.
     pub queued_frames: u64,
+    /// Frames and gossip messages that took longer than usual, because a node's links did.
+    pub detours: u64,
     /// Gossip messages lost on the way.
     pub lost_gossip: u64,
     /// Gossip messages that arrived twice for no reason of the protocol's.

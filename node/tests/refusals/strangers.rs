@@ -226,7 +226,8 @@ async fn members_that_break_a_protocol_are_dropped() {
             "Malformed",
         ),
         (wire::BULK_PACKED, [&wire::packed_header(500)[..], &HUGE, &noise[..496]].concat(), "FrameTooLong"),
-        (wire::BLOBS, noise[..1_000].to_vec(), "Misbehaved"),
+        // No request begins like this. One that only ends too soon may be of a stream that was given up.
+        (wire::BLOBS, [&[77][..], &noise[..1_000]].concat(), "Misbehaved"),
         (wire::BLOBS, noise, "Misbehaved"),
     ];
     for (protocol, bytes, kind) in cases {

@@ -74,6 +74,8 @@ pub enum Class {
     Hog,
     /// A node leaves in good order and comes back.
     Leave,
+    /// One node's links get longer, more so one way than the other.
+    Distance,
 }
 
 /// A name that is no class of faults.
@@ -86,7 +88,7 @@ pub struct UnknownClass {
 
 impl Class {
     /// Every class.
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 34] = [
         Self::Crash,
         Self::Restart,
         Self::Partition,
@@ -120,6 +122,7 @@ impl Class {
         Self::Deaf,
         Self::Hog,
         Self::Leave,
+        Self::Distance,
     ];
 
     /// Its name on the command line and in reports.
@@ -159,6 +162,7 @@ impl Class {
             Self::Deaf => "deaf",
             Self::Hog => "hog",
             Self::Leave => "leave",
+            Self::Distance => "distance",
         }
     }
 
@@ -187,6 +191,7 @@ impl Class {
                 | Self::Reorder
                 | Self::Bandwidth
                 | Self::Nat
+                | Self::Distance
         )
     }
 
@@ -202,6 +207,8 @@ impl Class {
             Self::Flap => (2_000, 8_000),
             // From before its programs have ended to long after it is gone.
             Self::Leave => (500, 12_000),
+            // From shorter than anybody measures to long enough for a job.
+            Self::Distance => (1_000, 15_000),
             Self::Wipe | Self::BitRot | Self::Rollback => (200, 4_000),
             Self::FailedSync => (500, 3_000),
             // From less than anybody notices to long after it was noticed.

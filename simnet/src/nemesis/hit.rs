@@ -15,6 +15,8 @@ const MIXED_UP: (u64, u64) = (500, 4_000);
 /// Bytes per second of each link, least and most: a telephone line and a cheap modem. A task's input of a mebibyte takes
 /// ten seconds on the least, which is within what a run waits for.
 const BANDWIDTH: (u64, u64) = (100_000, 1_000_000);
+/// How much longer each way gets, most, ms.
+const DETOUR_MAX_MS: u64 = 400;
 /// A flapping link turns at least as often as this, and no more often than the other.
 const FLAP_MS: (u64, u64) = (150, 1_650);
 
@@ -49,6 +51,8 @@ pub(super) enum Held {
     Doomed(Index),
     /// No gossip is passed on.
     Censorship,
+    /// A node's links are longer.
+    Far(Index),
     /// A node begins no task that it takes.
     Hog(Index),
     /// A node hears and is heard through attackers.
@@ -72,6 +76,7 @@ pub(super) fn gauge(world: &World, class: Class, held: Option<&Held>) -> Option<
         Class::Nat => Some(counters.unreachable),
         Class::Censor | Class::Eclipse => Some(counters.gossip_withheld),
         Class::Hog => Some(counters.hogged),
+        Class::Distance => Some(counters.detours),
         Class::SlowDisk => match held {
             Some(Held::Slow(node)) => Some(world.nodes[*node].disk.asked_to_write()),
             _ => None,
@@ -122,6 +127,12 @@ impl Nemesis {
                     _ => network.bandwidth = Some(between(BANDWIDTH)),
                 }
                 Some(Held::Network(strike.class))
+            }
+            Class::Distance => {
+                let node = one(strike.dice[0])?;
+                let [out, back] = [strike.dice[1], strike.dice[2]].map(|dice| Span::ms(dice % DETOUR_MAX_MS));
+                world.links.detours.insert(node, (out, back));
+                Some(Held::Far(node))
             }
             Class::Nat => hide(world, strike),
             Class::Censor => {
@@ -187,6 +198,10 @@ impl Held {
             }
             Self::Eclipse(victim) => {
                 world.end_eclipse(victim);
+                true
+            }
+            Self::Far(node) => {
+                world.links.detours.remove(&node);
                 true
             }
             Self::Hog(node) => {
