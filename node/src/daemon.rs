@@ -13,7 +13,9 @@ use bytes::Bytes;
 use sinew_blobs::BlobStore;
 use sinew_crdt_state::certificate::{Credential, Roles, Ticket};
 use sinew_crdt_state::ids::NodeId;
-use sinew_mesh::{Boot, DropReason, GossipId, JoinRefusal, JoinReply, Mesh, MeshEvent, MeshEvents, Topic, Verdict};
+use sinew_mesh::{
+    Boot, DropReason, GossipId, JoinRefusal, JoinReply, Mesh, MeshEvent, MeshEvents, Topic, Transport, Verdict,
+};
 use sinew_scheduler::Setup;
 use sinew_scheduler::config::CoreConfig;
 use sinew_scheduler::io::Input;
@@ -398,7 +400,10 @@ impl Daemon {
         let status = self.shared.link.mesh().status().await;
         self.shared.engine.input(Input::MeshSize(status.members_known + 1));
         for peer in status.peers {
-            if let Some(rtt) = peer.connections.iter().filter_map(|c| c.rtt).min() {
+            // Each is measured now and then: of two direct ones the longer is the newer, where they differ much.
+            let is_direct = peer.connections.iter().any(|c| c.transport != Transport::Relay);
+            let used = peer.connections.iter().filter(|c| !is_direct || c.transport != Transport::Relay);
+            if let Some(rtt) = used.filter_map(|c| c.rtt).max() {
                 let rtt_us = u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX);
                 self.shared.engine.input(Input::Rtt { node: peer.node, rtt_us });
             }

@@ -194,10 +194,11 @@ struct ReusableDir {
 
 impl ReusableDir {
     fn new(path: PathBuf, stuck: PathBuf) -> io::Result<Self> {
-        if remove(&path).is_err() {
+        if let Err(error) = remove(&path) {
             // A task may have left what even root cannot delete: where no later task sees it, until the daemon restarts.
-            make(&stuck)?;
-            std::fs::rename(&path, stuck.join(next_run().to_string()))?;
+            let moved = make(&stuck).and_then(|()| std::fs::rename(&path, stuck.join(next_run().to_string())));
+            // Nothing to move: then it is something else that is missing, such as a descriptor to look with.
+            moved.map_err(|_| error)?;
         }
         make(&path)?;
         let fd = open(&path, OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())?;

@@ -133,7 +133,7 @@ impl Brain {
             // Those that it had from an earlier brain began before that.
             for (part, at) in taken.into_iter().filter(|(_, at)| adopted != Some(*at)) {
                 self.work.mean.0 += u64::from(part.len);
-                self.work.mean.1 += (ctx.now.at - at).0;
+                self.work.mean.1 += (ctx.now.at - at).0 * u64::from(part.len);
             }
             self.unblocked(last);
         }
