@@ -354,7 +354,7 @@ impl Brain {
     }
 
     /// Whether not even the fastest answers of its set keep a brain of this pace in charge; notes which pace would do.
-    fn is_too_fast(&mut self, ctx: &Ctx) -> bool {
+    pub(super) fn is_too_fast(&mut self, ctx: &Ctx) -> bool {
         let set = &self.spec.brain_set;
         let too_fast = ctx.peers.pace_of_set_at_best(set) > self.pace && !planted(Bug::OnePaceForAll);
         if too_fast {

@@ -212,6 +212,11 @@ impl Brain {
         for (node, (_, taken)) in &placement.asked {
             ctx.peers.offer_ended(*node, &self.spec, *taken);
         }
+        // The first answers of its set may have come since the spec was stored.
+        if self.work.seats.is_empty() && self.is_too_fast(ctx) {
+            ctx.peers.room_given_back();
+            return self.depose(ctx);
+        }
         let mut bids: Vec<(NodeId, Bid)> =
             placement.asked.into_iter().filter_map(|(node, (bid, _))| Some((node, bid?))).collect();
         if bids.is_empty() {
