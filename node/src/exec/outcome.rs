@@ -99,7 +99,7 @@ impl Failure {
     /// Our own disk or directory refused: `doing` says what, as in "create the output directory".
     #[must_use]
     pub fn storage(doing: &str, error: &std::io::Error) -> Self {
-        let code = if is_out_of_files(error) { ErrorCode::Lost } else { ErrorCode::Storage };
+        let code = if is_the_nodes_own(error) { ErrorCode::Lost } else { ErrorCode::Storage };
         Self::new(code, format!("could not {doing}: {error}"))
     }
 
@@ -154,10 +154,14 @@ impl Failure {
     }
 }
 
-/// Whether the daemon, or the machine, has as many files open as it may: no fault of whatever wanted one more.
+/// Whether the machine lacks something, or its disk is sick: no fault of whatever wanted to open or write a file. Another node may
+/// have what is missing here.
 #[must_use]
-pub fn is_out_of_files(error: &std::io::Error) -> bool {
-    matches!(error.raw_os_error().map(Errno::from_raw_os_error), Some(Errno::MFILE | Errno::NFILE))
+pub fn is_the_nodes_own(error: &std::io::Error) -> bool {
+    matches!(
+        error.raw_os_error().map(Errno::from_raw_os_error),
+        Some(Errno::MFILE | Errno::NFILE | Errno::NOSPC | Errno::DQUOT | Errno::ROFS | Errno::IO)
+    )
 }
 
 impl fmt::Display for Failure {
@@ -186,11 +190,11 @@ mod tests {
     }
 
     #[test]
-    fn running_out_of_files_is_no_fault_of_the_task() {
+    fn a_full_disk_or_too_many_open_files_are_no_fault_of_the_task() {
         let code = |errno: Errno| Failure::storage("open it", &errno.into()).code;
         assert_eq!(
-            [Errno::MFILE, Errno::NFILE, Errno::NOSPC].map(code),
-            [ErrorCode::Lost, ErrorCode::Lost, ErrorCode::Storage]
+            [Errno::MFILE, Errno::NFILE, Errno::NOSPC, Errno::ROFS, Errno::NOTDIR].map(code),
+            [ErrorCode::Lost, ErrorCode::Lost, ErrorCode::Lost, ErrorCode::Lost, ErrorCode::Storage]
         );
     }
 
