@@ -7,6 +7,7 @@ use std::io;
 use std::net::TcpListener;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
 
 use bollard::models::{ContainerCreateBody, HostConfig, HostConfigLogConfig};
 use bollard::query_parameters::{CreateContainerOptionsBuilder, InspectContainerOptions, StartContainerOptions};
@@ -142,16 +143,32 @@ fn no_entry(error: &io::Error) -> Failure {
     }
 }
 
+/// How often, and how many times, a container's first process is looked at until it is the program.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// See [`LOOK_EVERY`].
+const LOOKS_MAX: u32 = 100;
+
 /// Opens the routes' sockets in the network namespace of a process, which must have these variables: engines may count
 /// processes otherwise than this machine does.
 fn listen(pid: u32, routes: Vec<Route>, marks: &[(&'static str, String)]) -> io::Result<Vec<TcpListener>> {
+    let environ = format!("/proc/{pid}/environ");
+    let is_marked = || -> io::Result<bool> {
+        let environ = std::fs::read(&environ)?;
+        let has = |mark: &(&str, String)| {
+            environ.split(|b| *b == 0).any(|v| v == format!("{}={}", mark.0, mark.1).as_bytes())
+        };
+        Ok(marks.iter().all(has))
+    };
+    // The engine calls a container started when its first process is about to become the program, with its variables.
+    let mut looks = 0;
+    while !is_marked()? && looks < LOOKS_MAX {
+        std::thread::sleep(LOOK_EVERY);
+        looks += 1;
+    }
     let namespace = File::open(format!("/proc/{pid}/ns/net"))?;
-    let environ = std::fs::read(format!("/proc/{pid}/environ"))?;
-    let has =
-        |mark: &(&str, String)| environ.split(|b| *b == 0).any(|v| v == format!("{}={}", mark.0, mark.1).as_bytes());
     let own = std::fs::metadata("/proc/thread-self/ns/net")?;
     let entered = namespace.metadata()?;
-    if !marks.iter().all(has) || (own.dev(), own.ino()) == (entered.dev(), entered.ino()) {
+    if !is_marked()? || (own.dev(), own.ino()) == (entered.dev(), entered.ino()) {
         return Err(io::Error::other("the engine counts processes otherwise, or gave no network namespace"));
     }
     // A thread of its own, which ends there.
