@@ -397,11 +397,16 @@ impl Brain {
         if planted(Bug::IgnoreDeposed) {
             return;
         }
-        self.stage = Stage::Over;
+        let is_stored = std::mem::replace(&mut self.stage, Stage::Over) != Stage::Storing;
         if self.refusal.is_some() {
             return self.answer_unknown(ctx, "another node decides for it");
         }
-        // A higher term needed a majority that knew the spec: the job is safe, and goes on elsewhere.
+        // A higher term needed a majority that knew the spec, but nobody has said that it has the inputs.
+        if !is_stored && !self.spec.input_blobs().is_empty() {
+            return self
+                .answer_unknown(ctx, "another node decides for it, and its inputs may be on this node alone yet");
+        }
+        // The job is safe, and goes on elsewhere.
         self.answer_submit(ctx, Ok(self.job));
     }
 
