@@ -32,7 +32,7 @@ impl Worker {
     pub(crate) fn on_not_run(&mut self, ctx: &mut Ctx, run: RunId) {
         if planted(Bug::LeaveFailsTasks) {
             let failure = Failure {
-                code: ErrorCode::Lost,
+                code: ErrorCode::Exit,
                 exit: None,
                 message: String::new(),
                 stderr_tail: String::new(),
