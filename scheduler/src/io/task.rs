@@ -49,7 +49,7 @@ pub enum StopWhy {
 pub struct StartTask {
     /// For its end, or to stop it.
     pub run: RunId,
-    /// The end of its lease, as far as it is known: it must not run beyond, unless [`Effect::Lease`] moves that.
+    /// The end of its lease, as far as it is known: it must not run beyond, unless [`super::Effect::Lease`] moves that.
     pub until: Time,
     /// Which attempt. A new brain may renew the lease under another fence while it runs.
     pub key: TaskKey,
