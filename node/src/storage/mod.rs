@@ -74,12 +74,16 @@ pub enum StorageError {
 
 impl From<redb::Error> for StorageError {
     fn from(error: redb::Error) -> Self {
-        Self::Read(Box::new(error))
+        read_error(error)
     }
 }
 
 fn read_error(e: impl Into<redb::Error>) -> StorageError {
-    StorageError::Read(Box::new(e.into()))
+    match e.into() {
+        // The file was closed while it was read, or it failed before: it is being opened anew.
+        redb::Error::DatabaseClosed | redb::Error::PreviousIo => StorageError::Closed,
+        error => StorageError::Read(Box::new(error)),
+    }
 }
 
 fn cannot_open(path: &Path, e: impl Into<redb::Error>) -> StorageError {

@@ -1,13 +1,17 @@
 //! What readers see: everything that was handed over, the newest jobs first, and jobs by the beginning of their ids.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
+use redb::ReadableTable as _;
 use sinew_crdt_state::ids::JobId;
 use sinew_scheduler::io::{Record, Ticket};
 
-use super::Rig;
 use super::disk::{Mood, SimDisk};
 use super::jobs::{Oracle, sealed, sign, usual};
+use super::{LEDGER, Rig, StorageError};
+use crate::storage::keeper::open_database;
+use crate::storage::rows::ENDED;
 
 /// Hands over whole jobs; what they add up to.
 fn hand_over(rig: &Rig, serials: std::ops::Range<u64>, oracle: &mut Oracle) {
@@ -89,5 +93,27 @@ fn lists_and_parts_of_ids_find_what_a_walk_would() {
         assert_eq!(reader.find(&text, 1_000).expect("it reads"), walked, "`{text}`");
         assert_eq!(reader.find(&text, 2).expect("it reads").len(), walked.len().min(2), "`{text}`");
     }
+    rig.storage.close();
+}
+
+/// The file is closed, to be opened anew, while somebody reads: that is no fault of what is read, and trying again helps.
+#[test]
+fn a_file_that_is_closed_under_a_reader_is_called_closed() {
+    let disk = SimDisk::default();
+    let rig = Rig::open(&disk).expect("a ledger");
+    hand_over(&rig, 0..300, &mut Oracle::default());
+    rig.storage.close();
+    let rig = Rig::open(&disk).expect("a ledger");
+    let reader = rig.storage.reader();
+    // Opened anew, so that no page is in memory that was read before.
+    drop(reader.inner.lock().db.take());
+    let anew = open_database(&disk, LEDGER.as_ref()).expect("a ledger");
+    reader.inner.lock().db = Some(Arc::new(anew));
+    let read = reader.with_view(|txn| {
+        drop(reader.inner.lock().db.take());
+        Ok(txn.open_table(ENDED)?.iter()?.count())
+    });
+    assert!(matches!(read, Err(StorageError::Closed)), "{read:?}");
+    assert!(matches!(reader.ended(1), Err(StorageError::Closed)));
     rig.storage.close();
 }
