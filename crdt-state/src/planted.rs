@@ -136,6 +136,10 @@ pub enum Bug {
     LeaveFailsTasks,
     /// A node leaves without a word.
     LeaveUnsaid,
+    /// The room of a task that was told to end counts as free before it is gone.
+    RoomAtOnce,
+    /// A job that failed or was cancelled is sealed while programs of it still run.
+    SealBeforeGone,
 }
 
 #[cfg(feature = "planted")]

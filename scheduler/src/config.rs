@@ -146,6 +146,8 @@ pub const SHUN_BRIEFLY: Span = Span::ms(2_000);
 pub const GIVEN_BACK_MAX: u32 = 16;
 /// A brain waits this long for executors' receipts before it seals without them.
 pub const RECEIPTS_WAIT: Span = Span::ms(1_000);
+/// So much longer it waits for programs of a job that failed or was cancelled to be gone: the grace that they are given, and some.
+pub const STOPPED_WAIT: Span = Span::ms(2_500);
 /// A node that knows three or more members and reaches too few for a brain set of three waits so long for them before it goes on
 /// alone: after a restart connections come up within a second or two.
 const REACH_WAIT_MS: u64 = 4_000;

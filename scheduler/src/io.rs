@@ -271,7 +271,7 @@ pub enum Input {
         /// Bytes in all.
         total: u64,
     },
-    /// An attempt that [`Effect::Drain`] asked for has ended, and nothing of it is left. It did not end by itself first.
+    /// An attempt that was to end, by [`Effect::Stop`] or [`Effect::Drain`], is gone: nothing of it is left. It had no result first.
     NotRun(RunId),
     /// The node is to leave. May be said again, with less patience. [`Effect::Left`] answers.
     Leave(Leave),
@@ -432,7 +432,8 @@ pub enum Effect {
     },
     /// Run a task.
     Start(StartTask),
-    /// Stop a task; no [`Input::Task`] is expected for it.
+    /// Stop a task: nobody wants its result. Say when nothing of it is left, by [`Input::NotRun`], or by [`Input::Task`] if it
+    /// had a result first; until then its room counts as taken. May be said again with another reason.
     Stop {
         /// Which.
         run: RunId,

@@ -8,23 +8,24 @@ use std::sync::Arc;
 use sinew_crdt_state::cbor;
 use sinew_crdt_state::certificate::Roles;
 use sinew_crdt_state::envelope::Envelope;
-use sinew_crdt_state::fact::{Executed, Fact, Fence, ReportItem, Run, Statement, Usage};
+use sinew_crdt_state::fact::{Fact, Fence, ReportItem, Run, Statement, Usage};
 use sinew_crdt_state::ids::{FactId, Hash, JobId, NodeId};
 use sinew_crdt_state::planted::{Bug, planted};
-use sinew_crdt_state::rules::brain_of;
 use sinew_crdt_state::spec::{JobSpec, PACE_MAX, PACE_MIN, Phase, Resources};
 
 use crate::config::{BEAT_EVERY, FENCE_AFTER, LEASE, MISSING_MAX};
 use crate::ctx::Ctx;
-use crate::io::{Effect, Note, RunId, StartTask, StopWhy, TaskKey, TaskResult};
+use crate::io::{Effect, RunId, StartTask, TaskKey, TaskResult};
 use crate::resources::Pool;
 use crate::time::{Span, Time};
 use crate::wire::{Assign, Lease, LoadDigest, Located, Message};
 
 mod beats;
+mod ending;
 mod leave;
 mod reports;
 
+use ending::Going;
 use reports::{envelopes, item_run, push_item};
 
 /// Bids that are kept at least: looking through them for old ones each time would cost too much under load.
@@ -38,6 +39,12 @@ struct Held {
     slots: u32,
     queue: VecDeque<(Phase, Run)>,
     running: BTreeMap<(Phase, u32), RunId>,
+    /// Told to end, and not gone yet: they take room as those that run do.
+    stopping: BTreeSet<RunId>,
+    /// Its job ended: it is held until nothing of it is left here.
+    over: bool,
+    /// Its brain waits for that.
+    awaited: bool,
     seq: u32,
     /// Finished, not yet reported.
     buffer: BTreeMap<Phase, Vec<ReportItem>>,
@@ -86,8 +93,8 @@ pub(crate) struct Worker {
     runs: BTreeMap<RunId, (Lease, Phase, u32)>,
     run_last: u64,
     done: BTreeMap<JobId, Done>,
-    /// What was stopped because a brain has a verdict, until the job is sealed.
-    stopped: BTreeMap<JobId, Vec<RunId>>,
+    /// Awards that ended here although something of them is not gone yet.
+    going: Vec<Going>,
     beat_at: Time,
     beat_seq: u64,
     beats: VecDeque<(u64, Time)>,
@@ -118,7 +125,7 @@ impl Worker {
             runs: BTreeMap::new(),
             run_last: 0,
             done: BTreeMap::new(),
-            stopped: BTreeMap::new(),
+            going: Vec::new(),
             beat_at: Time::default(),
             beat_seq: 0,
             beats: VecDeque::new(),
@@ -270,6 +277,9 @@ impl Worker {
             slots,
             queue: VecDeque::new(),
             running: BTreeMap::new(),
+            stopping: BTreeSet::new(),
+            over: false,
+            awaited: false,
             seq: 0,
             buffer: BTreeMap::new(),
             buffered: 0,
@@ -350,7 +360,7 @@ impl Worker {
     }
 
     pub(crate) fn on_task(&mut self, ctx: &mut Ctx, run: RunId, result: TaskResult) {
-        let Some((lease, phase, task)) = self.runs.remove(&run) else { return };
+        let Some((lease, phase, task)) = self.runs.remove(&run) else { return self.gone(ctx, run) };
         let Some(held) = self.held.get_mut(&lease) else { return };
         held.running.remove(&(phase, task));
         if held.buffered == 0 {
@@ -372,7 +382,7 @@ impl Worker {
 
     /// A task could not begin: it goes back to its brain, and counts as nothing.
     pub(crate) fn on_blocked(&mut self, ctx: &mut Ctx, run: RunId, missing: Vec<Hash>, failure: TaskResult) {
-        let Some((lease, phase, task)) = self.runs.get(&run).copied() else { return };
+        let Some((lease, phase, task)) = self.runs.get(&run).copied() else { return self.gone(ctx, run) };
         let Some(held) = self.held.get_mut(&lease) else { return };
         if planted(Bug::CountBlocked) || !ctx.peers.understands_fetching(held.brain) {
             return self.on_task(ctx, run, failure);
@@ -384,111 +394,16 @@ impl Worker {
         self.start_tasks(ctx, lease);
     }
 
-    pub(crate) fn on_stop(&mut self, ctx: &mut Ctx, from: NodeId, lease: Lease, phase: Phase, tasks: &[Run]) {
-        let Some(held) = self.held.get_mut(&lease).filter(|h| h.brain == from) else { return };
-        let hit =
-            |p: Phase, t: u32| tasks.is_empty() || (p == phase && tasks.iter().any(|r| r.start <= t && t < r.end()));
-        let runs = &mut self.runs;
-        let stopped: Vec<RunId> = held.running.extract_if(.., |(p, t), _| hit(*p, *t)).map(|(_, run)| run).collect();
-        for run in &stopped {
-            runs.remove(run);
-            ctx.effect(Effect::Stop { run: *run, why: StopWhy::Unwanted });
-        }
-        if tasks.is_empty() {
-            // The brain has a verdict; it is yet to become final.
-            self.stopped.entry(lease.job).or_default().extend(stopped);
-        }
-        let mut kept = VecDeque::new();
-        for (p, run) in held.queue.drain(..) {
-            for task in run.start..run.end() {
-                if !hit(p, task) {
-                    push_run(&mut kept, p, task);
-                }
-            }
-        }
-        held.queue = kept;
-        self.start_tasks(ctx, lease);
-    }
-
-    pub(crate) fn on_release(&mut self, ctx: &mut Ctx, from: NodeId, lease: Lease) {
-        if self.held.get(&lease).is_some_and(|h| h.brain == from) {
-            // What runs under it all the same is anybody's from now on.
-            self.drop_held(ctx, lease, StopWhy::Fenced);
-        }
-    }
-
-    /// Ends an award here: stops what runs, gives the slots back, keeps unsettled reports for whoever leads next.
-    fn drop_held(&mut self, ctx: &mut Ctx, lease: Lease, why: StopWhy) {
-        self.report(ctx, lease);
-        let Some(held) = self.held.remove(&lease) else { return };
-        let why = if planted(Bug::FenceWithGrace) { StopWhy::Over } else { why };
-        if why == StopWhy::Unwanted {
-            self.stopped.entry(lease.job).or_default().extend(held.running.values());
-        }
-        for run in held.running.values() {
-            self.runs.remove(run);
-            if !planted(Bug::TasksOutliveLease) {
-                ctx.effect(Effect::Stop { run: *run, why });
-            }
-        }
-        if !planted(Bug::LeakReservation) || held.open() == 0 {
-            self.pool.release(held.spec.resources, held.slots);
-        }
-        self.load_changed = true;
-        self.ended.insert(held.brain);
-        let orphans = held.unsettled.into_iter().map(|id| (id, lease.fence));
-        self.done.entry(lease.job).or_default().orphans.extend(orphans);
-        self.look_at = ctx.now.at;
-    }
-
-    /// Gives everything up: the disk hangs, and nothing that runs here can be expected to end.
-    pub(crate) fn give_up(&mut self, ctx: &mut Ctx) {
-        self.bids.clear();
-        for lease in self.held.keys().copied().collect::<Vec<_>>() {
-            ctx.note(Note::Fenced { lease });
-            self.drop_held(ctx, lease, StopWhy::Fenced);
-        }
-    }
-
-    /// The job is sealed: nobody else will run anything of it.
-    pub(crate) fn on_job_sealed(&mut self, ctx: &mut Ctx, job: JobId) {
-        self.on_job_end(ctx, job);
-        for run in self.stopped.remove(&job).into_iter().flatten() {
-            ctx.effect(Effect::Stop { run, why: StopWhy::Over });
-        }
-    }
-
-    /// The job ended, unless a later brain says otherwise: everything for it stops, and this node signs what it did.
-    pub(crate) fn on_job_end(&mut self, ctx: &mut Ctx, job: JobId) {
-        for lease in self.leases_of(job) {
-            self.drop_held(ctx, lease, StopWhy::Unwanted);
-        }
-        let Some(done) = self.done.remove(&job) else { return };
-        if done.reports > 1 {
-            let mut hasher = blake3::Hasher::new();
-            for hash in done.outputs.values().flatten() {
-                hasher.update(&hash.0);
-            }
-            let outputs = Hash(*hasher.finalize().as_bytes());
-            let executed = Executed { tasks: done.tasks, usage: done.usage, outputs };
-            let (_, receipt) = ctx.state(job, Fact::Receipt(executed));
-            let brain = ctx.ledger.live(&job).and_then(|l| brain_of(&l.state.spec, l.state.term));
-            if let Some(brain) = brain {
-                ctx.send(brain, Message::Facts(vec![receipt]));
-            }
-        }
-    }
-
     /// Fills the award's free slots from its queue, and hands on as many more as the driver may hold ready.
     fn start_tasks(&mut self, ctx: &mut Ctx, lease: Lease) {
         let job_slots = self.leases_of(lease.job).iter().filter_map(|l| self.held.get(l)).map(|h| h.slots).sum();
         let Some(held) = self.held.get_mut(&lease) else { return };
         // A machine that stood still learns of a task's end before its timers fire: the lease may be long over.
-        if ctx.now.at >= held.fenced_at() {
+        if held.over || ctx.now.at >= held.fenced_at() {
             return;
         }
         let ahead = ctx.config.start_ahead.saturating_mul(held.slots) + u32::from(planted(Bug::OneTaskTooMany));
-        while held.running.len() < held.slots.saturating_add(ahead) as usize {
+        while held.running.len() + held.stopping.len() < held.slots.saturating_add(ahead) as usize {
             let Some((phase, run)) = held.queue.front_mut() else { return };
             let (phase, task) = (*phase, run.start);
             if phase > 0 && held.sources.whole.is_none() {

@@ -75,6 +75,7 @@ pub(crate) struct Stopping {
     pub(crate) execution: usize,
     /// When it would be gone in good order, and when its lease ends; `None` if it was killed.
     pub(crate) graceful: Option<(Time, Time)>,
+    pub(crate) cpu_milli: u32,
 }
 
 /// A fetch under way.
@@ -162,6 +163,7 @@ impl Node {
     }
 
     pub(crate) fn cpu_used(&self) -> u32 {
-        self.runs.values().map(|r| r.cpu_milli).sum()
+        let stopping = self.stopping.values().map(|s| s.cpu_milli);
+        self.runs.values().map(|r| r.cpu_milli).chain(stopping).sum()
     }
 }

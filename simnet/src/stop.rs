@@ -1,7 +1,7 @@
 //! How tasks end that are not wanted any more: it takes time, and is seen to even where the daemon stands still.
 
 use sinew_scheduler::config::SWITCH_AFTER;
-use sinew_scheduler::io::{RunId, StopWhy};
+use sinew_scheduler::io::{Input, RunId, StopWhy};
 use sinew_scheduler::time::{Span, Time};
 
 use crate::exec::Stopped;
@@ -17,26 +17,31 @@ const GRACE_MS: u64 = 2_000;
 impl World {
     /// The core wants a task to end.
     pub(crate) fn stop_task(&mut self, node: Index, run: RunId, why: StopWhy) {
+        let life = self.roll.life(node);
         if let Some(stopping) = self.nodes[node].stopping.get_mut(&run) {
-            // Its job is over by now: it has all the time that it was to have.
-            if why == StopWhy::Over
+            if why == StopWhy::Fenced {
+                if stopping.graceful.take().is_some() {
+                    self.queue.push(self.now + Span::ms(1 + KILL_MS_MAX), Event::TaskGone { life, run });
+                }
+            } else if why == StopWhy::Over
                 && let Some((_, lease)) = &mut stopping.graceful
             {
+                // Its job is over by now: it has all the time that it was to have.
                 *lease = Time(u64::MAX);
             }
             return;
         }
-        let Some(running) = self.nodes[node].runs.remove(&run) else { return };
+        let running = self.nodes[node].runs.remove(&run);
+        let Some(running) = running.filter(|r| self.executions[r.execution].end.is_none()) else {
+            return self.queue.push(self.now, Event::TaskGone { life, run });
+        };
         let execution = running.execution;
-        if self.executions[execution].end.is_some() {
-            return;
-        }
+        let killed = self.now + Span::ms(1 + self.dice(KILL_MS_MAX));
         if self.executions[execution].start == self.now {
             // It was still to be started.
             self.executions[execution].end = Some((self.now, Stopped::ByCore));
-            return;
+            return self.queue.push(self.now, Event::TaskGone { life, run });
         }
-        let killed = self.now + Span::ms(1 + self.dice(KILL_MS_MAX));
         let (at, graceful) = match why {
             StopWhy::Fenced => (killed, None),
             StopWhy::Unwanted | StopWhy::Over => {
@@ -46,9 +51,9 @@ impl World {
                 (gone.min(lease), Some((gone, lease)))
             }
         };
-        self.nodes[node].stopping.insert(run, Stopping { execution, graceful });
+        let cpu_milli = running.cpu_milli;
+        self.nodes[node].stopping.insert(run, Stopping { execution, graceful, cpu_milli });
         self.say(node, format!("stops ({why:?}) {:?}", self.executions[execution]));
-        let life = self.roll.life(node);
         self.queue.push(at, Event::TaskGone { life, run });
     }
 
@@ -57,14 +62,16 @@ impl World {
         if !self.is_alive(life) {
             return;
         }
-        let Some(stopping) = self.nodes[life.node].stopping.get(&run) else { return };
-        let at = stopping.graceful.map_or(self.now, |(gone, lease)| gone.min(lease));
-        if at > self.now {
-            return self.queue.push(at, Event::TaskGone { life, run });
+        if let Some(stopping) = self.nodes[life.node].stopping.get(&run) {
+            let at = stopping.graceful.map_or(self.now, |(gone, lease)| gone.min(lease));
+            if at > self.now {
+                return self.queue.push(at, Event::TaskGone { life, run });
+            }
         }
         if let Some(stopping) = self.nodes[life.node].stopping.remove(&run) {
             self.executions[stopping.execution].end = Some((self.now, Stopped::ByCore));
         }
+        self.input(life.node, Input::NotRun(run));
     }
 
     /// The lease of tasks ends at another time now.
@@ -73,6 +80,10 @@ impl World {
         for run in runs {
             if let Some(running) = self.nodes[node].runs.get_mut(run) {
                 running.until = until;
+            }
+            let end = self.nodes[node].clock.when(until).max(self.now) + SWITCH_AFTER;
+            if let Some((_, lease)) = self.nodes[node].stopping.get_mut(run).and_then(|s| s.graceful.as_mut()) {
+                *lease = end;
             }
         }
     }

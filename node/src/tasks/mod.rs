@@ -274,14 +274,16 @@ impl TaskPool {
         }
     }
 
-    /// Stops a task; nothing is reported of it.
+    /// Stops a task; of it no more is said than that nothing of it is left.
     pub fn stop(&self, run: RunId, why: StopWhy) {
         let mut queue = self.shared.lock();
         let waiting = queue.waiting.len();
         queue.waiting.retain(|(task, _)| task.run != run);
+        // Of one that is not known the end was said.
         let Some(stop) = queue.known.remove(&run).or_else(|| queue.leaving.get(&run).cloned()) else { return };
         if queue.waiting.len() < waiting {
-            return;
+            drop(queue);
+            return self.shared.host.engine.input(Input::NotRun(run));
         }
         match why {
             StopWhy::Fenced => stop.stop(StopReason::Fenced),
@@ -299,7 +301,8 @@ impl TaskPool {
     pub fn renew(&self, runs: &[RunId], until: Time) {
         let end = end_of(until);
         let queue = self.shared.lock();
-        runs.iter().filter_map(|run| queue.known.get(run)).for_each(|stop| stop.set_end(end));
+        let there = |run| queue.known.get(run).or_else(|| queue.leaving.get(run));
+        runs.iter().filter_map(there).for_each(|stop| stop.set_end(end));
     }
 
     /// Ends a task in good order, and says when nothing of it is left.
@@ -394,14 +397,14 @@ impl Shared {
         }
     }
 
-    /// Reports a task's end, unless it was stopped.
+    /// Reports a task's end; if it was stopped, only that it is gone.
     fn finish(&self, id: RunId, input: Input) {
         let known = {
             let mut queue = self.lock();
             queue.leaving.remove(&id);
             queue.known.remove(&id)
         };
-        let Some(stop) = known else { return };
+        let Some(stop) = known else { return self.host.engine.input(Input::NotRun(id)) };
         if let Input::Task { result, .. } = &input
             && result.result.as_ref().is_err_and(|why| why.code == ErrorCode::Lost)
         {

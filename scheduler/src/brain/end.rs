@@ -8,7 +8,7 @@ use sinew_crdt_state::ids::{FactId, JobId, NodeId};
 use sinew_crdt_state::planted::{Bug, planted};
 
 use super::{Brain, Stage};
-use crate::config::{COPY_BYTES_PER_S, RECEIPTS_WAIT, SUBMIT_TIMEOUT};
+use crate::config::{COPY_BYTES_PER_S, RECEIPTS_WAIT, STOPPED_WAIT, SUBMIT_TIMEOUT};
 use crate::ctx::Ctx;
 use crate::io::{Effect, Record, RequestId, Response, SubmitError};
 use crate::time::{Span, Time};
@@ -19,7 +19,7 @@ impl Brain {
     pub(super) fn finish(&mut self, ctx: &mut Ctx, outcome: Outcome) {
         self.drop_offers(ctx);
         if outcome != Outcome::Completed {
-            for (fence, seat) in &self.work.seats {
+            for (fence, seat) in self.work.seats.iter().filter(|(_, seat)| !seat.open.is_empty()) {
                 let lease = Lease { job: self.job, fence: *fence };
                 ctx.send(seat.node, Message::Stop { lease, phase: self.phase, tasks: Vec::new() });
             }
@@ -35,8 +35,7 @@ impl Brain {
     /// The verdict is final: tell everyone concerned and ask for receipts.
     pub(super) fn finished(&mut self, ctx: &mut Ctx) {
         let Stage::Ending { finish, .. } = self.stage else { return };
-        let until = ctx.now.at + RECEIPTS_WAIT.at(self.pace);
-        self.stage = Stage::Sealing { until };
+        let mut until = ctx.now.at + RECEIPTS_WAIT.at(self.pace);
         if let Some(refusal) = self.refusal.take() {
             // It was never started, and never will be.
             self.answer_submit(ctx, Err(*refusal));
@@ -47,7 +46,16 @@ impl Brain {
         concerned.extend(self.canceller(ctx));
         concerned.extend(self.spec.brain_set.iter().copied());
         concerned.remove(&ctx.own);
-        self.work.seats.clear();
+        // Of a job that failed or was cancelled programs may run on for the time that they are given to end in good order: their
+        // leases go on until they are gone.
+        let completed = ctx.ledger.live(&self.job).is_none_or(|l| l.state.outcome() == Some(&Outcome::Completed));
+        if let Some(work) = self.work.there() {
+            work.seats.retain(|_, seat| !completed && !seat.open.is_empty() && !planted(Bug::SealBeforeGone));
+        }
+        if !self.work.seats.is_empty() {
+            until = until + STOPPED_WAIT;
+        }
+        self.stage = Stage::Sealing { until };
         ctx.effect(Effect::Changed(self.job));
         let mut verdict: Vec<Envelope> = ctx.submit_of(&self.job).into_iter().collect();
         if let Some(live) = ctx.ledger.live(&self.job) {
@@ -104,9 +112,13 @@ impl Brain {
         }
     }
 
-    /// Seals the job if all receipts are here, or at `until` without those that are missing. Gives the seal, behind the
-    /// receipts that it names.
+    /// Seals the job if nothing of it runs any more and all receipts are here, or at `until` without those that are missing.
+    /// Gives the seal, behind the receipts that it names.
     fn seal(&mut self, ctx: &mut Ctx, until: Time) -> Option<Vec<Envelope>> {
+        let runs = self.work.seats.values().any(|seat| ctx.peers.is_connected(seat.node));
+        if runs && ctx.now.at < until {
+            return None;
+        }
         let receipts = self.receipts(ctx);
         let expected = self.participants(ctx).into_iter().filter(|n| ctx.peers.is_connected(*n)).count();
         if receipts.len() < expected && ctx.now.at < until {
@@ -122,6 +134,9 @@ impl Brain {
             .map(|l| carried.iter().filter_map(|id| l.facts.get(id).cloned()).collect())
             .unwrap_or_default();
         facts.push(seal);
+        if let Some(work) = self.work.there() {
+            work.seats.clear();
+        }
         self.stage = Stage::Over;
         Some(facts)
     }

@@ -274,7 +274,7 @@ impl Brain {
         } else {
             seat.mismatches += 1;
         }
-        if u64::from(seat.mismatches) * BEAT_EVERY.0 >= fence_after.0 {
+        if u64::from(seat.mismatches) * BEAT_EVERY.0 >= fence_after.0 && self.stage == Stage::Running {
             seat.mismatches = 0;
             let runs: Vec<Run> = seat.open.iter().map(|(r, _)| r).collect();
             self.send_assign(ctx, fence, runs, true);
@@ -294,6 +294,10 @@ impl Brain {
             return;
         }
         if let Some(seat) = self.work.seats.remove(&fence) {
+            if matches!(self.stage, Stage::Ending { .. } | Stage::Sealing { .. }) {
+                // Nothing of it runs there any more: that is what was asked for.
+                return;
+            }
             ctx.note(Note::Back { lease: Lease { job: self.job, fence } });
             ctx.state(self.job, Fact::Revoke { fence, lost: false });
             self.requeue(&seat);

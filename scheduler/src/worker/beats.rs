@@ -31,6 +31,9 @@ impl Worker {
         for lease in &old {
             self.report(ctx, *lease);
         }
+        // What an earlier brain wanted to end must not run beside what this one starts.
+        self.end_at_once(ctx, job, term);
+        let old: Vec<Lease> = old.into_iter().filter(|lease| self.held.contains_key(lease)).collect();
         match award {
             Some(fence) => self.renew_as(ctx, from, Lease { job, fence }, &old),
             None => old.into_iter().for_each(|lease| self.drop_held(ctx, lease, StopWhy::Fenced)),
@@ -62,9 +65,11 @@ impl Worker {
             whole.queue.extend(held.queue);
             whole.unsettled.extend(held.unsettled);
             whole.attempts.extend(held.attempts);
+            whole.stopping.extend(held.stopping);
             for (task, run) in held.running {
                 if let Some(twin) = whole.running.insert(task, run) {
                     self.runs.remove(&twin);
+                    whole.stopping.insert(twin);
                     ctx.effect(Effect::Stop { run: twin, why: StopWhy::Fenced });
                 }
             }
@@ -178,7 +183,8 @@ impl Worker {
             ctx.effect(Effect::Lease { runs, until });
         }
         for lease in void {
-            if self.held.get(lease).is_some_and(|h| h.brain == from) {
+            // One that is over anyway is not renewed: its tasks may take what is left of it to end in good order.
+            if self.held.get(lease).is_some_and(|h| h.brain == from && !h.over) {
                 ctx.note(Note::Fenced { lease: *lease });
                 self.drop_held(ctx, *lease, StopWhy::Fenced);
             }
@@ -219,8 +225,8 @@ impl Held {
     fn renew(&mut self, moved: &mut BTreeMap<Time, Vec<RunId>>, note: impl FnOnce(&mut Self)) {
         let before = self.fenced_at();
         note(self);
-        if self.fenced_at() != before && !self.running.is_empty() {
-            moved.entry(self.until()).or_default().extend(self.running.values());
+        if self.fenced_at() != before && !(self.running.is_empty() && self.stopping.is_empty()) {
+            moved.entry(self.until()).or_default().extend(self.running.values().chain(&self.stopping));
         }
     }
 

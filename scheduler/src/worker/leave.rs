@@ -28,8 +28,11 @@ impl Worker {
         }
     }
 
-    /// A task that was to end has ended before it had a result.
+    /// A task that was to end is gone, and had no result.
     pub(crate) fn on_not_run(&mut self, ctx: &mut Ctx, run: RunId) {
+        if !self.runs.contains_key(&run) {
+            return self.gone(ctx, run);
+        }
         if planted(Bug::LeaveFailsTasks) {
             let failure = Failure {
                 code: ErrorCode::Exit,
@@ -50,7 +53,7 @@ impl Worker {
     pub(super) fn give_back(&mut self, ctx: &mut Ctx) {
         let ended = |lease: &Lease, worker: &Self| {
             let held = worker.held.get(lease);
-            held.is_some_and(|h| h.queue.is_empty() && h.running.is_empty())
+            held.is_some_and(|h| h.queue.is_empty() && h.running.is_empty() && h.stopping.is_empty())
         };
         let leases: Vec<Lease> = self.held.keys().copied().filter(|lease| ended(lease, self)).collect();
         for lease in leases {
@@ -63,8 +66,8 @@ impl Worker {
         }
     }
 
-    /// Whether nothing is held.
+    /// Whether nothing is held, and nothing takes room any more.
     pub(crate) fn is_idle(&self) -> bool {
-        self.held.is_empty()
+        self.held.is_empty() && self.going.is_empty()
     }
 }

@@ -17,10 +17,11 @@ use std::sync::Once;
 use leaving::{leaving_brain, leaving_worker};
 use reach::{cut_off_holders, hog, lost_holders, mute_holder, only_task, slow_inputs};
 use scenarios::{
-    alone, bad_link, calm, cancelled, cut_off_worker, deaf_heir, deaf_submitter, disk_lost, equal_inputs, equal_jobs,
-    failed_sync, failing, far_cancel, far_submitter, forgotten, gone_for_good, hung_disk, just_completed, late_answers,
-    late_replication, late_result, liar, one_number_for_two, power_cut, quick_return, rolled_back, rotten_member,
-    slow_submitter, split, stalled_worker, takeover_with_room, tried_again, wiped_member, withdrawn,
+    alone, bad_link, calm, cancelled, cancelled_in_order, cut_off_worker, deaf_heir, deaf_submitter, disk_lost,
+    equal_inputs, equal_jobs, failed_sync, failing, far_cancel, far_submitter, forgotten, gone_for_good, hung_disk,
+    just_completed, late_answers, late_replication, late_result, liar, one_number_for_two, power_cut, quick_return,
+    rolled_back, rotten_member, slow_submitter, split, stalled_worker, takeover_with_room, tried_again, wiped_member,
+    withdrawn,
 };
 use sinew_crdt_state::planted::{Bug, plant};
 use support::mixed;
@@ -135,6 +136,8 @@ mutants! {
     a_takeover_that_forgets_finished_chunks: TakeoverForgets, mixed, 10, ["Rerun"];
     tasks_that_outlive_their_lease: TasksOutliveLease, cut_off_worker, 3, ["Orphan", "DoubleStart"];
     an_ignored_cancel: IgnoreCancel, cancelled, 3, ["not within"];
+    room_given_back_at_once: RoomAtOnce, cancelled_in_order, 3, ["Overbooked", "run on"];
+    a_seal_before_all_is_gone: SealBeforeGone, cancelled_in_order, 3, ["run on"];
     failures_that_nobody_counts: ForgetFailures, failing, 3, ["not within"];
     an_entry_at_the_edge_of_a_range: ReconcileEdge, mixed, 3, ["not at rest"];
     a_forgotten_job_that_comes_back: ResurrectForgotten, forgotten, 3, ["Revived", "not at rest"];
@@ -193,6 +196,7 @@ sound! {
     without_a_bug_forgetting_passes: forgotten;
     without_a_bug_lost_disks_pass: disk_lost;
     without_a_bug_cancels_pass: cancelled;
+    without_a_bug_cancels_in_order_pass: cancelled_in_order;
     without_a_bug_failures_pass: failing;
     without_a_bug_late_replication_passes: late_replication;
     without_a_bug_bad_links_pass: bad_link;

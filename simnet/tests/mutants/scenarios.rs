@@ -140,6 +140,23 @@ pub(crate) fn cancelled(seed: u64) {
     world.check_invariants();
 }
 
+/// A job that fills every node is cancelled, and another waits for its room. Programs take their time to end.
+pub(crate) fn cancelled_in_order(seed: u64) {
+    let mut world = World::seed(seed).nodes(SET);
+    let work = || job().tasks(40).cpus(1.0).lasting(seconds(20)).spread();
+    let first = world.submit("a", &work());
+    world.run_until(started(first));
+    world.run_for(seconds(1));
+    let next = world.submit("b", &work());
+    world.run_for(seconds(1));
+    assert_eq!(world.cancel("a", first), Ok(()));
+    let left = world.executions_of(&first).filter(|e| e.end.is_none()).count();
+    assert_eq!(left, 0, "programs of a job that is said to be cancelled run on");
+    world.run_until(started(next));
+    world.run_until_idle();
+    world.check_invariants();
+}
+
 /// A node that everybody hears and that hears nobody is asked to take a job.
 pub(crate) fn deaf_submitter(seed: u64) {
     let mut world = World::seed(seed).nodes(["a", "b", "c", "d", "e"]);

@@ -24,7 +24,7 @@ use crate::api::client::{ClientError, Taken};
 use crate::api::{Reply, Request};
 
 /// How long an interrupted command waits for the daemon before it ends all the same: a person waits too.
-const TIDY_UP_MAX: Duration = Duration::from_secs(3);
+const TIDY_UP_MAX: Duration = Duration::from_secs(5);
 
 /// Makes the error of a file operation that failed.
 fn file_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CliError {
