@@ -136,6 +136,8 @@ pub enum Bug {
     LeaveFailsTasks,
     /// A node leaves without a word.
     LeaveUnsaid,
+    /// A node that leaves acknowledges what it has yet to store.
+    LeaveAcknowledges,
     /// The room of a task that was told to end counts as free before it is gone.
     RoomAtOnce,
     /// A job that failed or was cancelled is sealed while programs of it still run.

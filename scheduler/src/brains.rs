@@ -114,7 +114,7 @@ impl Brains {
             if led.brain.set().len() > 1 && (all || !led.brain.is_storing()) && !led.brain.is_over() {
                 left.push((*job, led.brain.term));
                 led.brain.members().filter(|n| *n != ctx.own).for_each(|n| told.entry(n).or_default().push(*job));
-                led.brain.depose(ctx);
+                led.brain.leave_off(ctx);
                 self.dirty.insert(*job);
             }
         }

@@ -410,6 +410,15 @@ impl Brain {
         self.answer_submit(ctx, Ok(self.job));
     }
 
+    /// This node leaves, and decides for the job no more. Nobody else may ever do, where no majority has stored it.
+    pub(crate) fn leave_off(&mut self, ctx: &mut Ctx) {
+        if self.stage == Stage::Storing && !planted(Bug::LeaveAcknowledges) {
+            self.stage = Stage::Over;
+            return self.answer_unknown(ctx, "this node left before a majority of its brain set had stored it");
+        }
+        self.depose(ctx);
+    }
+
     /// These facts are on `node`'s disk.
     pub(crate) fn on_stored(&mut self, ctx: &mut Ctx, node: NodeId, ids: &[FactId]) {
         if let Stage::Ending { finish, .. } = self.stage

@@ -43,3 +43,19 @@ pub(crate) fn leaving_brain(seed: u64) {
     world.run_until_idle();
     world.check_invariants();
 }
+
+/// A node that nobody hears is asked to take a job, and leaves at once.
+pub(crate) fn leaving_submitter(seed: u64) {
+    let mut world = World::seed(seed).nodes(["a", "b", "c", "d"]);
+    for other in ["b", "c", "d"] {
+        world.cut_one_way("a", other);
+    }
+    world.submit_later("a", &job().tasks(4).lasting(seconds(2)));
+    let wait = 50 + world.pick(1_000) as u64;
+    world.run_for(millis(wait));
+    world.leave("a", Leave::AtOnce);
+    world.run_for(seconds(2));
+    world.heal();
+    world.run_until_idle();
+    world.check_invariants();
+}

@@ -14,7 +14,7 @@ use std::cell::Cell;
 use std::panic::{catch_unwind, set_hook, take_hook};
 use std::sync::Once;
 
-use leaving::{leaving_brain, leaving_worker};
+use leaving::{leaving_brain, leaving_submitter, leaving_worker};
 use reach::{cut_off_holders, hog, lost_holders, mute_holder, only_task, slow_inputs};
 use scenarios::{
     alone, bad_link, calm, cancelled, cancelled_in_order, cut_off_worker, deaf_heir, deaf_submitter, disk_lost,
@@ -169,6 +169,7 @@ mutants! {
     awards_given_back_while_their_programs_run: GiveBackWhileRunning, leaving_worker, 3, ["DoubleStart"];
     a_node_that_fails_what_it_ends: LeaveFailsTasks, leaving_worker, 3, ["not within"];
     a_node_that_leaves_without_a_word: LeaveUnsaid, leaving_worker, 3, ["called suspect"];
+    a_submit_acknowledged_by_leaving: LeaveAcknowledges, leaving_submitter, 3, ["Lost"];
     a_brain_that_leaves_without_a_word: LeaveUnsaid, leaving_brain, 3, ["called suspect"];
 }
 
@@ -196,6 +197,7 @@ sound! {
     without_a_bug_forgetting_passes: forgotten;
     without_a_bug_lost_disks_pass: disk_lost;
     without_a_bug_cancels_pass: cancelled;
+    without_a_bug_submitters_that_leave_pass: leaving_submitter;
     without_a_bug_cancels_in_order_pass: cancelled_in_order;
     without_a_bug_failures_pass: failing;
     without_a_bug_late_replication_passes: late_replication;

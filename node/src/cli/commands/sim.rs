@@ -18,6 +18,9 @@ use super::super::ui::Ui;
 /// Lines of a failing run's log that are shown.
 const LOG_LINES: usize = 60;
 
+/// `-v` said so often prints every message of a single run.
+const MESSAGES_FROM: u8 = 2;
+
 /// What is simulated. The values are read, and refused, by the simulator itself.
 #[derive(Debug, Args)]
 pub(crate) struct SimArgs {
@@ -64,7 +67,10 @@ pub(crate) struct SimArgs {
 
 pub(crate) fn sim(ui: Ui, args: &SimArgs) -> Result<u8, CliError> {
     let refused = |error| CliError::Simulation(Box::new(error));
-    let plans = args.plans().map_err(refused)?;
+    let mut plans = args.plans().map_err(refused)?;
+    if let [plan] = &mut plans[..] {
+        plan.verbose = ui.verbose >= MESSAGES_FROM;
+    }
     let threads = threads(args.threads.as_deref()).map_err(refused)?;
     let mut out = args.out.as_deref().map(Out::open).transpose().map_err(refused)?;
     let (mut held, mut failed) = (Vec::new(), 0);

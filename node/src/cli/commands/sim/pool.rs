@@ -91,6 +91,7 @@ fn end_of(options: &Options) -> Ended {
     match attempt(options) {
         Ok(report) => Ended::Held(Box::new(report)),
         Err(failure) => {
+            let options = &Options { verbose: false, ..options.clone() };
             let smaller = shrink(options, SHRINK_RUNS_MAX, |o| attempt(o).is_err()).options;
             Ended::Failed { failure, smaller }
         }
