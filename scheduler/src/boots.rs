@@ -34,7 +34,7 @@ pub struct Seen {
     pub incarnation: u64,
     /// The number that the start drew at random.
     pub nonce: u64,
-    /// How far its disk had come when it last promised anything.
+    /// How far its disk had come when it last promised anything; the greatest number once it turned out to be an old copy.
     pub mark: u64,
     /// Disks that it had before.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -59,7 +59,12 @@ impl Seen {
         }
         self.incarnation > start.incarnation
             || self.incarnation == start.incarnation && self.nonce != start.nonce
-            || self.incarnation < start.incarnation && self.mark > start.from
+            || self.lacks_promises(start)
+    }
+
+    /// Whether it is a later start of the disk, and the disk has not come as far as it had when it last promised anything.
+    fn lacks_promises(&self, start: Start) -> bool {
+        self.disk == start.disk && self.incarnation < start.incarnation && self.mark > start.from
     }
 
     /// Takes note of a later start.
@@ -147,6 +152,11 @@ impl Boots {
         }
         let seen = self.seen.entry(node).or_default();
         if seen.is_ahead_of(start) {
+            if seen.lacks_promises(start) && seen.mark < u64::MAX {
+                // It may crash before it is another disk, and have written as much as it had lost by then.
+                seen.mark = u64::MAX;
+                self.unwritten.insert(node, now);
+            }
             return true;
         }
         if (seen.disk, seen.incarnation, seen.nonce) != (start.disk, start.incarnation, start.nonce) {
@@ -319,6 +329,23 @@ mod tests {
             last.follow(Start { disk: DiskId(disk), ..start(1, 10, 0) });
         }
         assert_eq!(last.retired.len(), RETIRED_MAX);
+    }
+
+    /// It is told, and crashes before it is another disk, when it has written more than it had lost.
+    #[test]
+    fn an_old_copy_stays_one_whatever_it_writes() {
+        let (node, at) = (NodeId([1; 32]), |ms: u64| Time(ms * 1_000));
+        let mut boots = Boots::new(start(1, 1, 0), at(0));
+        boots.on_mark(node, 100, Some(start(5, 50, 0)), at(1));
+        assert!(!boots.on_start(node, start(6, 60, 100), at(2)), "a restart");
+        boots.on_mark(node, 110, Some(start(6, 60, 100)), at(3));
+        assert!(boots.on_start(node, start(7, 70, 90), at(4)), "an old copy");
+        assert!(boots.on_start(node, start(8, 80, 150), at(5)), "... that went on for a while");
+        assert!(!boots.on_start(node, Start { disk: DiskId(6), ..start(9, 90, 150) }, at(6)), "it is another disk now");
+        assert!(
+            !boots.on_start(node, Start { disk: DiskId(6), ..start(10, 100, 160) }, at(7)),
+            "... with marks of its own"
+        );
     }
 
     #[test]

@@ -29,11 +29,13 @@ pub struct Snapshot {
 }
 
 /// A node that was started on an old copy.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Aged {
     disk: DiskId,
     mark: u64,
     started: Option<Time>,
+    /// Of its starts since: what these promised it knows.
+    nonces: Vec<u64>,
 }
 
 impl World {
@@ -51,23 +53,25 @@ impl World {
         self.counters.rollbacks += 1;
         let n = &mut self.nodes[node];
         n.disk.replace(snapshot.image);
-        self.watch.aged.insert(node, Aged { disk: n.disk.id(), mark: n.disk.mark(), started: None });
+        self.watch
+            .aged
+            .insert(node, Aged { disk: n.disk.id(), mark: n.disk.mark(), started: None, nonces: Vec::new() });
     }
 
-    pub(crate) fn note_start_of_aged(&mut self, node: Index) {
+    pub(crate) fn note_start_of_aged(&mut self, node: Index, nonce: u64) {
         if let Some(aged) = self.watch.aged.get_mut(&node) {
             aged.started = Some(self.now);
+            aged.nonces.push(nonce);
         }
     }
 
     /// Whether somebody who is in touch with the node remembers more, of an earlier start, than it knew when it was started.
     fn is_remembered(&self, node: Index, aged: &Aged) -> bool {
         let id = self.nodes[node].id();
-        let nonce = self.nodes[node].core.as_ref().map(Core::nonce);
         let knows = |core: &Core| {
             core.remembers(id).is_some_and(|seen| {
                 seen.retired.contains(&aged.disk)
-                    || seen.disk == aged.disk && Some(seen.nonce) != nonce && seen.mark > aged.mark
+                    || seen.disk == aged.disk && !aged.nonces.contains(&seen.nonce) && seen.mark > aged.mark
             })
         };
         self.links

@@ -179,7 +179,7 @@ impl World {
         let seed: [u8; 32] = self.rng.random();
         let now = self.clock(node);
         self.roll.begin_life(node);
-        self.note_start_of_aged(node);
+        self.note_start_of_aged(node, nonce_of(&seed));
         let n = &mut self.nodes[node];
         let incarnation = n.disk.count_start();
         let setup = Setup {
