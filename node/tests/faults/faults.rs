@@ -187,3 +187,32 @@ async fn nodes_that_are_taken_down_hand_their_work_on() {
     assert!(failed.iter().all(|report| report.contains(" 0 failed")), "ending a node failed tasks: {failed:?}");
     world.check(0, &job, &ROUND).await;
 }
+
+/// `sinew down --wait`: what runs there ends there, nothing new begins, and then the daemon ends by itself. With a deadline the rest is
+/// handed on when that is over.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_waits_ends_what_it_began() {
+    let mut world = World::new(4).await;
+    let round = Round { chunks: 40, map_s: 0.8, ..ROUND };
+    let job = world.submit(1, &round).await;
+    for (node, deadline_ms) in [(2, None), (3, Some(100))] {
+        let (pid, client) = (world.pid(node), world.mesh.nodes[node].client());
+        crate::support::until("it maps", async || (!world.running("map", pid).is_empty()).then_some(())).await;
+        client.act(&Request::Shutdown { wait: true, deadline_ms }).await.expect("told");
+        crate::support::until("its daemon ended", async || client.peers().await.err()).await;
+        world.kill(node);
+        // What began there and did not end.
+        let cut = world.running("map", pid);
+        assert_eq!(cut.is_empty(), deadline_ms.is_none(), "deadline {deadline_ms:?} ms: {cut:?} were cut short");
+        // Of three that decide and two that hold an output, one at a time.
+        world.mesh.nodes[node].start().await.expect("restart");
+        let (first, id) = (world.mesh.nodes[0].client(), world.mesh.nodes[node].id);
+        let healthy = async || {
+            let peers = first.peers().await.expect("peers");
+            peers.into_iter().find(|peer| peer.node == id && peer.state == "healthy")
+        };
+        crate::support::until("it is back", healthy).await;
+    }
+    assert!(world.starts("map").len() < round.chunks as usize, "the round was over before");
+    world.check(0, &job, &round).await;
+}
