@@ -14,9 +14,11 @@ use sha2::{Digest, Sha256};
 use automerge::{ActorId, Automerge, AutomergeError, Change, ExpandedChange, ReadDoc, ScalarValue, Value};
 
 use crate::derivation::Derivation;
-use crate::ids::{FactId, NodeId, encode_base32};
+use crate::ids::{FactId, NodeId, encode_base32, write_base32};
 
 const SUFFIX_LEN: usize = 16;
+/// The same in base32.
+const KEY_LEN: usize = (SUFFIX_LEN * 8).div_ceil(5);
 
 /// The automerge change that carries `payload`, stated by `author`.
 #[must_use]
@@ -52,7 +54,8 @@ pub fn change_of(author: NodeId, payload: &[u8]) -> Change {
 #[must_use]
 pub fn fact_id(author: NodeId, payload: &[u8]) -> FactId {
     let suffix = suffix_of(author, payload);
-    let key = encode_base32(&suffix);
+    let mut key = [0; KEY_LEN];
+    write_base32(&suffix, &mut key);
     // The value's type and length: 7 is a byte string.
     let meta = Uleb::new(payload.len() as u64 * 16 + 7);
     let payload_len = Uleb::new(payload.len() as u64);
@@ -67,7 +70,7 @@ pub fn fact_id(author: NodeId, payload: &[u8]) -> FactId {
         &[0x57],
         payload_len.bytes(),
         &[0x70, 0x02, 0x7f, 0x1a],
-        key.as_bytes(),
+        &key,
         &[0x01, 0x7f, 0x01, 0x7f],
         meta.bytes(),
         payload,

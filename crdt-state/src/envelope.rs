@@ -160,13 +160,19 @@ impl Envelope {
     /// # Errors
     /// [`EnvelopeError`].
     pub fn open(&self, mesh: MeshId, roots: &mut VerifiedRoots) -> Result<Opened, EnvelopeError> {
-        if self.payload.len() > FACT_LEN_MAX {
-            return Err(EnvelopeError::TooLong(self.payload.len()));
-        }
+        self.check_len()?;
+        self.open_as(self.fact_id(), mesh, roots)
+    }
+
+    pub(crate) const fn check_len(&self) -> Result<(), EnvelopeError> {
+        if self.payload.len() > FACT_LEN_MAX { Err(EnvelopeError::TooLong(self.payload.len())) } else { Ok(()) }
+    }
+
+    /// As [`Self::open`], for who has looked at the length and computed the id.
+    pub(crate) fn open_as(&self, id: FactId, mesh: MeshId, roots: &mut VerifiedRoots) -> Result<Opened, EnvelopeError> {
         if self.path.len() > PATH_LEN_MAX {
             return Err(EnvelopeError::PathTooLong(self.path.len()));
         }
-        let id = fact_id(self.author, &self.payload);
         let root = self.path.iter().enumerate().fold(leaf(self.entry, id), |node, (height, sibling)| {
             if self.sides >> height & 1 == 1 { inner(sibling, &node) } else { inner(&node, sibling) }
         });

@@ -27,7 +27,18 @@ pub enum ParseIdError {
 /// Lower-case base32 without padding, the printed form of every id.
 #[must_use]
 pub fn encode_base32(bytes: &[u8]) -> String {
-    BASE32_NOPAD.encode(bytes).to_ascii_lowercase()
+    let mut text = BASE32_NOPAD.encode(bytes);
+    text.make_ascii_lowercase();
+    text
+}
+
+/// Writes the same into `text`.
+///
+/// # Panics
+/// When `text` is not exactly as long as that.
+pub(crate) fn write_base32(bytes: &[u8], text: &mut [u8]) {
+    BASE32_NOPAD.encode_mut(bytes, text);
+    text.make_ascii_lowercase();
 }
 
 /// Reads [`encode_base32`]'s form back.

@@ -87,6 +87,15 @@ pub enum Admitted {
     Contradicts(FactId),
 }
 
+impl Admitted {
+    /// Which fact it is about.
+    #[must_use]
+    pub const fn id(&self) -> FactId {
+        let (Self::New(id) | Self::Known(id) | Self::Late(id) | Self::Contradicts(id)) = self;
+        *id
+    }
+}
+
 /// A job whose facts are in memory.
 #[derive(Debug, Clone)]
 pub struct LiveEntry {
@@ -211,15 +220,24 @@ impl Ledger {
         now_ms: u64,
         remains: bool,
     ) -> Result<(Admitted, Option<Statement>), Refusal> {
-        if let Some(known) = self.known(envelope) {
-            if let (Admitted::Late(id), true) = (&known, self.contradicts(envelope)) {
-                envelope.open(self.mesh, &mut self.roots)?;
-                roles(envelope.author).ok_or(Refusal::UnknownAuthor(envelope.author))?;
-                return Ok((Admitted::Contradicts(*id), None));
-            }
-            return Ok((known, None));
+        let is_sealed = self.sealed.contains_key(&envelope.entry);
+        if !is_sealed {
+            envelope.check_len()?;
         }
-        let opened = envelope.open(self.mesh, &mut self.roots)?;
+        let id = envelope.fact_id();
+        // What is known already, or comes too late, needs no signature check.
+        if is_sealed {
+            if self.contradicts(envelope) {
+                envelope.open_as(id, self.mesh, &mut self.roots)?;
+                roles(envelope.author).ok_or(Refusal::UnknownAuthor(envelope.author))?;
+                return Ok((Admitted::Contradicts(id), None));
+            }
+            return Ok((Admitted::Late(id), None));
+        }
+        if self.live.get(&envelope.entry).is_some_and(|live| live.facts.contains_key(&id)) {
+            return Ok((Admitted::Known(id), None));
+        }
+        let opened = envelope.open_as(id, self.mesh, &mut self.roots)?;
         let old = || opened.statement.at_ms.saturating_add(self.grace_ms) <= now_ms;
         if !(remains && old()) {
             self.check_complete(envelope.entry, &opened.statement)?;
@@ -267,19 +285,6 @@ impl Ledger {
         if let Some(held) = self.live.get_mut(entry).and_then(|live| live.facts.get_mut(id)) {
             held.stamp(stamp);
         }
-    }
-
-    /// What is known already, or comes too late, needs no signature check.
-    fn known(&self, envelope: &Envelope) -> Option<Admitted> {
-        if self.sealed.contains_key(&envelope.entry) {
-            return Some(Admitted::Late(envelope.fact_id()));
-        }
-        let live = self.live.get(&envelope.entry)?;
-        if envelope.payload.len() > FACT_LEN_MAX {
-            return None;
-        }
-        let id = envelope.fact_id();
-        live.facts.contains_key(&id).then_some(Admitted::Known(id))
     }
 
     /// Whether it is a seal that says otherwise than the one known here.

@@ -60,8 +60,7 @@ impl World {
             if !leads || self.watch.lost.get(lease) != Some(&node) {
                 continue;
             }
-            let known: BTreeSet<FactId> =
-                self.nodes[node].disk.facts(&lease.job).iter().map(Envelope::fact_id).collect();
+            let known: BTreeSet<FactId> = self.nodes[node].disk.facts_by_id(&lease.job).map(|(id, _)| id).collect();
             let news = facts.iter().map(Envelope::fact_id).filter(|id| !known.contains(id));
             self.watch.late.extend(news.map(|id| (lease.job, node, id)));
         }
@@ -111,9 +110,8 @@ impl World {
     }
 
     fn opened(&self, node: Index, job: &JobId) -> Vec<Opened> {
-        let facts = self.nodes[node].disk.facts(job);
-        let open = |e: &Envelope| Some((e.fact_id(), e.author, cbor::from_slice(&e.payload).ok()?));
-        facts.iter().filter_map(open).collect()
+        let facts = self.nodes[node].disk.facts_by_id(job);
+        facts.filter_map(|(id, e)| Some((id, e.author, cbor::from_slice(&e.payload).ok()?))).collect()
     }
 
     /// What a new brain had run although the results that it took over contain it.
@@ -166,7 +164,7 @@ impl World {
 
     fn unsigned(&self) -> Vec<Violation> {
         let kept = |(job, id): &&(JobId, FactId)| {
-            self.nodes.iter().any(|n| n.disk.facts(job).iter().any(|e| e.fact_id() == *id))
+            self.nodes.iter().any(|n| n.disk.facts_by_id(job).any(|(kept, _)| kept == *id))
         };
         self.watch.forged.iter().filter(kept).map(|(job, _)| Violation::Unsigned(*job)).collect()
     }

@@ -339,10 +339,9 @@ impl World {
 }
 
 fn state_on(disk: &Disk, job: &JobId) -> Option<JobState> {
-    let facts = disk.facts(job);
-    let opened: Vec<(_, _, Statement)> = facts
-        .iter()
-        .map(|e| (e.fact_id(), e.author, cbor::from_slice(&e.payload).expect("admitted facts decode")))
+    let opened: Vec<(_, _, Statement)> = disk
+        .facts_by_id(job)
+        .map(|(id, e)| (id, e.author, cbor::from_slice(&e.payload).expect("admitted facts decode")))
         .collect();
     let spec = opened.iter().find_map(|(_, _, s)| match &s.fact {
         Fact::Submit(signed) => signed.decode().ok(),

@@ -76,7 +76,7 @@ pub(crate) struct Image {
     sealed: BTreeMap<JobId, SealedEntry>,
     owners: BTreeMap<NodeId, OwnerMark>,
     /// What stays of forgotten jobs.
-    receipts: BTreeMap<JobId, Vec<Envelope>>,
+    receipts: BTreeMap<JobId, Vec<(FactId, Envelope)>>,
     members: BTreeMap<NodeId, Credential>,
     /// Which of the node's disks it is.
     id: DiskId,
@@ -178,7 +178,8 @@ impl Disk {
 
     /// Every submit fact there is.
     pub(crate) fn submits(&self) -> impl Iterator<Item = &Envelope> {
-        let kept = self.image.facts.values().flat_map(BTreeMap::values).chain(self.image.receipts.values().flatten());
+        let receipts = self.image.receipts.values().flatten().map(|(_, envelope)| envelope);
+        let kept = self.image.facts.values().flat_map(BTreeMap::values).chain(receipts);
         kept.filter(|e| cbor::from_slice::<Statement>(&e.payload).is_ok_and(|s| matches!(s.fact, Fact::Submit(_))))
     }
 
@@ -349,20 +350,19 @@ impl Disk {
 
     /// An entry's facts, those still being written too: a daemon reads behind its own writes.
     pub(crate) fn facts(&self, job: &JobId) -> Vec<Envelope> {
-        let pending = self.writes.iter().flat_map(|w| &w.records).filter_map(|r| match r {
-            Record::Fact { envelope, .. } if envelope.entry == *job => Some(envelope),
+        self.facts_by_id(job).map(|(_, envelope)| envelope.clone()).collect()
+    }
+
+    /// The same with their ids, by which they were written: checks read them often, and each id is a hash.
+    pub(crate) fn facts_by_id(&self, job: &JobId) -> impl Iterator<Item = (FactId, &Envelope)> {
+        let job = *job;
+        let pending = self.writes.iter().flat_map(|w| &w.records).filter_map(move |r| match r {
+            Record::Fact { id, envelope } if envelope.entry == job => Some((*id, envelope)),
             _ => None,
         });
-        let receipt = self.image.receipts.get(job).into_iter().flatten();
-        self.image
-            .facts
-            .get(job)
-            .into_iter()
-            .flat_map(BTreeMap::values)
-            .chain(pending)
-            .chain(receipt)
-            .cloned()
-            .collect()
+        let receipt = self.image.receipts.get(&job).into_iter().flatten().map(|(id, envelope)| (*id, envelope));
+        let facts = self.image.facts.get(&job).into_iter().flatten().map(|(id, envelope)| (*id, envelope));
+        facts.chain(pending).chain(receipt)
     }
 
     /// Facts of an entry that no crash can take away any more.
@@ -384,11 +384,12 @@ impl Disk {
         let wanted = key_hash(submitter, key);
         let ended = self.image.sealed.keys().chain(self.image.receipts.keys());
         ended.copied().find_map(|job| {
-            let spec =
-                self.facts(&job).iter().find_map(|e| match cbor::from_slice::<Statement>(&e.payload).ok()?.fact {
+            let spec = self.facts_by_id(&job).find_map(|(_, e)| {
+                match cbor::from_slice::<Statement>(&e.payload).ok()?.fact {
                     Fact::Submit(signed) => signed.decode().ok(),
                     _ => None,
-                })?;
+                }
+            })?;
             let (hash, request) = spec.keyed()?;
             (hash == wanted).then_some((job, request))
         })
@@ -485,6 +486,7 @@ impl Image {
         for record in records {
             match record {
                 Record::Fact { id, envelope } => {
+                    debug_assert_eq!(id, envelope.fact_id(), "facts are written by their ids");
                     self.facts.entry(envelope.entry).or_default().insert(id, envelope);
                 }
                 Record::Sealed { job, entry, .. } => {
@@ -492,7 +494,7 @@ impl Image {
                 }
                 Record::Forget { job, owner, mark } => {
                     let kept = self.facts.remove(&job).unwrap_or_default();
-                    self.receipts.insert(job, kept.into_values().filter(stays).collect());
+                    self.receipts.insert(job, kept.into_iter().filter(|(_, e)| stays(e)).collect());
                     self.sealed.remove(&job);
                     self.owners.insert(owner, mark);
                 }

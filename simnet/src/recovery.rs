@@ -42,24 +42,30 @@ impl World {
 
     fn holds_its_part(&self, node: Index, job: &JobId) -> bool {
         let n = &self.nodes[node];
-        let member = |spec: std::sync::Arc<JobSpec>| spec.brain_set.contains(&n.id());
-        (n.disk.knows(job) || !self.spec_anywhere(job).is_some_and(member)) && self.lacks(node, job).is_empty()
+        let states = self.states(job);
+        let member = states.first().is_some_and(|state| state.spec.brain_set.contains(&n.id()));
+        (n.disk.knows(job) || !member) && self.lacks(node, &states).is_empty()
+    }
+
+    /// The job's state as folded from each disk that has its spec.
+    fn states(&self, job: &JobId) -> Vec<JobState> {
+        self.nodes.iter().filter_map(|n| self.state(&n.name, job)).collect()
     }
 
     fn spec_anywhere(&self, job: &JobId) -> Option<std::sync::Arc<JobSpec>> {
         self.nodes.iter().find_map(|n| self.state(&n.name, job)).map(|state| state.spec)
     }
 
-    /// Outputs of the job that some node believes to be on this one's disk and that are not: of a running job all, of one
-    /// that has ended the final ones.
-    fn lacks(&self, node: Index, job: &JobId) -> BTreeSet<Hash> {
+    /// Outputs of a job that some node believes to be on this one's disk and that are not, by what all disks say of it: of a
+    /// running job all, of one that has ended the final ones.
+    fn lacks(&self, node: Index, states: &[JobState]) -> BTreeSet<Hash> {
         let n = &self.nodes[node];
-        let states = self.nodes.iter().filter_map(|other| self.state(&other.name, job));
         let believed: BTreeSet<Hash> = states
+            .iter()
             .flat_map(|state| match state.outcome() {
-                Some(Outcome::Completed) => held_by(&state, state.accepted.len() - 1, n.id()),
+                Some(Outcome::Completed) => held_by(state, state.accepted.len() - 1, n.id()),
                 Some(_) => Vec::new(),
-                None => held_by(&state, 0, n.id()),
+                None => held_by(state, 0, n.id()),
             })
             .collect();
         believed.into_iter().filter(|hash| !n.disk.has(hash)).collect()
@@ -67,12 +73,14 @@ impl World {
 
     /// At rest: final outputs of completed jobs that are missing on a node that should hold them.
     pub(crate) fn copies_missing(&self) -> Vec<Violation> {
-        let nodes = (0..self.nodes.len()).filter(|n| self.nodes[*n].is_up());
-        let pairs = nodes.flat_map(|n| self.acknowledged.keys().map(move |job| (n, job)));
-        pairs
-            .filter(|(n, job)| !self.lacks(*n, job).is_empty())
-            .map(|(n, job)| Violation::CopyMissing(self.nodes[n].name.clone(), *job))
-            .collect()
+        let mut found = Vec::new();
+        for job in self.acknowledged.keys() {
+            let states = self.states(job);
+            let up = self.nodes.iter().enumerate().filter(|(_, n)| n.is_up());
+            let lacking = up.filter(|(node, _)| !self.lacks(*node, &states).is_empty());
+            found.extend(lacking.map(|(_, n)| Violation::CopyMissing(n.name.clone(), *job)));
+        }
+        found
     }
 }
 

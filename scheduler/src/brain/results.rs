@@ -45,10 +45,10 @@ impl Brain {
     pub(crate) fn on_report(&mut self, ctx: &mut Ctx, from: NodeId, lease: Lease, facts: &[Envelope]) {
         let mut stale = Vec::new();
         for envelope in facts {
-            if envelope.entry != lease.job || ctx.admit(from, envelope).is_err() {
+            if envelope.entry != lease.job {
                 continue;
             }
-            let id = envelope.fact_id();
+            let Ok(id) = ctx.admit(from, envelope).map(|admitted| admitted.id()) else { continue };
             let Ok(Statement { fact: Fact::Report { fence, phase, items }, .. }) = cbor::from_slice(&envelope.payload)
             else {
                 continue;

@@ -172,13 +172,14 @@ impl Core {
     }
 
     fn on_bid(&mut self, from: NodeId, bid: &Envelope) {
-        if bid.author != from || self.ctx.admit(from, bid).is_err() {
+        if bid.author != from {
             return;
         }
+        let Ok(id) = self.ctx.admit(from, bid).map(|admitted| admitted.id()) else { return };
         if let Ok(Statement { fact: Fact::Bid { slots, score, held_bytes, .. }, .. }) = cbor::from_slice(&bid.payload)
             && let Some(brain) = self.brains.touch(&bid.entry)
         {
-            brain.on_bid(from, Bid { id: bid.fact_id(), slots, score, held_bytes });
+            brain.on_bid(from, Bid { id, slots, score, held_bytes });
         }
     }
 
