@@ -228,6 +228,7 @@ impl Ledger {
         // What is known already, or comes too late, needs no signature check.
         if is_sealed {
             if self.contradicts(envelope) {
+                envelope.check_len()?;
                 envelope.open_as(id, self.mesh, &mut self.roots)?;
                 roles(envelope.author).ok_or(Refusal::UnknownAuthor(envelope.author))?;
                 return Ok((Admitted::Contradicts(id), None));
