@@ -219,6 +219,7 @@ fn card() -> Card {
         seen: None,
         copies: true,
         fetching: true,
+        logs: true,
     }
 }
 
@@ -286,12 +287,12 @@ fn api() -> Vec<Vec<u8>> {
         Request::Status,
         Request::Jobs { limit: 3 },
         Request::Submit { draft: Box::new(draft) },
-        Request::Logs { job: job.to_string(), task: Some(1), follow: true },
+        Request::Logs { job: job.to_string(), task: Some(1), attempt: None, follow: true },
         Request::BlobGet { hash: Hash([2; 32]), out: "/tmp/x".into() },
     ];
     let replies = [
         Reply::Submitted { job, alone: None },
-        Reply::Output { task: 1, stderr: false, data: "aGk=".to_owned() },
+        Reply::Output { task: 1, stderr: false, data: "aGk=".to_owned(), phase: 0, attempt: 1 },
         Reply::Error(ApiError::denied("no")),
         Reply::Done,
     ];
