@@ -67,7 +67,13 @@ impl Named {
 ///
 /// # Errors
 /// [`StoreError`].
-pub async fn keep(store: &BlobStore, job: JobId, of: AttemptRef, stderr: bool, part: LogPart) -> Result<(), StoreError> {
+pub async fn keep(
+    store: &BlobStore,
+    job: JobId,
+    of: AttemptRef,
+    stderr: bool,
+    part: LogPart,
+) -> Result<(), StoreError> {
     let Some(hash) = part.hash else { return Ok(()) };
     let named = Named { job, of, stderr, size: part.size, at_ms: unix_ms() };
     store.tag(&named.name(), hash, Format::Raw).await
@@ -136,7 +142,8 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let store = BlobStore::open(dir.path(), StoreOptions::default()).await.expect("a store");
         let (job, other) = (JobId([1; 32]), JobId([2; 32]));
-        let of = |epoch, attempt| AttemptRef { phase: 0, task: 7, fence: Fence { term: 1, epoch }, attempt, number: epoch };
+        let of =
+            |epoch, attempt| AttemptRef { phase: 0, task: 7, fence: Fence { term: 1, epoch }, attempt, number: epoch };
         let mut kept = Vec::new();
         for (of, stderr, text) in [(of(1, 4), false, "one"), (of(1, 4), true, "two"), (of(2, 4), false, "three")] {
             let added = store.add_bytes(text.as_bytes().to_vec()).await.expect("added");
@@ -144,7 +151,10 @@ mod tests {
             keep(&store, job, of, stderr, part).await.expect("kept");
             kept.push(part);
         }
-        store.tag(&format!("{PREFIX}{job}/mine"), kept[0].hash.expect("a hash"), Format::Raw).await.expect("a user's own");
+        store
+            .tag(&format!("{PREFIX}{job}/mine"), kept[0].hash.expect("a hash"), Format::Raw)
+            .await
+            .expect("a user's own");
         let none = LogPart::default();
         let logs = |attempt, stdout, stderr| AttemptLogs { attempt, running: false, good: false, stdout, stderr };
         let expected = [logs(of(1, 4), kept[0], kept[1]), logs(of(2, 4), kept[2], none)];

@@ -14,9 +14,7 @@ use sinew_crdt_state::ids::{JobId, NodeId};
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::exec::logs::{LiveLog, LogStream};
-use crate::frames::{
-    AttemptLogs, AttemptRef, LISTED_MAX, LogData, LogList, LogMessage, LogPart, LogRead, encode_log,
-};
+use crate::frames::{AttemptLogs, AttemptRef, LISTED_MAX, LogData, LogList, LogMessage, LogPart, LogRead, encode_log};
 use crate::mesh_link::MeshLink;
 
 /// Bytes kept of one stream of one attempt: its end, for those who come late.
@@ -104,7 +102,8 @@ impl LogHub {
     pub fn read(&self, read: &LogRead) -> Option<LogData> {
         let LogRead { job, phase, task, attempt, stderr, offset } = *read;
         let inner = self.lock();
-        let (of, dir) = inner.running_of(job).find(|(of, _)| (of.phase, of.task, of.attempt) == (phase, task, attempt))?;
+        let (of, dir) =
+            inner.running_of(job).find(|(of, _)| (of.phase, of.task, of.attempt) == (phase, task, attempt))?;
         let (of, path) = (*of, dir.join("logs").join(if stderr { "stderr" } else { "stdout" }));
         drop(inner);
         let mut bytes = Vec::new();

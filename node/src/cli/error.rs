@@ -250,9 +250,14 @@ impl CliError {
             Self::Exit(code) | Self::Interrupted(code) => *code,
             // As `head` would have it: the reader has what it wanted.
             Self::Closed => 0,
-            Self::Job(_) | Self::NoOutput(_) | Self::Spliced { .. } | Self::Missing { .. } | Self::Declined | Self::Output(_) | Self::Start(_) | Self::Show(_) => {
-                EXIT_FAILED
-            }
+            Self::Job(_)
+            | Self::NoOutput(_)
+            | Self::Spliced { .. }
+            | Self::Missing { .. }
+            | Self::Declined
+            | Self::Output(_)
+            | Self::Start(_)
+            | Self::Show(_) => EXIT_FAILED,
         }
     }
 

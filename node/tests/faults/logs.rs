@@ -42,6 +42,7 @@ async fn logs(world: &World, node: usize, job: &str, attempt: Option<u32>) -> Re
             }
             Reply::Anew { stderr, .. } => streams.entry(stderr).or_default().clear(),
             Reply::Attempt { .. } => {}
+            Reply::Missing { stderr, .. } => streams.entry(stderr).or_default().extend(b"[missing]"),
             other => panic!("{other:?}"),
         }
     }
@@ -58,6 +59,7 @@ async fn a_failed_task_keeps_all_that_it_printed_over_a_restart() {
     let numbers: String = (1..=20_000).map(|n| format!("{n}\n")).collect();
     let expected = (format!("{numbers}the reason\n"), numbers);
     for node in [0, ran, 3 - ran] {
+        world.sealed(node, &job).await;
         assert!(logs(&world, node, &job, None).await.expect("logs") == expected, "on node {node}");
     }
     world.kill(ran);
@@ -71,7 +73,7 @@ async fn a_failed_task_keeps_all_that_it_printed_over_a_restart() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_running_and_a_cancelled_task_show_what_they_printed_up_to_the_last_word() {
     let world = world(&[]).await;
-    let script = "trap 'echo last words; echo and here >&2; exit 0' TERM; echo first; while :; do sleep 0.05; done";
+    let script = "trap 'echo last words; echo and here >&2; exit 0' TERM; echo first; while :; do :; done";
     let job = submit(&world, shell(script)).await;
     for node in 0..3 {
         until("what it has printed so far", async || {
@@ -133,7 +135,8 @@ async fn a_lost_attempt_counts_and_its_output_is_not_mixed_with_the_next_ones() 
     while let Some(reply) = replies.next().await.expect("reply") {
         rest.push(reply);
     }
-    let anew = rest.iter().position(|r| matches!(r, Reply::Anew { stderr: false, .. })).expect("the second one differs");
+    let anew =
+        rest.iter().position(|r| matches!(r, Reply::Anew { stderr: false, .. })).expect("the second one differs");
     assert!(rest[..anew].iter().any(|r| matches!(r, Reply::Attempt { attempt: 2, .. })), "{rest:?}");
     let second: Vec<u8> = rest[anew..]
         .iter()

@@ -116,7 +116,8 @@ impl Following<'_> {
     async fn find_able(&mut self) -> Result<(), ApiError> {
         let own = self.shared.identity.id();
         let look = move |core: &sinew_scheduler::core::Core| {
-            let able = |peer: &sinew_scheduler::peers::Peer| peer.connected && peer.card.as_ref().is_some_and(|c| c.logs);
+            let able =
+                |peer: &sinew_scheduler::peers::Peer| peer.connected && peer.card.as_ref().is_some_and(|c| c.logs);
             core.peers().iter().filter(|(node, peer)| **node != own && able(peer)).map(|(node, _)| *node).collect()
         };
         self.able = self.shared.engine.look(look).await?;
@@ -259,7 +260,8 @@ impl Following<'_> {
         let data = BASE64.encode(failure.stderr_tail.as_bytes());
         let (phase, task) = key;
         self.replies.send(&Reply::Output { task, stderr: true, data, phase, attempt: 0 }).await?;
-        let why = "only the end of its stderr is left; the node that ran it is out of reach, or keeps no logs".to_owned();
+        let why =
+            "only the end of its stderr is left; the node that ran it is out of reach, or keeps no logs".to_owned();
         self.replies.send(&Reply::Missing { task, stderr: true, why, phase, attempt: 0 }).await
     }
 
@@ -272,17 +274,19 @@ impl Following<'_> {
     ) -> Result<bool, ApiError> {
         let task = self.tasks.entry(key).or_default();
         let id = task.attempts.iter().rev().find(|(_, attempt)| attempt.number == number).map(|(id, _)| *id);
-        let Some(id) = id else {
-            // The one that counts is named by its result alone; it is the last one.
-            let last = task.attempts.values().map(|attempt| attempt.number).max().unwrap_or(0) + 1;
-            return match outputs.filter(|_| last == number) {
-                Some(outputs) => self.winner(key, outputs).await,
-                None => Ok(false),
-            };
-        };
-        task.switch(id);
-        self.send_rest(key, &[], true).await?;
-        Ok(true)
+        let is_kept = id.and_then(|id| task.attempts.get(&id)).is_some_and(|attempt| attempt.over);
+        // The one that counts is named by its result alone; it is the last one.
+        let last =
+            task.attempts.values().filter(|attempt| attempt.over).map(|attempt| attempt.number).max().unwrap_or(0) + 1;
+        match (id, outputs) {
+            (_, Some(outputs)) if !is_kept && (number == last || id.is_some()) => self.winner(key, outputs).await,
+            (Some(id), _) => {
+                task.switch(id);
+                self.send_rest(key, &[], true).await?;
+                Ok(true)
+            }
+            (None, _) => Ok(false),
+        }
     }
 }
 
@@ -346,7 +350,13 @@ impl Following<'_> {
         self.say(key, stderr, number, next).await
     }
 
-    async fn say(&mut self, (phase, task): TaskKey, stderr: bool, attempt: u32, next: Next<'_>) -> Result<(), ApiError> {
+    async fn say(
+        &mut self,
+        (phase, task): TaskKey,
+        stderr: bool,
+        attempt: u32,
+        next: Next<'_>,
+    ) -> Result<(), ApiError> {
         match next {
             Next::Nothing => Ok(()),
             Next::Anew => self.replies.send(&Reply::Anew { task, stderr, phase, attempt }).await,
@@ -424,8 +434,7 @@ impl Following<'_> {
                     Piece::None(why) => {
                         if end {
                             let why = format!("{why}; {at} of {} bytes came", part.size);
-                            let missing =
-                                Reply::Missing { task: number, stderr, why, phase, attempt: attempt_number };
+                            let missing = Reply::Missing { task: number, stderr, why, phase, attempt: attempt_number };
                             self.replies.send(&missing).await?;
                         }
                         break;

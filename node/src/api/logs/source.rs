@@ -91,7 +91,13 @@ impl Following<'_> {
     }
 
     /// Has a blob here, from the node that made it, others that are named, or anybody else who is connected.
-    async fn fetch(&self, hash: Hash, size: u64, node: NodeId, also: &[NodeId]) -> Result<Result<(), String>, ApiError> {
+    async fn fetch(
+        &self,
+        hash: Hash,
+        size: u64,
+        node: NodeId,
+        also: &[NodeId],
+    ) -> Result<Result<(), String>, ApiError> {
         let own = self.shared.identity.id();
         let near = crate::api::holders::near(self.shared).await?.connected;
         let named: Vec<NodeId> = [node].into_iter().chain(also.iter().copied()).filter(|n| *n != own).collect();

@@ -160,7 +160,8 @@ impl TaskLog {
     /// Notes which nodes have an award now.
     pub(super) fn seats(&mut self, has_award: impl Fn(NodeId) -> bool) {
         for (id, attempt) in &mut self.attempts {
-            attempt.unseated = if has_award(id.node) { None } else { attempt.unseated.or_else(|| Some(Instant::now())) };
+            attempt.unseated =
+                if has_award(id.node) { None } else { attempt.unseated.or_else(|| Some(Instant::now())) };
         }
     }
 

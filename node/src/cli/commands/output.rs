@@ -57,7 +57,8 @@ impl Output {
             }
             Reply::Attempt { task, attempt, node, phase } => {
                 if self.ui.json {
-                    let object = json!({ "event": "attempt", "task": task, "attempt": attempt, "node": node, "phase": phase });
+                    let object =
+                        json!({ "event": "attempt", "task": task, "attempt": attempt, "node": node, "phase": phase });
                     return self.ui.object(&object);
                 }
                 self.ui.note(&format!("sinew: task {task}: {}, on node {}", named(attempt), node.short()));
@@ -65,7 +66,8 @@ impl Output {
             }
             Reply::Anew { task, stderr, phase, attempt } => {
                 if self.ui.json {
-                    let object = json!({ "event": "anew", "task": task, "stderr": stderr, "phase": phase, "attempt": attempt });
+                    let object =
+                        json!({ "event": "anew", "task": task, "stderr": stderr, "phase": phase, "attempt": attempt });
                     return self.ui.object(&object);
                 }
                 if !stderr {

@@ -80,10 +80,8 @@ fn say_submitted(app: &App, taken: Taken) -> Result<(), CliError> {
 /// Passes the output on, live, until the job has ended; says how, and whether the output is whole.
 async fn follow(app: &App, job: JobId, again: bool) -> Result<(JobView, Result<(), CliError>), CliError> {
     let mut output = Output::new(app.ui, again);
-    let mut replies = app
-        .client
-        .ask(&Request::Logs { job: job.to_string(), task: None, attempt: None, follow: true })
-        .await?;
+    let mut replies =
+        app.client.ask(&Request::Logs { job: job.to_string(), task: None, attempt: None, follow: true }).await?;
     let whole = loop {
         match replies.next().await {
             Ok(Some(reply)) => output.take(reply)?,
