@@ -18,7 +18,9 @@ use sinew_crdt_state::volume::Volumes;
 use sinew_mesh::wire::{Hello, HelloMessage, JoinMessage};
 use sinew_mesh::{JoinRefusal, RefusalKind};
 use sinew_node::api::{ApiError, Reply, Request};
-use sinew_node::frames::{LogData, LogMessage, encode_log, encode_messages};
+use sinew_node::frames::{
+    AttemptLogs, AttemptRef, LogData, LogList, LogMessage, LogPart, LogRead, encode_log, encode_messages,
+};
 use sinew_node::secrets::wire::{Answer, Ask, Refusal};
 use sinew_scheduler::membership::{Membership, MembershipConfig, MembershipEffect};
 use sinew_scheduler::time::{Span, Time};
@@ -111,13 +113,30 @@ fn frames() -> Vec<Vec<u8>> {
         Message::Fetching { job, copy: Some((0, 1)), done: 5, total: 9 },
         Message::Swim(vec![1, 2, 3]),
     ];
-    let data = LogData { job, phase: 0, task: 3, attempt: 1, stderr: true, offset: 9, bytes: b"hello\n".to_vec() };
-    let logs = [LogMessage::Subscribe(job), LogMessage::Unsubscribe(job), LogMessage::Data(data)];
+    let mut logs = vec![LogMessage::Subscribe(job), LogMessage::Unsubscribe(job)];
+    logs.extend(log_messages(job));
     encode_messages(&messages)
         .into_iter()
         .map(|f| f.to_vec())
         .chain(logs.iter().map(|l| encode_log(l).to_vec()))
         .collect()
+}
+
+fn log_messages(job: JobId) -> [LogMessage; 4] {
+    let (phase, task, attempt) = (0, 3, 1);
+    let fence = Fence { term: 1, epoch: 2 };
+    let bytes = b"hello\n".to_vec();
+    let data = LogData { job, phase, task, attempt, stderr: true, offset: 9, bytes, fence: Some(fence), number: 2 };
+    let of = AttemptRef { phase, task, fence, attempt, number: 2 };
+    let part = LogPart { size: 6, hash: Some(Hash([5; 32])) };
+    let logs = AttemptLogs { attempt: of, running: false, good: true, stdout: part, stderr: LogPart::default() };
+    let record = Some(BlobRef { hash: Hash([6; 32]), size: 7 });
+    [
+        LogMessage::Data(data),
+        LogMessage::List(job),
+        LogMessage::Listed(LogList { job, attempts: vec![logs], last: true, record }),
+        LogMessage::Read(LogRead { job, phase, task, attempt, stderr: false, offset: 6 }),
+    ]
 }
 
 /// A job's life, by the authors that may state each part, and one equivocation.
@@ -219,6 +238,7 @@ fn card() -> Card {
         seen: None,
         copies: true,
         fetching: true,
+        logs: true,
     }
 }
 
@@ -286,12 +306,12 @@ fn api() -> Vec<Vec<u8>> {
         Request::Status,
         Request::Jobs { limit: 3 },
         Request::Submit { draft: Box::new(draft) },
-        Request::Logs { job: job.to_string(), task: Some(1), follow: true },
+        Request::Logs { job: job.to_string(), task: Some(1), attempt: None, follow: true },
         Request::BlobGet { hash: Hash([2; 32]), out: "/tmp/x".into() },
     ];
     let replies = [
         Reply::Submitted { job, alone: None },
-        Reply::Output { task: 1, stderr: false, data: "aGk=".to_owned() },
+        Reply::Output { task: 1, stderr: false, data: "aGk=".to_owned(), phase: 0, attempt: 1 },
         Reply::Error(ApiError::denied("no")),
         Reply::Done,
     ];

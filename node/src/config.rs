@@ -46,7 +46,7 @@ pub struct Settings {
     pub log_json: bool,
     /// How long a sealed job's entry stays before only its receipt is kept, seconds.
     pub ledger_grace_s: u64,
-    /// How long outputs stay after that, seconds: longer than anybody takes to fetch them by their hashes.
+    /// How long outputs and logs stay after that, seconds: a week, for what ran over a holiday.
     pub outputs_kept_s: u64,
     /// What a node held is copied again once it has been gone for this long, seconds.
     pub copy_again_after_s: u64,
@@ -104,7 +104,7 @@ impl Default for Settings {
             dcutr: true,
             log_json: false,
             ledger_grace_s: 3_600,
-            outputs_kept_s: 86_400,
+            outputs_kept_s: 604_800,
             copy_again_after_s: 60,
             copy_bytes_per_s: 32 << 20,
             sandbox: SandboxMode::Required,

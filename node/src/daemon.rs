@@ -119,7 +119,7 @@ impl Daemon {
         let (mesh, events) =
             Mesh::start(config, &identity, membership.credential.clone(), membership.mesh, unix_ms).await?;
         let link = MeshLink::new(mesh);
-        let logs = LogHub::default();
+        let logs = LogHub::new(store.clone());
         logs.connect(link.clone());
         let (shutdown, down) = unbounded_channel();
         let secrets = Arc::new(Keeper::new(SecretStore::open(data_dir.path(), &identity), identity.clone()));
@@ -142,6 +142,7 @@ impl Daemon {
             sandbox,
             runners: Arc::clone(&runners),
             host: OnceLock::new(),
+            ledger_grace_ms: settings.ledger_grace_s.saturating_mul(1_000),
             outputs_kept_ms: settings.outputs_kept_s.saturating_mul(1_000),
             pending: Mutex::default(),
             membership,
@@ -246,6 +247,9 @@ impl Daemon {
                     tokio::spawn(async move {
                         if let Err(error) = crate::prune::outputs(&shared.store, shared.outputs_kept_ms, false).await {
                             tracing::warn!(%error, "cannot let go of old outputs");
+                        }
+                        if let Err(error) = crate::prune::old_logs(&shared, shared.outputs_kept_ms, false).await {
+                            tracing::warn!(%error, "cannot let go of old logs");
                         }
                         if let Err(error) = crate::prune::partials(&shared.store, crate::clock::unix_ms()).await {
                             tracing::warn!(%error, "cannot let go of what came in part");

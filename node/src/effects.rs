@@ -163,6 +163,17 @@ impl Effects {
     }
 }
 
+/// Keeps on record what outputs a job has of which some are here: the ledger forgets that before they go.
+async fn keep_record(shared: &Shared, job: JobId) {
+    // It is sealed a moment ago: the core knows it still, or the disk does.
+    let Ok(view) = crate::api::view_of(shared, job).await else {
+        return tracing::warn!(job = %job.short(), "cannot keep the record of its outputs: the ledger does not have it");
+    };
+    if let Err(error) = crate::records::keep(&shared.store, &crate::records::Record::of(&view)).await {
+        tracing::warn!(job = %job.short(), %error, "cannot keep the record of its outputs: they are found for an hour only");
+    }
+}
+
 /// Tells the core how far a fetch of several blobs is.
 #[derive(Clone)]
 struct Progress {
@@ -284,7 +295,13 @@ impl Driver for Effects {
             Effect::Fetch { id, job, blobs, providers } => self.fetch(id, job, blobs, providers),
             Effect::EndJob { job, keep, .. } => {
                 let pool = self.pool.clone();
-                self.runtime.spawn(async move { pool.host().end_job(job, &keep).await });
+                let shared = Arc::clone(&self.shared);
+                self.runtime.spawn(async move {
+                    pool.host().end_job(job, &keep).await;
+                    if !keep.is_empty() && shared.blobs.has(job) {
+                        keep_record(&shared, job).await;
+                    }
+                });
             }
             Effect::Forgot { job } if !self.shared.blobs.has(job) => {}
             Effect::Forgot { job } => {

@@ -11,7 +11,9 @@ use bytes::{BufMut, Bytes, BytesMut};
 use serde::de::{Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use sinew_crdt_state::cbor::{self, DecodeError};
-use sinew_crdt_state::ids::JobId;
+use sinew_crdt_state::fact::Fence;
+use sinew_crdt_state::ids::{Hash, JobId};
+use sinew_crdt_state::spec::BlobRef;
 use sinew_scheduler::wire::Message;
 
 /// Most messages in one frame: more are cut by the sender.
@@ -31,6 +33,86 @@ pub enum LogMessage {
     Told(JobId),
     /// Bytes of one stream of one attempt.
     Data(LogData),
+    /// What is at yours of what this job's tasks printed? Only to a node whose card has `logs`.
+    List(JobId),
+    /// The answer to [`Self::List`], in one part or more; and, to a subscriber that has asked so, news of an attempt that ended.
+    Listed(LogList),
+    /// Send me a piece of what an attempt that runs has printed, if there is one. Answered by [`Self::Data`].
+    Read(LogRead),
+}
+
+/// Most attempts in one [`LogList`]: about 200 KiB.
+pub const LISTED_MAX: usize = 1_000;
+
+/// What a node has of what a job's tasks printed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogList {
+    /// The job.
+    pub job: JobId,
+    /// Attempts, at most [`LISTED_MAX`].
+    pub attempts: Vec<AttemptLogs>,
+    /// Whether this is the last part of an answer.
+    pub last: bool,
+    /// The record of the job's outputs, where one is kept there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub record: Option<BlobRef>,
+}
+
+/// What one attempt printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttemptLogs {
+    /// The attempt.
+    pub attempt: AttemptRef,
+    /// Whether it runs: then only the sizes are known.
+    pub running: bool,
+    /// Whether it ended well, where that is known.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub good: bool,
+    /// Its stdout.
+    pub stdout: LogPart,
+    /// Its stderr.
+    pub stderr: LogPart,
+}
+
+/// One attempt of one task, as its node tells it apart from others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct AttemptRef {
+    /// The phase.
+    pub phase: u8,
+    /// The task.
+    pub task: u32,
+    /// The award under which it began.
+    pub fence: Fence,
+    /// Its number on this node.
+    pub attempt: u64,
+    /// Which attempt of the task it is, counted from 1 over all nodes.
+    pub number: u32,
+}
+
+/// One stream of an attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct LogPart {
+    /// Bytes.
+    pub size: u64,
+    /// All of them as a blob, once the attempt is over; none where nothing was printed.
+    pub hash: Option<Hash>,
+}
+
+/// Where to read on in what an attempt prints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogRead {
+    /// The job.
+    pub job: JobId,
+    /// The phase.
+    pub phase: u8,
+    /// The task.
+    pub task: u32,
+    /// The attempt's number on the node.
+    pub attempt: u64,
+    /// Whether it is stderr.
+    pub stderr: bool,
+    /// From here on.
+    pub offset: u64,
 }
 
 /// A piece of a task's output.
@@ -42,7 +124,7 @@ pub struct LogData {
     pub phase: u8,
     /// The task.
     pub task: u32,
-    /// Tells attempts of one task on one node apart.
+    /// The attempt's number on the node: tells attempts of one task there apart.
     pub attempt: u64,
     /// Whether it is stderr.
     pub stderr: bool,
@@ -51,6 +133,17 @@ pub struct LogData {
     /// The bytes.
     #[serde(with = "serde_bytes")]
     pub bytes: Vec<u8>,
+    /// The award under which the attempt began; builds before this do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fence: Option<Fence>,
+    /// Which attempt of the task it is, counted from 1 over all nodes; 0 where it is not said.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub number: u32,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+const fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// A decoded frame.

@@ -85,10 +85,35 @@ pub async fn outputs(store: &BlobStore, kept_ms: u64, dry_run: bool) -> Result<V
             }
         }
         if !dry_run {
+            store.untag(&crate::records::record_tag(job)).await?;
             // Last, so that a crash in between leaves a mark.
             store.untag(&mark.name).await?;
         }
         found.push(Leftover { kind: "outputs".to_owned(), name: job.to_string(), bytes: Some(bytes) });
+    }
+    Ok(found)
+}
+
+/// Lets go of what attempts of jobs that are over printed, once nothing was added to it for `kept_ms`.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn old_logs(shared: &Shared, kept_ms: u64, dry_run: bool) -> Result<Vec<Leftover>, StoreError> {
+    let mut old = crate::kept_logs::by_job(&shared.store).await?;
+    old.retain(|logs| unix_ms().saturating_sub(logs.at_ms) >= kept_ms);
+    let jobs: Vec<JobId> = old.iter().map(|logs| logs.job).collect();
+    let look = move |core: &sinew_scheduler::core::Core| {
+        jobs.into_iter().filter(|job| core.ledger().live(job).is_some_and(|live| live.state.seal.is_none())).collect()
+    };
+    // A daemon that ends removes nothing more.
+    let Ok(open) = shared.engine.look(look).await else { return Ok(Vec::new()) };
+    let open: std::collections::BTreeSet<JobId> = open;
+    let mut found = Vec::new();
+    for logs in old.into_iter().filter(|logs| !open.contains(&logs.job)) {
+        for tag in logs.tags.iter().filter(|_| !dry_run) {
+            shared.store.untag(&tag.name).await?;
+        }
+        found.push(Leftover { kind: "logs".to_owned(), name: logs.job.to_string(), bytes: Some(logs.bytes) });
     }
     Ok(found)
 }
@@ -102,6 +127,7 @@ pub async fn prune(shared: &Shared, host: &TaskHost, kept_ms: u64, dry_run: bool
         partials(&shared.store, unix_ms()).await?;
     }
     let mut found = outputs(&shared.store, kept_ms, dry_run).await?;
+    found.extend(old_logs(shared, kept_ms, dry_run).await?);
     found.extend(host.leftovers(dry_run).await);
     if !dry_run {
         let collected = shared.store.run_gc_once().await?;

@@ -122,6 +122,7 @@ impl World {
             phase: 0,
             task: self.task,
             attempt: 1,
+            number: 1,
             fence: (1, 1),
             files: &self.files,
             content: &NO_CONTENT,
@@ -549,6 +550,16 @@ fn output_is_seen_live_and_a_stop_ends_the_group() {
     eventually("the group to be gone", || tagged(world.runner.tag().value()).is_empty());
     let again = world.with(&stop, |ctx, slot| run_batch(ctx, slot, &program, &[]));
     assert_eq!(again.outcome.result.expect_err("stopped before it began").code, ErrorCode::Cancelled);
+}
+
+#[test]
+fn what_a_program_prints_between_sigterm_and_its_end_is_kept() {
+    let mut world = World::new().timeout(400);
+    let script = "trap 'echo last words; echo and here >&2; exit 0' TERM; echo started; while :; do :; done";
+    let done = world.batch(&["sh", "-c", script]);
+    assert_eq!(failure(done.outcome).code, ErrorCode::Timeout);
+    let text = |log: Option<PathBuf>| std::fs::read_to_string(log.expect("a log")).expect("read");
+    assert_eq!((text(done.stdout), text(done.stderr)), ("started\nlast words\n".to_owned(), "and here\n".to_owned()));
 }
 
 #[test]

@@ -223,6 +223,7 @@ impl Core {
             seen: None,
             copies: true,
             fetching: true,
+            logs: true,
         }
     }
 

@@ -169,7 +169,8 @@ pub fn waiting_text(lost: &[LostView]) -> String {
 }
 
 /// Unix ms as `2026-07-31 11:59:29`.
-fn utc(ms: u64) -> String {
+#[must_use]
+pub fn utc(ms: u64) -> String {
     let (days, seconds) = (ms / 86_400_000, ms / 1_000 % 86_400);
     // Days from 0000-03-01: the leap day is then the last of its year (Hinnant, "chrono-compatible low-level date algorithms").
     let days = days + 719_468;

@@ -435,7 +435,7 @@ pub struct Assign {
     pub phase: Phase,
     /// The tasks.
     pub runs: Vec<Run>,
-    /// Those of them that failed before, with how often.
+    /// Those of them that were started before, with how often: starts that failed, were lost, or go on elsewhere.
     pub attempts: BTreeMap<u32, u32>,
 }
 
@@ -474,6 +474,10 @@ pub struct Card {
     /// Whether it understands [`Message::Blocked`] and [`Message::Fetching`], and tells of its own fetches.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub fetching: bool,
+    /// Whether it understands the messages by which what tasks printed is listed and read, where it is kept: builds before these take
+    /// them for an offence.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub logs: bool,
 }
 
 /// What a node has free right now.

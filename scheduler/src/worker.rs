@@ -59,7 +59,7 @@ struct Held {
     /// The pace at which it runs out, and the one that counts from when its brain renews it next.
     pace: u8,
     pace_next: u8,
-    /// How often tasks failed before they were assigned here.
+    /// How often tasks were started before they were assigned here.
     attempts: BTreeMap<(Phase, u32), u32>,
     sources: Sources,
     providers: Arc<Vec<NodeId>>,

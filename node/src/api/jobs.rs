@@ -167,9 +167,12 @@ pub(super) async fn cancel(shared: &Arc<Shared>, text: &str, reason: String) -> 
 /// Writes a job's outputs under `out`.
 pub(super) async fn get(shared: &Arc<Shared>, text: &str, out: &Path, replies: &mut Replies) -> Result<(), ApiError> {
     let id = views::find_job(shared, text).await?;
-    let (view, _) = views::job(shared, id).await?;
+    let (mut view, history) = views::job(shared, id).await?;
     if !view.is_ended() {
         return Err(ApiError::failed(ErrorCode::Invalid, "the job has not ended yet: `sinew wait` for it first"));
+    }
+    if super::forgotten::is_forgotten(&view, &history) && super::forgotten::has_outputs(&view) {
+        super::forgotten::restore(shared, &mut view, &history).await?;
     }
     let single = view.kind == "batch" && view.phases.first().is_some_and(|p| p.tasks == 1);
     for output in &view.outputs {

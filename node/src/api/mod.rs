@@ -6,6 +6,7 @@
 
 mod blobs;
 pub mod client;
+mod forgotten;
 mod holders;
 mod jobs;
 mod logs;
@@ -66,12 +67,15 @@ pub enum Request {
         /// For people.
         reason: String,
     },
-    /// What a job's tasks printed. [`Reply::Output`]s.
+    /// What a job's tasks printed. [`Reply::Output`]s, [`Reply::Attempt`]s, [`Reply::Anew`]s and [`Reply::Missing`]s.
     Logs {
         /// An id or the unambiguous beginning of one.
         job: String,
         /// One task only.
         task: Option<u32>,
+        /// One attempt only, counted from 1; else the one whose result counts, or the last one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        attempt: Option<u32>,
         /// Go on until the job has ended.
         follow: bool,
     },
@@ -207,6 +211,53 @@ pub enum Reply {
         stderr: bool,
         /// The bytes, base64.
         data: String,
+        /// The phase.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        phase: u8,
+        /// Which attempt of the task, from 1; 0 where that is not known.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        attempt: u32,
+    },
+    /// From here on another attempt of a task is sent. What was sent of a stream is the beginning of what this one printed too, unless
+    /// a [`Reply::Anew`] follows.
+    Attempt {
+        /// Which task.
+        task: u32,
+        /// Which attempt of it, from 1; 0 where that is not known.
+        attempt: u32,
+        /// Where it ran.
+        node: NodeId,
+        /// The phase.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        phase: u8,
+    },
+    /// What was sent of a stream is not what the attempt that is sent now printed: that one's follows from its beginning.
+    Anew {
+        /// Which task.
+        task: u32,
+        /// Whether it is stderr.
+        stderr: bool,
+        /// The phase.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        phase: u8,
+        /// Which attempt of the task, from 1; 0 where that is not known.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        attempt: u32,
+    },
+    /// The rest of what an attempt printed cannot be had.
+    Missing {
+        /// Which task.
+        task: u32,
+        /// Whether it is stderr.
+        stderr: bool,
+        /// Why.
+        why: String,
+        /// The phase.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        phase: u8,
+        /// Which attempt of the task, from 1; 0 where that is not known.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        attempt: u32,
     },
     /// A file was written.
     File {
@@ -248,6 +299,18 @@ pub enum Reply {
     Done,
     /// The request failed.
     Error(ApiError),
+}
+
+/// A job as its page shows it.
+///
+/// # Errors
+/// [`ApiError`] when it is not known here, or cannot be read.
+pub(crate) async fn view_of(shared: &crate::daemon::Shared, job: JobId) -> Result<JobView, ApiError> {
+    Ok(views::job(shared, job).await?.0)
+}
+
+fn is_zero<T: Default + PartialEq>(number: &T) -> bool {
+    *number == T::default()
 }
 
 /// A failed request.

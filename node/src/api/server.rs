@@ -138,7 +138,9 @@ async fn answer(request: Request, shared: &Arc<Shared>, replies: &mut Replies) -
         Request::Watch { job } => jobs::watch(shared, &job, replies).await,
         Request::Submit { draft } => jobs::submit(shared, *draft, replies).await,
         Request::Cancel { job, reason } => jobs::cancel(shared, &job, reason).await,
-        Request::Logs { job, task, follow } => super::logs::stream(shared, &job, task, follow, replies).await,
+        Request::Logs { job, task, attempt, follow } => {
+            super::logs::stream(shared, &job, super::logs::Wanted { task, attempt, follow }, replies).await
+        }
         Request::Get { job, out } => jobs::get(shared, &job, &out, replies).await,
         Request::BlobAdd { path } => blobs::add(shared, &path, replies).await,
         Request::BlobGet { hash, out } => blobs::get(shared, hash, &out, replies).await,

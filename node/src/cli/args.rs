@@ -105,6 +105,9 @@ pub(crate) enum Command {
         /// One task only
         #[arg(long, value_name = "NUMBER")]
         task: Option<u32>,
+        /// One attempt only, counted from 1 [default: the one whose result counts, else the last]
+        #[arg(long, value_name = "NUMBER", conflicts_with = "follow")]
+        attempt: Option<u32>,
     },
     /// Wait until jobs have ended; 0 only if all of them completed
     Wait {

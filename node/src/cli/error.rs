@@ -85,6 +85,23 @@ pub(crate) enum CliError {
     /// A wanted output is not among the job's.
     #[error("the task left no `{0}` in $SINEW_OUTPUT")]
     NoOutput(String),
+    /// What was printed is the beginning of an attempt whose result does not count.
+    #[error(
+        "what was printed of task {task} is the beginning of an attempt that was given up; another one printed something else: \
+         `sinew logs {}` prints that one, whole", .job.short()
+    )]
+    Spliced {
+        /// Which job.
+        job: JobId,
+        /// Its task.
+        task: u32,
+    },
+    /// Some of what a task printed cannot be had.
+    #[error("some of the output is missing; `sinew logs {}` tries again", .job.short())]
+    Missing {
+        /// Which job.
+        job: JobId,
+    },
     /// The question was answered with no.
     #[error("not done")]
     Declined,
@@ -233,9 +250,14 @@ impl CliError {
             Self::Exit(code) | Self::Interrupted(code) => *code,
             // As `head` would have it: the reader has what it wanted.
             Self::Closed => 0,
-            Self::Job(_) | Self::NoOutput(_) | Self::Declined | Self::Output(_) | Self::Start(_) | Self::Show(_) => {
-                EXIT_FAILED
-            }
+            Self::Job(_)
+            | Self::NoOutput(_)
+            | Self::Spliced { .. }
+            | Self::Missing { .. }
+            | Self::Declined
+            | Self::Output(_)
+            | Self::Start(_)
+            | Self::Show(_) => EXIT_FAILED,
         }
     }
 

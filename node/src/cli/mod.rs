@@ -128,7 +128,7 @@ async fn ask(app: &App, command: Command) -> Result<u8, CliError> {
         Command::Prune { dry_run, all } => node::prune(app, dry_run, all).await?,
         Command::Jobs { limit } => jobs::list(app, limit).await?,
         Command::Job { job } => jobs::show(app, &job).await?,
-        Command::Logs { job, follow, task } => jobs::logs(app, &job, task, follow).await?,
+        Command::Logs { job, follow, task, attempt } => jobs::logs(app, &job, (task, attempt), follow).await?,
         Command::Wait { jobs } => return jobs::wait(app, &jobs).await,
         Command::Cancel { job, reason, yes } => jobs::cancel(app, &job, &reason, yes).await?,
         Command::Get { job, out, yes } => jobs::get(app, &job, out, yes).await?,

@@ -85,7 +85,7 @@ pub struct UpArgs {
     /// How long a sealed job's entry stays before only its receipt is kept [default: 1h]
     #[arg(long, env = "SINEW_LEDGER_GRACE", value_name = "DURATION", value_parser = parse_duration)]
     pub ledger_grace: Option<u64>,
-    /// How long outputs stay after that; `sinew prune --all` does not wait [default: 1d]
+    /// How long outputs and logs stay after that; `sinew prune --all` does not wait [default: 7d]
     #[arg(long, env = "SINEW_OUTPUTS_KEPT", value_name = "DURATION", value_parser = parse_duration)]
     pub outputs_kept: Option<u64>,
     /// How long a node must be gone before what it held is copied again [default: 60s]

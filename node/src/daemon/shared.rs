@@ -104,6 +104,8 @@ pub struct Shared {
     pub host: OnceLock<TaskPool>,
     /// What this node keeps for its user.
     pub secrets: Arc<Keeper>,
+    /// How long the ledger knows what an ended job left, ms.
+    pub ledger_grace_ms: u64,
     /// How long outputs of forgotten jobs stay, ms.
     pub outputs_kept_ms: u64,
     pub(super) pending: Mutex<Pending>,

@@ -70,6 +70,7 @@ pub fn spawn_rate(count: u32, threads: u32) -> io::Result<SpawnRate> {
                 phase: 0,
                 task,
                 attempt: 1,
+                number: 1,
                 fence: (1, 1),
                 files: &files,
                 content: &NO_CONTENT,

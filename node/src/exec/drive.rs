@@ -294,8 +294,8 @@ impl<'a> Driver<'a> {
         let over = self.is_over_cap();
         let taken = match (&self.verdict, stream) {
             _ if over => Ok(()),
-            (Some(_), Stream::Stdout) => Ok(()),
-            (None, Stream::Stdout) => self.streams.stdout.take(bytes),
+            (Some(_), Stream::Stdout) if !self.streams.stdout.is_log() => Ok(()),
+            (_, Stream::Stdout) => self.streams.stdout.take(bytes),
             (_, Stream::Stderr) => self.streams.stderr.take(bytes),
         };
         if let Err(why) = taken {

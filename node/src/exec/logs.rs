@@ -76,13 +76,12 @@ impl<'a> Log<'a> {
         if bytes.is_empty() {
             return Ok(());
         }
+        let kept = if self.left == 0 { Ok(()) } else { self.keep(bytes) };
+        // After it is in the file: who misses what is pushed reads it there.
         if let Some(live) = self.live {
             live.see(self.stream, bytes);
         }
-        if self.left == 0 {
-            return Ok(());
-        }
-        self.keep(bytes).map_err(|e| Failure::storage("write the task's log", &e))
+        kept.map_err(|e| Failure::storage("write the task's log", &e))
     }
 
     /// The file, if there was anything to keep.
@@ -120,6 +119,10 @@ impl Sink for Log<'_> {
         let mut shown = Vec::with_capacity(bytes.len());
         redacting.push(bytes, &mut shown);
         self.pass(&shown)
+    }
+
+    fn is_log(&self) -> bool {
+        true
     }
 }
 

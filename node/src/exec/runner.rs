@@ -131,6 +131,11 @@ pub trait Sink {
     /// # Errors
     /// A failure ends the program and becomes its outcome.
     fn take(&mut self, bytes: &[u8]) -> Result<(), Failure>;
+
+    /// Whether this is a log: its last bytes count also of a program that is being ended. Of data they would be half of something.
+    fn is_log(&self) -> bool {
+        false
+    }
 }
 
 /// Where an execution's data comes from and goes to.

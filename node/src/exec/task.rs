@@ -42,8 +42,10 @@ pub struct TaskContext<'a> {
     pub phase: Phase,
     /// The task's number.
     pub task: u32,
-    /// The attempt's number.
+    /// The attempt's number on this node: names its directory.
     pub attempt: u64,
+    /// Which attempt of the task it is, counted from 1 over all nodes.
+    pub number: u32,
     /// The fence that it was awarded under, term and epoch, for resources that can refuse an older one.
     pub fence: (u32, u32),
     /// The job's files.
@@ -321,7 +323,7 @@ impl<'a> Attempt<'a> {
             ("SINEW_JOB", self.ctx.job.to_owned()),
             ("SINEW_TASK", self.ctx.task.to_string()),
             ("SINEW_PHASE", self.role.to_owned()),
-            ("SINEW_ATTEMPT", self.ctx.attempt.to_string()),
+            ("SINEW_ATTEMPT", self.ctx.number.to_string()),
             ("SINEW_FENCE", format!("{}.{}", self.ctx.fence.0, self.ctx.fence.1)),
             ("SINEW_INPUT", input),
             ("SINEW_OUTPUT", output),

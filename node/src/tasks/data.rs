@@ -1,6 +1,7 @@
 //! Blobs as a task's thread needs them: fetched on demand, read as a plain stream, stored and made durable.
 
 use std::io::{self, Read};
+use std::path::Path;
 
 use bytes::{Buf, Bytes};
 use sinew_blobs::{BlobStore, FetchError, FetchOptions, ImportMode};
@@ -13,6 +14,8 @@ use sinew_scheduler::io::Input;
 use super::TaskHost;
 use crate::exec::outcome::Failure;
 use crate::exec::stop::StopHandle;
+use crate::frames::{AttemptRef, LogPart};
+use crate::kept_logs;
 
 /// Bytes read from the store at once: large enough that the store's overhead per read does not show.
 const PIECE: u64 = 256 * 1024;
@@ -131,4 +134,45 @@ pub(super) fn store(host: &TaskHost, job: JobId, files: &[(String, &std::path::P
         host.store.ensure_all_durable(&hashes).await.map_err(|e| failed(&e))?;
         Ok(outputs)
     })
+}
+
+/// Keeps what an attempt printed, stdout and stderr: on disk for good before it returns, by the node's own word where no output of the
+/// task names it. What cannot be kept is no reason to fail a task.
+pub(super) fn keep_logs(
+    host: &TaskHost,
+    job: JobId,
+    of: AttemptRef,
+    outputs: &[Output],
+    logs: [Option<&Path>; 2],
+) -> [LogPart; 2] {
+    let mut parts = [LogPart::default(); 2];
+    for ((part, path), name) in parts.iter_mut().zip(logs).zip(["stdout", "stderr"]) {
+        let named = outputs.iter().find(|output| output.name == name).map(|output| output.blob);
+        *part = match (named, path) {
+            (Some(blob), _) => LogPart { size: blob.size, hash: Some(blob.hash) },
+            (None, Some(path)) => match host.runtime.block_on(keep_log(host, job, of, name == "stderr", path)) {
+                Ok(part) => part,
+                Err(error) => {
+                    tracing::warn!(job = %job.short(), task = of.task, %error, "cannot keep what a task printed on {name}");
+                    LogPart::default()
+                }
+            },
+            (None, None) => LogPart::default(),
+        };
+    }
+    parts
+}
+
+async fn keep_log(
+    host: &TaskHost,
+    job: JobId,
+    of: AttemptRef,
+    stderr: bool,
+    path: &Path,
+) -> Result<LogPart, Box<dyn std::error::Error + Send + Sync>> {
+    let added = host.store.add_file(path, ImportMode::Copy, None).await?;
+    let part = LogPart { size: added.size, hash: Some(added.hash) };
+    kept_logs::keep(&host.store, job, of, stderr, part).await?;
+    host.store.ensure_all_durable(&[added.hash]).await?;
+    Ok(part)
 }

@@ -137,7 +137,7 @@ fn gather(
     ctx: &TaskContext<'_>,
     argv: &[String],
 ) -> Result<JobFiles, Failure> {
-    let done = run_gather(ctx, slot, &Program::Exec(argv.to_vec()));
+    let done = run_gather(&TaskContext { live: None, ..*ctx }, slot, &Program::Exec(argv.to_vec()));
     let added = done.outcome.result.and_then(|_| {
         let mut placing = ctx.files.reopen()?;
         for output in &done.outputs {

@@ -12,7 +12,7 @@ use sinew_scheduler::io::{Input as CoreInput, RunId, StartTask, TaskResult};
 use sinew_scheduler::wire::Located;
 
 use super::TaskHost;
-use super::data::{BlobRange, fetch, fetch_async, fetch_failure, store};
+use super::data::{BlobRange, fetch, fetch_async, fetch_failure, keep_logs, store};
 
 use crate::exec::files::JobFiles;
 use crate::exec::mapfile::{MapIndex, PREAMBLE_LEN};
@@ -22,6 +22,8 @@ use crate::exec::runner::GRACE_DEFAULT;
 use crate::exec::slot::Slot;
 use crate::exec::stop::StopHandle;
 use crate::exec::task::{MapWork, TaskContext, run_batch, run_map, run_reduce};
+use crate::frames::AttemptRef;
+use crate::logs::AttemptLog;
 use crate::secrets::job::JobSecrets;
 
 /// Bytes of map output sorted in memory; more is spilled. Two slots of this fit beside everything else in a small VM.
@@ -89,7 +91,9 @@ fn attempt_with(
     let none = |f: Failure| (f, fact::Usage { gather_ms: ms_since(began), ..fact::Usage::default() });
     let cache = host.job(job);
     let content = cache.content(host, task, stop).map_err(none)?;
-    let log = host.logs.attempt(job, key.phase, key.task, task.run.0);
+    let number = task.attempt.saturating_add(1);
+    let of = AttemptRef { phase: key.phase, task: key.task, fence: key.lease.fence, attempt: task.run.0, number };
+    let log = host.logs.attempt(job, of, host.means.work.attempt(&name, key.phase, key.task, task.run.0));
     let env = secrets.map_or_else(|| spec.env(), JobSecrets::env);
     let volumes = host.means.volumes.mount(spec).map_err(none)?;
     let no_files = JobFiles::none();
@@ -99,6 +103,7 @@ fn attempt_with(
         phase: key.phase,
         task: key.task,
         attempt: task.run.0,
+        number,
         fence: (key.lease.fence.term, key.lease.fence.epoch),
         files: &no_files,
         content: &content,
@@ -123,7 +128,8 @@ fn attempt_with(
             left.extend(done.stdout.as_deref().map(|p| ("stdout".to_owned(), p)));
             left.extend(done.stderr.as_deref().map(|p| ("stderr".to_owned(), p)));
             left.extend(done.outputs.iter().map(|o| (format!("output/{}", o.name), o.path.as_path())));
-            finish(host, task, done.outcome, gather_ms, &left)
+            let logs = [done.stdout.as_deref(), done.stderr.as_deref()];
+            finish(host, (task, &log), done.outcome, gather_ms, &left, logs)
         }
         Work::MapReduce(round) if key.phase == PHASE_MAP => {
             let (input, chunk) = cache.chunk(host, task, stop).map_err(none)?;
@@ -139,7 +145,7 @@ fn attempt_with(
             let done = run_map(&ctx, slot, &work, &mut reader);
             let left: Vec<(String, &Path)> =
                 done.output.iter().map(|(path, _)| ("map".to_owned(), path.as_path())).collect();
-            finish(host, task, done.outcome, gather_ms, &left)
+            finish(host, (task, &log), done.outcome, gather_ms, &left, [None, done.stderr.as_deref()])
         }
         Work::MapReduce(round) => {
             let sources = task.sources.clone().unwrap_or_default();
@@ -148,23 +154,27 @@ fn attempt_with(
             let done = run_reduce(&ctx, slot, &round.reduce, inputs);
             let left: Vec<(String, &Path)> =
                 done.output.iter().map(|o| ("result".to_owned(), o.path.as_path())).collect();
-            finish(host, task, done.outcome, gather_ms, &left)
+            finish(host, (task, &log), done.outcome, gather_ms, &left, [None, done.stderr.as_deref()])
         }
     }
 }
 
-/// Stores what a successful task left; a failed one leaves nothing.
+/// Stores what a successful task left, and what any task printed; a failed one leaves nothing else.
 fn finish(
     host: &TaskHost,
-    task: &StartTask,
+    (task, log): (&StartTask, &AttemptLog),
     outcome: TaskOutcome,
     gather_ms: u32,
     left: &[(String, &Path)],
+    logs: [Option<&Path>; 2],
 ) -> Attempted {
     let usage = usage_fact(outcome.usage, gather_ms);
     let result = outcome
         .result
         .and_then(|_| if left.is_empty() { Ok(Vec::new()) } else { store(host, task.key.lease.job, left) });
+    let outputs = result.as_deref().unwrap_or_default();
+    let [stdout, stderr] = keep_logs(host, task.key.lease.job, log.of(), outputs, logs);
+    log.ended(result.is_ok(), stdout, stderr);
     match result {
         Ok(outputs) => Ok((outputs, usage)),
         Err(failure) => Err((failure, usage)),

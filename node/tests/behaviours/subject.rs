@@ -167,6 +167,7 @@ impl Bench {
             phase: 0,
             task: self.task,
             attempt: 1,
+            number: 1,
             fence: (1, 1),
             files: &self.files,
             content: &self.content,

@@ -6,6 +6,7 @@ mod clients;
 mod clones;
 mod copies;
 mod faults;
+mod logs;
 mod net;
 mod partition;
 mod processes;

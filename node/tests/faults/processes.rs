@@ -117,7 +117,7 @@ async fn what_a_failed_task_printed_elsewhere_can_be_read_after_its_end() {
     let failed = async || client.job(&job).await.ok().filter(|(view, _)| view.is_ended());
     let (view, _) = until("the job has failed", failed).await;
     assert!(view.failures.iter().all(|(_, _, node, _)| node.short() != world.mesh.nodes[0].id.short()), "{view:?}");
-    let mut replies = client.ask(&Request::Logs { job, task: None, follow: false }).await.expect("logs");
+    let mut replies = client.ask(&Request::Logs { job, task: None, attempt: None, follow: false }).await.expect("logs");
     let (mut out, mut err) = (String::new(), String::new());
     while let Some(reply) = replies.next().await.expect("reply") {
         let Reply::Output { stderr, data, .. } = reply else { continue };

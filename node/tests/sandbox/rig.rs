@@ -149,6 +149,7 @@ impl Rig {
             phase: 0,
             task: self.task,
             attempt: 1,
+            number: 1,
             fence: (1, 1),
             files: &self.files,
             content: &NO_CONTENT,

@@ -64,7 +64,7 @@ impl World {
 
     /// What the job's tasks printed, as a node tells it.
     pub(crate) async fn printed(&self, node: usize, job: &str) -> String {
-        let request = Request::Logs { job: job.to_owned(), task: None, follow: false };
+        let request = Request::Logs { job: job.to_owned(), task: None, attempt: None, follow: false };
         let mut replies = self.node(node).client().ask(&request).await.expect("ask");
         let mut all = Vec::new();
         while let Ok(Some(reply)) = replies.next().await {
@@ -76,7 +76,7 @@ impl World {
 
     /// What the job's tasks print while they run, up to `last`, as a node that watches tells it.
     pub(crate) async fn printing(&self, node: usize, job: &str, last: &str) -> String {
-        let request = Request::Logs { job: job.to_owned(), task: None, follow: true };
+        let request = Request::Logs { job: job.to_owned(), task: None, attempt: None, follow: true };
         let mut replies = self.node(node).client().ask(&request).await.expect("ask");
         let mut all = String::new();
         while !all.contains(last) {

@@ -52,6 +52,7 @@ fn run(runner: &dyn Runner, program: &Program, content: &Content, secrets: &JobS
         phase: 0,
         task: 0,
         attempt: 0,
+        number: 1,
         fence: (1, 1),
         files: &files,
         content,

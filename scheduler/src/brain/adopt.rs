@@ -317,7 +317,20 @@ impl Brain {
             taken.insert(Run { start: *task, len: 1 }, &(), |()| false);
         }
         self.pending = VecDeque::from(taken.gaps(self.total));
+        self.count_lost_before(ctx);
         ctx.effect(Effect::Changed(self.job));
         self.step_running(ctx);
+    }
+
+    /// Counts the starts of a single task that were lost with their awards. Of more tasks the facts do not say which ones ran.
+    fn count_lost_before(&mut self, ctx: &Ctx) {
+        let Some(live) = ctx.ledger.live(&self.job) else { return };
+        if self.spec.phases() != [1] || self.pending.is_empty() {
+            return;
+        }
+        let lost = live.state.awards.values().filter(|award| award.revoked == Some(true)).count();
+        if lost > 0 {
+            self.work.begun.insert(0, u32::try_from(lost).unwrap_or(u32::MAX));
+        }
     }
 }

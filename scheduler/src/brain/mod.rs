@@ -107,6 +107,8 @@ pub(crate) struct Brain {
 struct UnderWay {
     later: BTreeMap<Time, Vec<u32>>,
     attempts: BTreeMap<u32, u32>,
+    /// Starts of tasks of this phase that were lost with their node, or have a twin: they count for a task that asks which attempt it is.
+    begun: BTreeMap<u32, u32>,
     seats: BTreeMap<Fence, Seat>,
     /// Tasks of this phase whose results count, written down or not.
     done: IntervalMap<()>,
@@ -147,6 +149,7 @@ impl Empty for UnderWay {
     const EMPTY: &'static Self = &Self {
         later: BTreeMap::new(),
         attempts: BTreeMap::new(),
+        begun: BTreeMap::new(),
         seats: BTreeMap::new(),
         done: IntervalMap::new(),
         copying: BTreeMap::new(),
@@ -173,6 +176,7 @@ impl UnderWay {
     fn is_empty(&self) -> bool {
         let trees = self.later.is_empty()
             && self.attempts.is_empty()
+            && self.begun.is_empty()
             && self.seats.is_empty()
             && self.copying.is_empty()
             && self.reports.is_empty()
@@ -245,6 +249,7 @@ impl Brain {
         if let Some(work) = self.work.there() {
             work.done = IntervalMap::default();
             work.attempts.clear();
+            work.begun.clear();
             work.given_back.clear();
             work.later.clear();
             work.mean = (0, 0);

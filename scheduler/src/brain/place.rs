@@ -262,6 +262,7 @@ impl Brain {
             Some((task, _)) if self.pending.is_empty() => {
                 self.work.twin = None;
                 self.work.speculated.insert(task);
+                *self.work.begun.entry(task).or_default() += 1;
                 ctx.note(Note::Speculated { job: self.job, phase: self.phase, task });
                 vec![Run { start: task, len: 1 }]
             }

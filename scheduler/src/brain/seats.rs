@@ -63,12 +63,7 @@ impl Brain {
     /// Opens tasks at a seat and makes the message; `None` when there are none.
     pub(super) fn assign(&mut self, fence: Fence, runs: Vec<Run>, now: Time, again: bool) -> Option<Assign> {
         let (job, phase) = (self.job, self.phase);
-        let attempts: BTreeMap<u32, u32> = if self.work.attempts.is_empty() {
-            BTreeMap::new()
-        } else {
-            let of_run = |run: &Run| self.work.attempts.range(run.start..run.end()).map(|(t, n)| (*t, *n));
-            runs.iter().flat_map(of_run).collect()
-        };
+        let attempts = self.starts_before(&runs);
         let seat = self.work.seats.get_mut(&fence)?;
         if runs.is_empty() {
             return None;
@@ -81,6 +76,27 @@ impl Brain {
             seat.open.insert(*run, &now, |_| false);
         }
         Some(Assign { lease: Lease { job, fence }, seq: seat.seq, again, phase, runs, attempts })
+    }
+
+    /// How often each of these tasks was started before, where it was.
+    fn starts_before(&self, runs: &[Run]) -> BTreeMap<u32, u32> {
+        let mut starts = BTreeMap::new();
+        for counts in [&self.work.attempts, &self.work.begun] {
+            for run in runs.iter().filter(|_| !counts.is_empty()) {
+                counts.range(run.start..run.end()).for_each(|(task, n)| *starts.entry(*task).or_default() += n);
+            }
+        }
+        starts
+    }
+
+    /// Counts the starts that are lost with a seat. A worker takes its tasks in order, so those that ran are the first ones.
+    fn count_lost(&mut self, seat: &Seat) {
+        let mut open: Vec<(Time, Run)> = seat.open.iter().map(|(run, at)| (*at, run)).collect();
+        open.sort_unstable();
+        let tasks = open.into_iter().flat_map(|(_, run)| run.start..run.end());
+        for task in tasks.take(seat.slots as usize) {
+            *self.work.begun.entry(task).or_default() += 1;
+        }
     }
 
     fn send_assign(&mut self, ctx: &mut Ctx, fence: Fence, runs: Vec<Run>, again: bool) {
@@ -106,6 +122,7 @@ impl Brain {
             ctx.note(Note::Lost { lease, node: seat.node, silent_ms: (now - seat.heard).as_ms() });
             ctx.state(self.job, Fact::Revoke { fence, lost: true });
             ctx.peers.gave_up(seat.node);
+            self.count_lost(&seat);
             self.requeue(&seat);
             self.drop_copies_from(ctx, seat.node);
             ctx.effect(Effect::Changed(self.job));
@@ -227,6 +244,7 @@ impl Brain {
         }
         if let Some(fence) = idle {
             self.work.speculated.insert(run.start);
+            *self.work.begun.entry(run.start).or_default() += 1;
             ctx.note(Note::Speculated { job: self.job, phase: self.phase, task: run.start });
             self.send_assign(ctx, fence, vec![run], false);
         }

@@ -53,7 +53,7 @@ pub struct StartTask {
     pub until: Time,
     /// Which attempt. A new brain may renew the lease under another fence while it runs.
     pub key: TaskKey,
-    /// How many attempts of this task failed before.
+    /// How often this task was started before: attempts that failed, were lost, or go on elsewhere.
     pub attempt: u32,
     /// Tasks of this job that may run here at once. A driver that asked for tasks ahead
     /// ([`crate::config::CoreConfig::start_ahead`]) keeps the others ready.

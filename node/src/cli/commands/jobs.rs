@@ -3,7 +3,6 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use data_encoding::BASE64;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use serde::Serialize;
@@ -13,12 +12,12 @@ use sinew_crdt_state::state::Event;
 use sinew_scheduler::view::JobView;
 
 use super::super::error::{CliError, EXIT_FAILED, JobEnd};
-use super::super::ui::Ui;
 use super::super::watch::{Say, watch};
 use super::super::{App, render};
+use super::output::Output;
 use super::{absolute, check_target, fetch, file_error};
-use crate::api::client::{ClientError, Taken};
-use crate::api::{Reply, Request};
+use crate::api::Request;
+use crate::api::client::Taken;
 use crate::clock::unix_ms;
 
 /// A job with its history, as `sinew job --json` prints it.
@@ -40,22 +39,20 @@ pub(crate) async fn show(app: &App, job: &str) -> Result<(), CliError> {
     app.ui.show(&page, || render::job(&view, &timeline, unix_ms(), app.ui.verbose > 0))
 }
 
-pub(crate) async fn logs(app: &App, job: &str, task: Option<u32>, follow: bool) -> Result<(), CliError> {
-    let mut replies = app.client.ask(&Request::Logs { job: job.to_owned(), task, follow }).await?;
+pub(crate) async fn logs(
+    app: &App,
+    job: &str,
+    (task, attempt): (Option<u32>, Option<u32>),
+    follow: bool,
+) -> Result<(), CliError> {
+    let (view, _) = app.client.job(job).await?;
+    let job = view.id;
+    let mut output = Output::new(app.ui, false);
+    let mut replies = app.client.ask(&Request::Logs { job: job.to_string(), task, attempt, follow }).await?;
     while let Some(reply) = replies.next().await? {
-        output(app.ui, reply)?;
+        output.take(reply)?;
     }
-    Ok(())
-}
-
-/// Passes on what a task printed.
-pub(super) fn output(ui: Ui, reply: Reply) -> Result<(), CliError> {
-    let Reply::Output { task, stderr, data } = reply else { return Err(ClientError::OtherReply.into()) };
-    if ui.json {
-        return ui.object(&json!({ "event": "output", "task": task, "stderr": stderr, "data": data }));
-    }
-    let bytes = BASE64.decode(data.as_bytes()).map_err(|_| ClientError::OtherReply)?;
-    ui.pass(stderr, &bytes)
+    output.finish(job)
 }
 
 /// Waits for all of them; says of each how it ended as soon as it does.

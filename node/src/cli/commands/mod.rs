@@ -4,6 +4,7 @@ pub(super) mod blobs;
 pub(super) mod jobs;
 pub(super) mod map_reduce;
 pub(super) mod node;
+pub(super) mod output;
 pub(super) mod pages;
 pub(super) mod run;
 pub(super) mod secrets;

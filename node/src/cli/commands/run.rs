@@ -12,7 +12,9 @@ use super::super::args::RunArgs;
 use super::super::error::{CliError, JobEnd, run_exit};
 use super::super::watch::{Say, watch};
 use super::super::{App, render};
-use super::{cancel_quietly, draft_files, fetch, file_error, jobs, submit, submitted};
+use super::output::Output;
+use super::{cancel_quietly, draft_files, fetch, file_error, submit, submitted};
+use crate::api::Request;
 use crate::api::client::{ClientError, Taken};
 
 /// 128 + SIGPIPE: what a shell reports of a program that nobody reads any more.
@@ -27,8 +29,8 @@ pub(crate) async fn run(app: &mut App, args: RunArgs) -> Result<u8, CliError> {
     let job = taken.job;
     say_submitted(app, taken)?;
     let mut interrupts = app.interrupts.clone();
-    let view = match interrupts.or(follow(app, job)).await {
-        Ok(view) => view,
+    let (view, whole) = match interrupts.or(follow(app, job, args.retries > 0)).await {
+        Ok(followed) => followed,
         Err(error) => return Err(stop(app, job, error).await),
     };
     let exit = run_exit(&view);
@@ -36,7 +38,16 @@ pub(crate) async fn run(app: &mut App, args: RunArgs) -> Result<u8, CliError> {
         interrupts.or(collect(app, job, &args.output)).await?;
     }
     say_ended(app, &view, exit)?;
-    Ok(exit)
+    match whole {
+        Ok(()) => Ok(exit),
+        Err(error) if exit == 0 => Err(error),
+        Err(error) => {
+            if !app.ui.json {
+                app.ui.fail(&error);
+            }
+            Ok(exit)
+        }
+    }
 }
 
 pub(crate) fn draft(args: &RunArgs) -> Result<JobDraft, CliError> {
@@ -66,14 +77,26 @@ fn say_submitted(app: &App, taken: Taken) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Passes the output on, live, until the job has ended.
-async fn follow(app: &App, job: JobId) -> Result<JobView, CliError> {
-    match jobs::logs(app, &job.to_string(), None, true).await {
-        // Output that is lost for good does not change how the task ended.
-        Err(CliError::Client(ClientError::Api(error))) => app.ui.note(&format!("some output is missing: {error}")),
-        other => other?,
-    }
-    watch(&app.client, app.ui, &job.to_string(), Say::Nothing).await
+/// Passes the output on, live, until the job has ended; says how, and whether the output is whole.
+async fn follow(app: &App, job: JobId, again: bool) -> Result<(JobView, Result<(), CliError>), CliError> {
+    let mut output = Output::new(app.ui, again);
+    let mut replies =
+        app.client.ask(&Request::Logs { job: job.to_string(), task: None, attempt: None, follow: true }).await?;
+    let whole = loop {
+        match replies.next().await {
+            Ok(Some(reply)) => output.take(reply)?,
+            Ok(None) => break output.finish(job),
+            // Output that is lost does not change how the task ended.
+            Err(error @ ClientError::Api(_)) => break Err(error.into()),
+            Err(error) => return Err(error.into()),
+        }
+    };
+    let whole = match whole {
+        // That nobody reads, or it cannot be written, says nothing of the output.
+        Err(error @ (CliError::Closed | CliError::Output(_))) => return Err(error),
+        whole => whole,
+    };
+    Ok((watch(&app.client, app.ui, &job.to_string(), Say::Nothing).await?, whole))
 }
 
 /// Ends the job of a command that ends early: by a signal, or because nobody reads it.

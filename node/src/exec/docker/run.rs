@@ -325,8 +325,8 @@ impl<'r, 's> Driver<'r, 's> {
         }
         let taken = match (&self.verdict, is_stdout) {
             _ if self.is_over_cap() => Ok(()),
-            (Some(_), true) => Ok(()),
-            (None, true) => self.streams.stdout.take(bytes),
+            (Some(_), true) if !self.streams.stdout.is_log() => Ok(()),
+            (_, true) => self.streams.stdout.take(bytes),
             (_, false) => self.streams.stderr.take(bytes),
         };
         if let Err(why) = taken {

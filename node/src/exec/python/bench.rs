@@ -146,6 +146,7 @@ impl Bench {
             phase: 0,
             task,
             attempt: 1,
+            number: 1,
             fence: (1, 1),
             files: &self.files,
             content: &NO_CONTENT,
