@@ -22,7 +22,6 @@ pub(crate) const EXIT_FAILED: u8 = 1;
 /// Usage, or not found.
 pub(crate) const EXIT_USAGE: u8 = 2;
 /// Whether it was done is not known: try again. `EX_TEMPFAIL` of `sysexits.h`.
-#[cfg(test)]
 pub(crate) const EXIT_UNKNOWN: u8 = 75;
 /// Denied.
 pub(crate) const EXIT_DENIED: u8 = 13;
@@ -101,6 +100,17 @@ pub(crate) enum CliError {
     Missing {
         /// Which job.
         job: JobId,
+    },
+    /// The daemon went down while its job was waited for.
+    #[error(
+        "the daemon went down before job {0} had ended ({source}); the job goes on where other nodes can have it, and else once \
+         this daemon is up again: `sinew wait {0}` on any of them waits for it", .job.short()
+    )]
+    WentDown {
+        /// Which job.
+        job: JobId,
+        /// What was seen.
+        source: ClientError,
     },
     /// The question was answered with no.
     #[error("not done")]
@@ -247,6 +257,7 @@ impl CliError {
             | Self::Exists(_)
             | Self::NoHome => EXIT_USAGE,
             Self::Job(_) if self.code() == Some(ErrorCode::Deny) => EXIT_DENIED,
+            Self::WentDown { .. } => EXIT_UNKNOWN,
             Self::Exit(code) | Self::Interrupted(code) => *code,
             // As `head` would have it: the reader has what it wanted.
             Self::Closed => 0,
@@ -340,6 +351,7 @@ mod tests {
             (CliError::Exists("x".into()), 2),
             (CliError::NoHome, 2),
             (CliError::Declined, 1),
+            (CliError::WentDown { job: JobId([1; 32]), source: ClientError::Gone }, EXIT_UNKNOWN),
             (CliError::Interrupted(EXIT_INTERRUPTED), 130),
             (CliError::Exit(77), 77),
             (CliError::Closed, 0),

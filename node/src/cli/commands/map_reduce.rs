@@ -12,7 +12,7 @@ use super::super::human::span;
 use super::super::watch::{Say, watch};
 use super::super::{App, render};
 use super::jobs::files_json;
-use super::{absolute, cancel_quietly, check_target, draft_files, fetch, file_error, submit, submitted};
+use super::{absolute, cancel_quietly, check_target, draft_files, fetch, file_error, gone_down, submit, submitted};
 use crate::clock::unix_ms;
 
 pub(crate) async fn map_reduce(app: &mut App, args: MapReduceArgs) -> Result<u8, CliError> {
@@ -33,7 +33,7 @@ pub(crate) async fn map_reduce(app: &mut App, args: MapReduceArgs) -> Result<u8,
             if matches!(error, CliError::Interrupted(_)) {
                 cancel_quietly(app, job).await;
             }
-            Err(error)
+            Err(gone_down(job, error))
         }
     }
 }

@@ -95,6 +95,17 @@ fn submitted(taken: Taken) -> Value {
     object
 }
 
+/// What to say of an error that ended the wait for a job: without its daemon the job may go on all the same.
+fn gone_down(job: JobId, error: CliError) -> CliError {
+    use ClientError::{Broken, Connect, Gone, NoDaemon};
+    match error {
+        CliError::Client(source @ (NoDaemon { .. } | Broken(_) | Gone | Connect { .. })) => {
+            CliError::WentDown { job, source }
+        }
+        other => other,
+    }
+}
+
 /// Cancels a job whose waiting command was interrupted, and says so.
 async fn cancel_quietly(app: &App, job: JobId) {
     let reason = "its command was interrupted".to_owned();

@@ -13,7 +13,7 @@ use super::super::error::{CliError, JobEnd, run_exit};
 use super::super::watch::{Say, watch};
 use super::super::{App, render};
 use super::output::Output;
-use super::{cancel_quietly, draft_files, fetch, file_error, submit, submitted};
+use super::{cancel_quietly, draft_files, fetch, file_error, gone_down, submit, submitted};
 use crate::api::Request;
 use crate::api::client::{ClientError, Taken};
 
@@ -110,7 +110,7 @@ async fn stop(app: &App, job: JobId, error: CliError) -> CliError {
             cancel_quietly(app, job).await;
             CliError::Exit(EXIT_UNREAD)
         }
-        other => other,
+        other => gone_down(job, other),
     }
 }
 
