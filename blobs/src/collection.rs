@@ -28,6 +28,8 @@ const FILES_MAX: usize = CHILDREN_MAX - 1;
 pub(crate) const ROOT_LEN_MAX: u64 = CHILDREN_MAX as u64 * 32;
 /// Room for [`FILES_MAX`] names of ordinary length; a collection with longer ones must hold fewer.
 pub(crate) const META_LEN_MAX: u64 = 64 << 20;
+/// Files looked up at once: the database answers in order, and a few questions in flight hide the hops between tasks.
+pub(crate) const LOOKUPS: usize = 64;
 /// Files added at once: enough to keep hashing and copying both busy.
 const ADD_AT_ONCE: usize = 8;
 
@@ -142,16 +144,19 @@ impl BlobStore {
             }
             _ => malformed("it has too many files"),
         })?;
-        let sizes = futures::stream::iter(files.iter().map(|file| self.has(*file))).buffered(64);
-        let sizes: Vec<_> = sizes.collect().await;
         let mut entries = Vec::with_capacity(names.len());
-        for ((name, file), state) in names.into_iter().zip(files).zip(sizes) {
-            let size = match state.map_err(ReadError::Store)? {
-                BlobState::Complete { size } => Some(size),
-                BlobState::Partial { size, .. } => size,
-                BlobState::Missing => None,
-            };
-            entries.push(CollectionEntry { name, hash: *file, size });
+        let mut names = names.into_iter();
+        for some in files.chunks(LOOKUPS) {
+            let states = futures::future::try_join_all(some.iter().map(|file| self.has(*file))).await;
+            let states = states.map_err(ReadError::Store)?;
+            for ((file, state), name) in some.iter().zip(states).zip(names.by_ref()) {
+                let size = match state {
+                    BlobState::Complete { size } => Some(size),
+                    BlobState::Partial { size, .. } => size,
+                    BlobState::Missing => None,
+                };
+                entries.push(CollectionEntry { name, hash: *file, size });
+            }
         }
         Ok(Collection { hash, entries })
     }

@@ -12,7 +12,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::mpsc;
 
-use futures::StreamExt;
+use futures::stream::{FuturesUnordered, StreamExt};
 use rustix::fs::{CWD, Mode, OFlags, ioctl_ficlone, openat};
 use sinew_crdt_state::ids::Hash;
 
@@ -75,12 +75,17 @@ impl BlobStore {
         let target = |source| ExportError::Target { path: root.to_owned(), source };
         std::fs::create_dir_all(root).map_err(target)?;
         let tree = &self.tree_of(&collection).await?;
-        let files = collection.entries.iter().filter(|entry| entry.name != TREE_NAME);
-        let exports = files.map(|entry| async move {
+        let mut running = FuturesUnordered::new();
+        for entry in &collection.entries {
+            if entry.name == TREE_NAME {
+                continue;
+            }
+            if running.len() == EXPORT_AT_ONCE {
+                running.next().await.transpose()?;
+            }
             let executable = tree.executables.contains(&entry.name);
-            self.export_below(entry.hash, root, &entry.name, executable).await
-        });
-        let mut running = futures::stream::iter(exports).buffer_unordered(EXPORT_AT_ONCE);
+            running.push(self.export_below(entry.hash, root, &entry.name, executable));
+        }
         while let Some(one) = running.next().await {
             one?;
         }

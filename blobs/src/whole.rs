@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
-use futures::StreamExt;
 use sinew_crdt_state::ids::{Hash, NodeId};
 
-use crate::collection::{META_LEN_MAX, ROOT_LEN_MAX};
+use crate::collection::{LOOKUPS, META_LEN_MAX, ROOT_LEN_MAX};
 use crate::error::{CollectionError, FetchError, ProviderFault, ReadError, StoreError};
 use crate::fetch::{Dial, FetchOptions, FetchStats};
 use crate::inventory::BlobState;
@@ -82,14 +81,13 @@ impl BlobStore {
             Err(CollectionError::Read(ReadError::Store(error))) => return Err(error),
             Err(_) => return Ok((!self.is_known_directory(hash).await?).then_some(file)),
         };
-        let links = collection.entries.iter().map(|entry| self.has(entry.hash));
-        let mut states = futures::stream::iter(links).buffer_unordered(64);
         let mut size = 0;
-        while let Some(state) = states.next().await {
-            let BlobState::Complete { size: one } = state? else { return Ok(None) };
-            size += one;
+        for some in collection.entries.chunks(LOOKUPS) {
+            for state in futures::future::try_join_all(some.iter().map(|entry| self.has(entry.hash))).await? {
+                let BlobState::Complete { size: one } = state else { return Ok(None) };
+                size += one;
+            }
         }
-        drop(states);
         Ok(Some(Whole { format: Format::HashSeq, size, tag }))
     }
 

@@ -153,8 +153,8 @@ async fn an_export_is_whole_or_not_there() {
     assert_eq!(std::fs::metadata(out.join("d/x")).expect("meta").permissions().mode() & 0o100, 0o100);
 
     let data_dir = dir.path().join("a/data");
-    let files = std::fs::read_dir(&data_dir).expect("read").map(|entry| entry.expect("entry").path());
-    let file = files.filter(|path| path.extension().is_some_and(|ext| ext == "data")).next().expect("its file");
+    let mut files = std::fs::read_dir(&data_dir).expect("read").map(|entry| entry.expect("entry").path());
+    let file = files.find(|path| path.extension().is_some_and(|ext| ext == "data")).expect("its file");
     let mut rotten = data;
     rotten[3 << 20] ^= 1;
     std::fs::write(&file, rotten).expect("damage");
