@@ -57,9 +57,8 @@ fn outputs_are_named_as_shells_name_them() {
     let node = Daemon::start();
     node.run(&[
         "run",
-        "-o",
+        "--output",
         "./r",
-        "-o",
         "d/",
         "--",
         "sh",
