@@ -161,9 +161,7 @@ fn copy(source: &File, target: &Target, hash: Hash) -> Result<(), Fault> {
     if ioctl_ficlone(&target.file, source).is_ok() {
         // The clone is read, not the original: nothing can come in between.
         let mut hasher = blake3::Hasher::new();
-        return pieces(&target.file, &mut hasher, |piece| Some(piece))
-            .and_then(|()| compare(&hasher, hash))
-            .map_err(Fault::Content);
+        return pieces(&target.file, &mut hasher, Some).and_then(|()| compare(&hasher, hash)).map_err(Fault::Content);
     }
     let mut hasher = blake3::Hasher::new();
     let (full, to_write) = mpsc::sync_channel::<Vec<u8>>(PIECES_AHEAD);
