@@ -1,8 +1,11 @@
 //! Collections: a directory as one hash. The format is iroh-blobs' (a hash sequence whose first child lists the names),
-//! so stock clients read ours. File modes, empty directories and symbolic links are not part of it.
+//! so stock clients read ours. Which files may be executed, empty directories and symbolic links are not part of the format: where
+//! there are any, one more file beside the others says so ([`crate::Tree`]).
 
 use std::collections::BTreeMap;
+use std::fs::{DirEntry, FileType};
 use std::io;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -17,6 +20,7 @@ use crate::inventory::BlobState;
 use crate::names;
 use crate::serve::CHILDREN_MAX;
 use crate::store::{BlobStore, Format, from_iroh, to_iroh};
+use crate::tree::{TREE_LEN_MAX, Tree};
 
 /// Files per collection: as many children as a request may address, less the list of names.
 const FILES_MAX: usize = CHILDREN_MAX - 1;
@@ -24,8 +28,16 @@ const FILES_MAX: usize = CHILDREN_MAX - 1;
 pub(crate) const ROOT_LEN_MAX: u64 = CHILDREN_MAX as u64 * 32;
 /// Room for [`FILES_MAX`] names of ordinary length; a collection with longer ones must hold fewer.
 pub(crate) const META_LEN_MAX: u64 = 64 << 20;
+/// Files looked up at once: the database answers in order, and a few questions in flight hide the hops between tasks.
+pub(crate) const LOOKUPS: usize = 64;
 /// Files added at once: enough to keep hashing and copying both busy.
 const ADD_AT_ONCE: usize = 8;
+
+/// The file that says what the format cannot. No file of a user's can have this name.
+pub(crate) const TREE_NAME: &str = ".sinew-tree";
+
+/// The bit of a file's mode that says whether its owner may execute it.
+const OWNER_MAY_EXECUTE: u32 = 0o100;
 
 /// One file of a collection.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,19 +74,21 @@ pub struct AddedDir {
     pub collection: Collection,
     /// Keeps the collection and its files until dropped.
     pub tag: crate::TempTag,
-    /// What was left out: symbolic links, sockets, devices.
-    pub skipped: Vec<PathBuf>,
+    /// What was left out, by its path below the directory, and what it is: sockets, devices, links that lead outside.
+    pub left_out: BTreeMap<String, String>,
 }
 
 impl BlobStore {
-    /// Adds all regular files below `dir` as one collection. The same tree always gives the same hash.
+    /// Adds what is below `dir` as one collection: files, links that stay inside, empty directories. The same tree always
+    /// gives the same hash.
     ///
     /// # Errors
     /// As [`Self::add_file`]; [`AddError::Name`] for names a collection cannot hold, [`AddError::TooMany`].
     pub async fn add_dir(&self, dir: &Path, mode: ImportMode) -> Result<AddedDir, AddError> {
         let root = dir.to_owned();
         let listed = tokio::task::spawn_blocking(move || Listing::of(&root)).await;
-        let listing = listed.map_err(|error| AddError::Source(io::Error::other(error)))??;
+        let mut listing = listed.map_err(|error| AddError::Source(io::Error::other(error)))??;
+        let left_out = std::mem::take(&mut listing.tree.left_out);
         let adds = listing.files.into_iter().map(|(name, path)| async move {
             let added = self.add_file(&path, mode, None).await?;
             Ok::<_, AddError>((name, added))
@@ -84,8 +98,12 @@ impl BlobStore {
         while let Some(one) = running.next().await {
             added.push(one?);
         }
+        drop(running);
+        if !listing.tree.is_empty() {
+            added.push((TREE_NAME.to_owned(), self.add_bytes(listing.tree.encode()).await?));
+        }
         let (collection, tag) = self.add_collection(added).await?;
-        Ok(AddedDir { collection, tag, skipped: listing.skipped })
+        Ok(AddedDir { collection, tag, left_out })
     }
 
     /// Makes a collection of blobs that were added under the given names.
@@ -126,18 +144,33 @@ impl BlobStore {
             }
             _ => malformed("it has too many files"),
         })?;
-        let sizes = futures::stream::iter(files.iter().map(|file| self.has(*file))).buffered(64);
-        let sizes: Vec<_> = sizes.collect().await;
         let mut entries = Vec::with_capacity(names.len());
-        for ((name, file), state) in names.into_iter().zip(files).zip(sizes) {
-            let size = match state.map_err(ReadError::Store)? {
-                BlobState::Complete { size } => Some(size),
-                BlobState::Partial { size, .. } => size,
-                BlobState::Missing => None,
-            };
-            entries.push(CollectionEntry { name, hash: *file, size });
+        let mut names = names.into_iter();
+        for some in files.chunks(LOOKUPS) {
+            let states = futures::future::try_join_all(some.iter().map(|file| self.has(*file))).await;
+            let states = states.map_err(ReadError::Store)?;
+            for ((file, state), name) in some.iter().zip(states).zip(names.by_ref()) {
+                let size = match state {
+                    BlobState::Complete { size } => Some(size),
+                    BlobState::Partial { size, .. } => size,
+                    BlobState::Missing => None,
+                };
+                entries.push(CollectionEntry { name, hash: *file, size });
+            }
         }
         Ok(Collection { hash, entries })
+    }
+
+    /// What a collection holds besides files. The file that says it must be here.
+    ///
+    /// # Errors
+    /// [`CollectionError`]; no path and no link in the result leads out of the collection.
+    pub async fn tree_of(&self, collection: &Collection) -> Result<Tree, CollectionError> {
+        let Some(entry) = collection.entries.iter().find(|entry| entry.name == TREE_NAME) else {
+            return Ok(Tree::default());
+        };
+        let bytes = self.read(entry.hash, TREE_LEN_MAX).await?;
+        Tree::decode(&bytes).map_err(|source| CollectionError::Tree { hash: collection.hash, source })
     }
 
     /// The hashes in a hash sequence that is here.
@@ -168,10 +201,10 @@ fn parse_meta(bytes: &Bytes) -> Result<Vec<String>, &'static str> {
     Ok(std::mem::take(meta.names_mut()))
 }
 
-/// The regular files below a directory, by collection name.
+/// What is below a directory, by collection name.
 struct Listing {
     files: BTreeMap<String, PathBuf>,
-    skipped: Vec<PathBuf>,
+    tree: Tree,
 }
 
 impl Listing {
@@ -183,29 +216,68 @@ impl Listing {
         if !std::fs::metadata(root).map_err(unreadable(root))?.is_dir() {
             return Err(AddError::WrongKind { path: root.to_owned(), wanted: "a directory" });
         }
-        let mut listing = Self { files: BTreeMap::new(), skipped: Vec::new() };
+        let mut listing = Self { files: BTreeMap::new(), tree: Tree::default() };
         let mut todo = vec![(root.to_owned(), String::new())];
         while let Some((dir, prefix)) = todo.pop() {
+            let mut empty = true;
             for entry in std::fs::read_dir(&dir).map_err(unreadable(&dir))? {
                 let entry = entry.map_err(unreadable(&dir))?;
-                let path = entry.path();
-                let name = entry.file_name().into_string();
-                let name = name.map_err(|_| AddError::Name { path: path.clone(), source: NameError::Encoding })?;
-                let name = format!("{prefix}{name}");
-                let kind = entry.file_type().map_err(unreadable(&path))?;
-                if kind.is_dir() {
-                    todo.push((path, format!("{name}/")));
-                } else if kind.is_file() {
-                    listing.files.insert(name, path);
-                } else {
-                    listing.skipped.push(path);
+                empty = false;
+                if let Some(below) = listing.take(&entry, &prefix)? {
+                    todo.push(below);
                 }
             }
-            if listing.files.len() > FILES_MAX {
+            if empty && !prefix.is_empty() {
+                listing.tree.empty_dirs.insert(prefix.trim_end_matches('/').to_owned());
+            }
+            if listing.len() > FILES_MAX {
                 return Err(AddError::TooMany { max: FILES_MAX });
             }
         }
-        listing.skipped.sort();
+        listing.tree.leave_out_links();
+        let paths = listing.tree.links.keys().chain(&listing.tree.empty_dirs);
+        check_names(paths.map(String::as_str).collect::<Vec<_>>().into_iter())?;
         Ok(listing)
+    }
+
+    fn len(&self) -> usize {
+        self.files.len() + self.tree.links.len() + self.tree.empty_dirs.len() + self.tree.left_out.len()
+    }
+
+    /// Notes one entry of a directory whose names begin with `prefix`; a directory is given back.
+    fn take(&mut self, entry: &DirEntry, prefix: &str) -> Result<Option<(PathBuf, String)>, AddError> {
+        let path = entry.path();
+        let unreadable = |source| AddError::Unreadable { path: entry.path(), source };
+        let unfit = |source| AddError::Name { path: entry.path(), source };
+        let name = entry.file_name().into_string().map_err(|_| unfit(NameError::Encoding))?;
+        let name = format!("{prefix}{name}");
+        if name == TREE_NAME {
+            return Err(unfit(NameError::Reserved));
+        }
+        let kind = entry.file_type().map_err(unreadable)?;
+        if kind.is_dir() {
+            return Ok(Some((path, format!("{name}/"))));
+        }
+        if kind.is_file() {
+            if entry.metadata().map_err(unreadable)?.permissions().mode() & OWNER_MAY_EXECUTE != 0 {
+                self.tree.executables.insert(name.clone());
+            }
+            self.files.insert(name, path);
+        } else if kind.is_symlink() {
+            let target = std::fs::read_link(&path).map_err(unreadable)?.into_os_string();
+            self.tree.links.insert(name, target.into_string().map_err(|_| unfit(NameError::Encoding))?);
+        } else {
+            self.tree.left_out.insert(name, kind_name(kind).to_owned());
+        }
+        Ok(None)
+    }
+}
+
+/// What something is that is no file, directory or link.
+fn kind_name(kind: FileType) -> &'static str {
+    match () {
+        () if kind.is_socket() => "a socket",
+        () if kind.is_fifo() => "a named pipe",
+        () => "a device",
     }
 }

@@ -131,12 +131,17 @@ impl BlobStore {
         commit(store).await
     }
 
-    /// Sets `name` to `hash` like [`Self::tag`] and returns once both the blob and the tag would survive a power cut.
+    /// Sets `name` to `hash` like [`Self::tag`] and returns once both the blob, with its children where they belong to it, and
+    /// the tag would survive a power cut.
     ///
     /// # Errors
     /// As [`Self::ensure_durable`].
     pub async fn tag_durably(&self, name: &str, hash: Hash, format: Format) -> Result<(), StoreError> {
-        self.ensure_durable(hash).await?;
+        let mut hashes = vec![hash];
+        if format == Format::HashSeq {
+            hashes.extend(self.hash_seq(hash).await.unwrap_or_default());
+        }
+        self.ensure_all_durable(&hashes).await?;
         let _no_gc = self.0.gc.hold_off().await;
         let store = self.files()?;
         let value = HashAndFormat::new(to_iroh(hash), format.into());

@@ -184,6 +184,9 @@ pub enum NameError {
     /// Holds a NUL or another control character.
     #[error("control character in a name")]
     Control,
+    /// One that collections use themselves.
+    #[error("name that directories in the store use themselves")]
+    Reserved,
     /// Longer than file systems allow.
     #[error("name too long")]
     Long,
@@ -227,6 +230,14 @@ pub enum CollectionError {
         hash: Hash,
         /// What does not fit.
         reason: &'static str,
+    },
+    /// What it says of links, modes and empty directories is no good.
+    #[error("the file `.sinew-tree` of collection {hash} is malformed: {source}")]
+    Tree {
+        /// The collection.
+        hash: Hash,
+        /// What is wrong with it.
+        source: crate::tree::TreeError,
     },
     /// A name in it cannot be used.
     #[error("collection {hash} holds the name `{name}`: {source}")]

@@ -51,6 +51,9 @@ mod space;
 mod store;
 mod stream;
 mod tags;
+mod target;
+mod tree;
+mod whole;
 
 pub use collection::{AddedDir, Collection, CollectionEntry};
 pub use error::{
@@ -68,3 +71,6 @@ pub use read::BlobReader;
 pub use serve::{CHILDREN_MAX, REQUEST_LEN_MAX, ServeStats};
 pub use store::{BlobStore, Format, StoreOptions};
 pub use tags::Tag;
+pub use target::write_tree;
+pub use tree::{TREE_LEN_MAX, Tree, TreeError};
+pub use whole::Whole;

@@ -6,8 +6,8 @@ use crate::error::NameError;
 
 /// Linux' `PATH_MAX` less the room an export root needs: a longer name could never be exported.
 const NAME_LEN_MAX: usize = 2048;
-/// `NAME_MAX` less the suffix of the temporary name used while exporting.
-const PART_LEN_MAX: usize = 255 - 24;
+/// Linux' `NAME_MAX`.
+const PART_LEN_MAX: usize = 255;
 
 /// Checks one name: relative, `/`-separated, no `.`/`..`, nothing a terminal or file system trips over.
 pub(crate) fn check(name: &str) -> Result<(), NameError> {
@@ -62,7 +62,8 @@ mod tests {
         assert_eq!(check("a\0b"), Err(NameError::Control));
         assert_eq!(check("a//b"), Err(NameError::Empty));
         assert_eq!(check(""), Err(NameError::Empty));
-        assert_eq!(check(&"x".repeat(300)), Err(NameError::Long));
+        assert_eq!(check(&"x".repeat(255)), Ok(()));
+        assert_eq!(check(&"x".repeat(256)), Err(NameError::Long));
     }
 
     #[test]

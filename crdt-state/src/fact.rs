@@ -80,7 +80,7 @@ impl Usage {
 /// A named result of a task.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Output {
-    /// `stdout`, `stderr`, `map`, `reduce`, or a path under `output/`.
+    /// `stdout`, `stderr`, `map`, `result`, `tree` (links, modes and empty directories of `output/`), or a path under `output/`.
     pub name: String,
     /// The content.
     pub blob: BlobRef,

@@ -3,14 +3,14 @@
 use std::fmt;
 use std::str::FromStr;
 
-use data_encoding::BASE32_NOPAD;
+use data_encoding::{BASE32_NOPAD, HEXLOWER_PERMISSIVE};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Why a printed identifier could not be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ParseIdError {
-    /// The text holds a character outside lower-case base32.
-    #[error("`{0}` is not an identifier: it should be lower-case letters and the digits 2-7")]
+    /// The text holds a character outside lower-case base32, and is not the hexadecimal form either.
+    #[error("`{0}` is not an identifier: it should be lower-case letters and the digits 2-7, or hexadecimal digits")]
     Alphabet(String),
     /// The text decodes to the wrong number of bytes.
     #[error("`{text}` is not a whole identifier: {got} bytes instead of {want}")]
@@ -47,6 +47,16 @@ pub(crate) fn write_base32(bytes: &[u8], text: &mut [u8]) {
 /// [`ParseIdError::Alphabet`] when `text` is not base32.
 pub fn decode_base32(text: &str) -> Result<Vec<u8>, ParseIdError> {
     BASE32_NOPAD.decode(text.to_ascii_uppercase().as_bytes()).map_err(|_| ParseIdError::Alphabet(text.to_owned()))
+}
+
+/// Reads `len` bytes in either form: base32 as ids are printed, or hexadecimal as other BLAKE3 tools print hashes. The
+/// two have different lengths, so no text can be meant both ways.
+fn decode(text: &str, len: usize) -> Result<Vec<u8>, ParseIdError> {
+    let hex = || HEXLOWER_PERMISSIVE.decode(text.as_bytes()).ok();
+    match (text.len() == 2 * len).then(hex).flatten() {
+        Some(bytes) => Ok(bytes),
+        None => decode_base32(text),
+    }
 }
 
 macro_rules! id {
@@ -110,7 +120,7 @@ macro_rules! id {
             type Err = ParseIdError;
 
             fn from_str(text: &str) -> Result<Self, Self::Err> {
-                let bytes = decode_base32(text)?;
+                let bytes = decode(text, $len)?;
                 let got = bytes.len();
                 bytes.try_into().map(Self).map_err(|_| ParseIdError::Length {
                     text: text.to_owned(),
@@ -202,6 +212,18 @@ mod tests {
         assert_eq!(id.to_string().parse::<NodeId>(), Ok(id));
         assert!(matches!("abc".parse::<NodeId>(), Err(ParseIdError::Length { .. } | ParseIdError::Alphabet(_))));
         assert!(matches!("???".parse::<NodeId>(), Err(ParseIdError::Alphabet(_))));
+    }
+
+    /// As `b3sum` prints it, and as this mesh does.
+    #[test]
+    fn a_hash_is_read_in_hexadecimal_too() {
+        let hash = Hash::of(b"hello");
+        let hex = "ea8f163db38682925e4491c5e58d4bb3506ef8c14eb78a86e908c5624a67200f";
+        assert_eq!(hex.parse(), Ok(hash));
+        assert_eq!(hex.to_uppercase().parse(), Ok(hash));
+        assert_eq!(hash.to_string().parse(), Ok(hash));
+        assert_eq!(serde_json::from_str::<Hash>(&format!("\"{hex}\"")).expect("json"), hash);
+        assert!(hex[1..].parse::<Hash>().is_err() && format!("{hex}0").parse::<Hash>().is_err());
     }
 
     #[test]

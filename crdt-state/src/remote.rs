@@ -25,7 +25,7 @@ pub enum ContentHash {
 
 /// A text that is no [`ContentHash`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not a content hash: write sha256: or blake3: and 64 hexadecimal digits")]
+#[error("not a content hash: write sha256: or blake3: and 64 hexadecimal digits, or blake3: and a blob's hash")]
 pub struct BadContentHash;
 
 impl FromStr for ContentHash {
@@ -33,11 +33,14 @@ impl FromStr for ContentHash {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (kind, hex) = text.split_once(':').ok_or(BadContentHash)?;
+        if kind == "blake3" {
+            // Also as this mesh prints it.
+            return hex.parse().map(Self::Blake3).map_err(|_| BadContentHash);
+        }
         let bytes = HEXLOWER_PERMISSIVE.decode(hex.as_bytes()).map_err(|_| BadContentHash)?;
         let bytes: [u8; 32] = bytes.try_into().map_err(|_| BadContentHash)?;
         match kind {
             "sha256" => Ok(Self::Sha256(bytes)),
-            "blake3" => Ok(Self::Blake3(Hash(bytes))),
             _ => Err(BadContentHash),
         }
     }
@@ -157,6 +160,8 @@ mod tests {
         for text in [format!("sha256:{}", "0a".repeat(32)), format!("blake3:{}", "f3".repeat(32))] {
             assert_eq!(text.parse::<ContentHash>().expect("hash").to_string(), text);
         }
+        let hash = Hash([7; 32]);
+        assert_eq!(format!("blake3:{hash}").parse(), Ok(ContentHash::Blake3(hash)));
         for wrong in ["", "sha256:", "md5:00", &"0a".repeat(32), &format!("sha256:{}", "0a".repeat(31)), "sha256:zz"] {
             assert_eq!(wrong.parse::<ContentHash>(), Err(BadContentHash), "{wrong}");
         }

@@ -57,6 +57,16 @@ pub enum PrepareError {
         /// What was given.
         path: PathBuf,
     },
+    /// A name that tasks could not find again.
+    #[error(
+        "input `{to}`: the file name {path:?} is not UTF-8: rename the file, or pack the directory into an archive"
+    )]
+    Name {
+        /// Where it was to go.
+        to: String,
+        /// What has the name.
+        path: PathBuf,
+    },
     /// A program's content is no file.
     #[error("{0} is not one file: name the image's archive or the module itself")]
     NotOneFile(PathBuf),
@@ -216,11 +226,10 @@ impl Taking<'_> {
         self.total += walked.files.iter().map(|f| f.size).sum::<u64>();
         for found in &walked.files {
             let below = found.path.strip_prefix(path).unwrap_or(Path::new(""));
-            let to = if below.as_os_str().is_empty() {
-                file.to.clone()
-            } else {
-                format!("{}/{}", file.to, below.to_string_lossy())
+            let Some(below) = below.to_str() else {
+                return Err(PrepareError::Name { to: file.to.clone(), path: found.path.clone() });
             };
+            let to = if below.is_empty() { file.to.clone() } else { format!("{}/{below}", file.to) };
             let mode = std::fs::metadata(&found.path).map(|m| m.permissions().mode()).unwrap_or(0);
             let executable = file.executable || mode & 0o100 != 0;
             let blob = self.file(found).await?;

@@ -12,7 +12,7 @@ use super::plan::LARGE;
 use super::transfer::{Stop, Transfer, Verdict, Watch};
 use super::workers::worth_retrying;
 use super::{Dial, FetchError, FetchOptions, FetchProgress, FetchStats, ProviderStats};
-use crate::collection::{Collection, META_LEN_MAX, ROOT_LEN_MAX};
+use crate::collection::{Collection, LOOKUPS, META_LEN_MAX, ROOT_LEN_MAX};
 use crate::error::{AddError, CollectionError, StoreError};
 use crate::inventory::BlobState;
 use crate::store::{BlobStore, Format, to_iroh};
@@ -89,9 +89,16 @@ impl BlobStore {
         stats.absorb(state.stats);
         // What no batch brought comes one by one, with every provider asked: the large, and leftovers of failures.
         let left = self.missing_links(hash, &links, &mut FetchStats::default()).await?;
-        let one = FetchOptions { range: None, ..options.clone() };
-        let fetches = left.iter().map(|index| self.fetch(links[*index], providers, dial, &one));
-        let mut fetches = futures::stream::iter(fetches).buffer_unordered(LEFT_AT_ONCE);
+        let whole = FetchOptions { range: None, ..options.clone() };
+        let mut fetches = FuturesUnordered::new();
+        for index in left {
+            if fetches.len() == LEFT_AT_ONCE
+                && let Some(one) = fetches.next().await
+            {
+                stats.absorb(one?);
+            }
+            fetches.push(self.fetch(links[index], providers, dial, &whole));
+        }
         while let Some(one) = fetches.next().await {
             stats.absorb(one?);
         }
@@ -109,17 +116,19 @@ impl BlobStore {
     ) -> Result<Vec<usize>, FetchError> {
         let mut seen = BTreeSet::new();
         let unique: Vec<usize> = (0..links.len()).filter(|index| seen.insert(links[*index])).collect();
-        let lookups = unique.iter().map(|index| async move { (*index, self.has(links[*index]).await) });
-        let mut lookups = futures::stream::iter(lookups).buffered(64);
         let mut missing = Vec::new();
-        while let Some((index, state)) = lookups.next().await {
-            match state.map_err(|error| FetchError::Local { hash, source: Arc::new(error) })? {
-                BlobState::Complete { size } => stats.resumed_bytes += size,
-                BlobState::Partial { bytes, .. } => {
-                    stats.resumed_bytes += bytes;
-                    missing.push(index);
+        for some in unique.chunks(LOOKUPS) {
+            let states = futures::future::try_join_all(some.iter().map(|index| self.has(links[*index]))).await;
+            let states = states.map_err(|error| FetchError::Local { hash, source: Arc::new(error) })?;
+            for (index, state) in some.iter().zip(states) {
+                match state {
+                    BlobState::Complete { size } => stats.resumed_bytes += size,
+                    BlobState::Partial { bytes, .. } => {
+                        stats.resumed_bytes += bytes;
+                        missing.push(*index);
+                    }
+                    BlobState::Missing => missing.push(*index),
                 }
-                BlobState::Missing => missing.push(index),
             }
         }
         Ok(missing)

@@ -113,7 +113,7 @@ pub struct FetchStats {
 }
 
 impl FetchStats {
-    fn absorb(&mut self, other: Self) {
+    pub(crate) fn absorb(&mut self, other: Self) {
         self.bytes_received += other.bytes_received;
         self.payload_bytes += other.payload_bytes;
         self.resumed_bytes += other.resumed_bytes;

@@ -5,6 +5,7 @@ mod local;
 mod measure;
 mod net;
 mod transfer;
+mod trees;
 
 use std::path::Path;
 use std::time::Duration;

@@ -78,3 +78,33 @@ async fn throughput() {
     a.shutdown().await;
     b.shutdown().await;
 }
+
+/// A large blob to a file, beside `cp` and `rsync` of the same bytes. One added by reference is read through the store, piece by piece.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement"]
+async fn export() {
+    const LEN: usize = 1 << 30;
+    let dir = tempfile::tempdir_in(".").expect("dir on a disk");
+    let source = dir.path().join("source");
+    std::fs::write(&source, noise(7, LEN)).expect("write");
+    let (copied, referred) = (open(&dir.path().join("a")).await, open(&dir.path().join("b")).await);
+    let blob = copied.add_file(&source, ImportMode::Copy, None).await.expect("add");
+    let same = referred.add_file(&source, ImportMode::Reference, None).await.expect("add");
+    let out = dir.path().join("out");
+    for round in 0..3 {
+        for (name, store, hash) in [("its own file", &copied, blob.hash), ("by reference", &referred, same.hash)] {
+            let start = Instant::now();
+            store.export(hash, &out).await.expect("export");
+            println!("{round}: export of 1 GiB, {name}: {:?}", start.elapsed());
+            std::fs::remove_file(&out).expect("remove");
+        }
+        for argv in [&["cp", "--reflink=never"][..], &["rsync"], &["sh", "-c", "cp --reflink=never $0 $1; sync $1"]] {
+            let mut command = std::process::Command::new(argv[0]);
+            command.args(&argv[1..]).arg(&source).arg(&out);
+            let start = Instant::now();
+            let status = command.status();
+            println!("{round}: {argv:?}: {:?} {status:?}", start.elapsed());
+            let _ = std::fs::remove_file(&out);
+        }
+    }
+}

@@ -5,6 +5,7 @@ use std::fmt::Display;
 use std::ops::RangeInclusive;
 
 use super::draft::{DraftContent, DraftFile, DraftProgram, DraftSource, DraftWork, JobDraft, Split};
+use super::outputs::plain_output;
 use super::problem::{Problem, Problems, quoted};
 use super::units::format_size;
 use crate::cbor;
@@ -268,8 +269,9 @@ fn check_outputs(outputs: &[String], out: &mut Vec<Problem>) {
     let mut seen = BTreeSet::new();
     for (i, output) in outputs.iter().enumerate() {
         let path = format!("batch.outputs[{i}]");
-        check_relative(&path, output, out);
-        if !seen.insert(output) {
+        let plain = plain_output(output);
+        check_relative(&path, if plain.is_empty() { output } else { &plain }, out);
+        if !seen.insert(plain) {
             out.push(Problem::new(path, quoted(output), "named twice", "leave one of them out"));
         }
     }

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::outputs::plain_output;
 use super::problem::Problems;
 use crate::ids::{DiskId, MeshId, NodeId};
 use crate::network::Network;
@@ -270,7 +271,8 @@ impl DraftBatch {
     /// The work, with its files resolved in order.
     #[must_use]
     pub fn resolve(&self, env: BTreeMap<String, String>, program: Program, inputs: Vec<InputFile>) -> Work {
-        let (gather, outputs) = (self.gather.clone(), self.outputs.clone());
+        let gather = self.gather.clone();
+        let outputs = self.outputs.iter().map(|output| plain_output(output)).collect();
         Work::Batch(Batch { program, tasks: self.tasks, env, inputs, gather, outputs })
     }
 }

@@ -170,7 +170,7 @@ fn read_hash(item: &Item<'_>, out: &mut Vec<Problem>) -> Option<ContentHash> {
 fn read_blob(item: &Item<'_>, fields: &Fields<'_>, out: &mut Vec<Problem>) -> Option<BlobRef> {
     let hash = item.text(out).and_then(|text| {
         let noted = |_| {
-            let mend = "copy the hash whole: 52 lower-case letters and digits 2-7";
+            let mend = "copy the hash whole: 52 lower-case letters and digits 2-7, or 64 hexadecimal digits";
             out.push(Problem::new(&item.path, quoted(text), "not a blob's hash", mend));
         };
         text.parse::<Hash>().map_err(noted).ok()

@@ -42,6 +42,7 @@ mod draft;
 mod fields;
 mod inputs;
 mod network;
+mod outputs;
 mod parse;
 mod problem;
 mod programs;
@@ -62,6 +63,7 @@ pub use draft::{
     DraftBatch, DraftContent, DraftContext, DraftFile, DraftProgram, DraftRound, DraftSource, DraftWork, JobDraft,
     RoundInputs, Split,
 };
+pub use outputs::plain_output;
 pub use parse::{Format, SyntaxError};
 pub use problem::{Problem, Problems};
 pub use schema::schema;

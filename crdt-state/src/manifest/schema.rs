@@ -116,7 +116,7 @@ fn input() -> Value {
         "executable" => json!({ "type": "boolean" }),
         "url" => json!({ "type": "string", "pattern": "^(https?|s3|az|gs|file)://" }),
         "git" | "endpoint" => json!({ "type": "string", "pattern": "^https?://" }),
-        "hash" => json!({ "type": "string", "pattern": "^(sha256|blake3):[0-9a-fA-F]{64}$" }),
+        "hash" => json!({ "type": "string", "pattern": "^((sha256|blake3):[0-9a-fA-F]{64}|blake3:[a-z2-7]{52})$" }),
         "revision" => json!({ "type": "string", "pattern": "^([0-9a-f]{40}|[0-9a-f]{64})$" }),
         _ => json!({ "type": "string" }),
     });

@@ -1,14 +1,12 @@
-//! Submitting, watching, cancelling, and collecting outputs.
+//! Submitting, watching, cancelling, and fetching outputs.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sinew_blobs::{FetchOptions, Format};
+use sinew_blobs::FetchOptions;
 use sinew_crdt_state::error_code::ErrorCode;
 use sinew_crdt_state::ids::{Hash, JobId, NodeId};
 use sinew_crdt_state::manifest::JobDraft;
-use sinew_crdt_state::spec::is_safe_relative;
 use sinew_crdt_state::submit_key::key_hash;
 use sinew_scheduler::io::{CancelError, Request as CoreRequest, Response, SubmitError};
 use sinew_scheduler::view::{JobView, OutputView};
@@ -162,54 +160,6 @@ pub(super) async fn cancel(shared: &Arc<Shared>, text: &str, reason: String) -> 
         CancelError::Ended => ApiError::failed(ErrorCode::Invalid, error.to_string()),
         CancelError::Undecided { job, .. } => ApiError::failed(ErrorCode::Lost, error.to_string()).of_job(job),
     })
-}
-
-/// Writes a job's outputs under `out`.
-pub(super) async fn get(shared: &Arc<Shared>, text: &str, out: &Path, replies: &mut Replies) -> Result<(), ApiError> {
-    let id = views::find_job(shared, text).await?;
-    let (mut view, history) = views::job(shared, id).await?;
-    if !view.is_ended() {
-        return Err(ApiError::failed(ErrorCode::Invalid, "the job has not ended yet: `sinew wait` for it first"));
-    }
-    if super::forgotten::is_forgotten(&view, &history) && super::forgotten::has_outputs(&view) {
-        super::forgotten::restore(shared, &mut view, &history).await?;
-    }
-    let single = view.kind == "batch" && view.phases.first().is_some_and(|p| p.tasks == 1);
-    for output in &view.outputs {
-        let Some(name) = file_name(output, single) else { continue };
-        let path = out.join(name);
-        let size = write_output(shared, output, &path).await?;
-        replies.send(&Reply::File { path, size }).await?;
-    }
-    Ok(())
-}
-
-/// Where an output goes below the target directory; the name comes from a peer.
-fn file_name(output: &OutputView, single: bool) -> Option<String> {
-    let name = &output.output.name;
-    let name = match name.strip_prefix("output/") {
-        Some(inner) if single => inner.to_owned(),
-        Some(inner) => format!("task-{:05}/{inner}", output.task),
-        None if name == "result" => format!("part-{:05}", output.task),
-        None if single => name.clone(),
-        None => format!("task-{:05}/{name}", output.task),
-    };
-    is_safe_relative(&name).then_some(name)
-}
-
-async fn write_output(shared: &Shared, output: &OutputView, path: &Path) -> Result<u64, ApiError> {
-    let failed = |e: String| ApiError::failed(ErrorCode::Storage, format!("cannot write {}: {e}", path.display()));
-    if let Some(parent) = path.parent() {
-        tokio::fs::create_dir_all(parent).await.map_err(|e| failed(e.to_string()))?;
-    }
-    let blob = output.output.blob;
-    if blob.size == 0 {
-        tokio::fs::write(path, b"").await.map_err(|e| failed(e.to_string()))?;
-        return Ok(0);
-    }
-    let _guard = shared.store.temp_tag(blob.hash, Format::Raw).await;
-    fetch_output(shared, output).await?;
-    shared.store.export(blob.hash, path).await.map_err(|e| failed(e.to_string()))
 }
 
 /// Sees to it that an output is in the local store.

@@ -10,6 +10,7 @@ mod forgotten;
 mod holders;
 mod jobs;
 mod logs;
+mod outputs;
 mod secrets;
 pub mod server;
 mod views;
@@ -91,14 +92,14 @@ pub enum Request {
         /// An absolute path.
         path: PathBuf,
     },
-    /// Write a blob to a file, fetched from whoever has it.
+    /// Write a blob to a file, or a directory's to a directory, fetched from whoever has it. One [`Reply::File`].
     BlobGet {
         /// Which.
         hash: Hash,
         /// An absolute path that does not exist yet.
         out: PathBuf,
     },
-    /// Fetch a blob into the local store from whoever has it. One [`Reply::Blob`].
+    /// Fetch a blob, of a directory with all that is in it, into the local store from whoever has it. One [`Reply::Blob`].
     BlobWarm {
         /// Which.
         hash: Hash,
@@ -116,6 +117,11 @@ pub enum Request {
     BlobUntag {
         /// The name.
         name: String,
+    },
+    /// Remove all names that users gave a blob, and the blob, unless something else keeps it. One [`Reply::Removed`].
+    BlobRemove {
+        /// Which.
+        hash: Hash,
     },
     /// An invitation ticket. One [`Reply::Ticket`].
     Invite {
@@ -265,6 +271,35 @@ pub enum Reply {
         path: PathBuf,
         /// Bytes.
         size: u64,
+    },
+    /// A symbolic link was made.
+    Link {
+        /// Where.
+        path: PathBuf,
+        /// Where it leads.
+        target: PathBuf,
+    },
+    /// An empty directory was made.
+    Directory {
+        /// Where.
+        path: PathBuf,
+    },
+    /// Something is not part of what was taken in or given out.
+    LeftOut {
+        /// The task whose output it was, if it was one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        task: Option<u32>,
+        /// Its path below the directory.
+        name: String,
+        /// What it is.
+        what: String,
+    },
+    /// A blob's names are gone.
+    Removed {
+        /// The names.
+        tags: Vec<String>,
+        /// Whether the blob is gone too; if not, something else keeps it here, such as a job.
+        gone: bool,
     },
     /// A blob.
     Blob {

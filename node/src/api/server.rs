@@ -141,13 +141,14 @@ async fn answer(request: Request, shared: &Arc<Shared>, replies: &mut Replies) -
         Request::Logs { job, task, attempt, follow } => {
             super::logs::stream(shared, &job, super::logs::Wanted { task, attempt, follow }, replies).await
         }
-        Request::Get { job, out } => jobs::get(shared, &job, &out, replies).await,
+        Request::Get { job, out } => super::outputs::get(shared, &job, &out, replies).await,
         Request::BlobAdd { path } => blobs::add(shared, &path, replies).await,
         Request::BlobGet { hash, out } => blobs::get(shared, hash, &out, replies).await,
         Request::BlobWarm { hash } => blobs::warm(shared, hash, replies).await,
         Request::BlobList => blobs::list(shared, replies).await,
         Request::BlobTag { name, hash } => blobs::tag(shared, &name, hash).await,
         Request::BlobUntag { name } => blobs::untag(shared, &name).await,
+        Request::BlobRemove { hash } => blobs::remove(shared, hash, replies).await,
         Request::Invite { roles, expires_ms } => {
             let roles: Roles = roles.parse().map_err(|e| ApiError::invalid(format!("{e}")))?;
             if !shared.roles.contains(Roles::ADMIN) {

@@ -326,9 +326,9 @@ pub(crate) enum BlobCommand {
         /// Which
         path: PathBuf,
     },
-    /// Fetch a blob from whoever has it
+    /// Fetch a file or directory from the nodes that have it
     Get {
-        /// Its hash
+        /// Its hash, in base32 or hexadecimal
         hash: Hash,
         /// Where to
         #[arg(short, long, value_name = "PATH")]
@@ -337,9 +337,14 @@ pub(crate) enum BlobCommand {
         #[arg(short, long)]
         yes: bool,
     },
+    /// Fetch a file or directory into this node's store, where it stays until it is collected unless you tag it
+    Warm {
+        /// Its hash, in base32 or hexadecimal
+        hash: Hash,
+    },
     /// List the blobs on this node
     Ls,
-    /// Pin a blob under a name
+    /// Pin a file, or a directory with all that is in it, under a name
     Tag {
         /// The name
         name: String,
@@ -350,6 +355,14 @@ pub(crate) enum BlobCommand {
     Untag {
         /// The name
         name: String,
+        /// Do not ask
+        #[arg(short, long)]
+        yes: bool,
+    },
+    /// Remove all your names of a blob, and the blob from this node unless a job needs it
+    Rm {
+        /// Its hash, in base32 or hexadecimal
+        hash: Hash,
         /// Do not ask
         #[arg(short, long)]
         yes: bool,

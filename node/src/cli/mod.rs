@@ -134,6 +134,8 @@ async fn ask(app: &App, command: Command) -> Result<u8, CliError> {
         Command::Get { job, out, yes } => jobs::get(app, &job, out, yes).await?,
         Command::Blob(BlobCommand::Add { path }) => blobs::add(app, &path).await?,
         Command::Blob(BlobCommand::Get { hash, out, yes }) => blobs::get(app, hash, &out, yes).await?,
+        Command::Blob(BlobCommand::Warm { hash }) => blobs::warm(app, hash).await?,
+        Command::Blob(BlobCommand::Rm { hash, yes }) => blobs::remove(app, hash, yes).await?,
         Command::Blob(BlobCommand::Ls) => blobs::list(app).await?,
         Command::Blob(BlobCommand::Tag { name, hash }) => blobs::tag(app, &name, hash).await?,
         Command::Blob(BlobCommand::Untag { name, yes }) => blobs::untag(app, &name, yes).await?,

@@ -1,4 +1,4 @@
-//! Places a job's files and finds a task's outputs. Paths come from a spec that a peer signed, and what lies in an output
+//! Places a job's files and measures what a task left. Paths come from a spec that a peer signed, and what lies in an output
 //! directory was put there by its program: neither may lead outside, so every step of a path is opened without following links.
 
 use std::fs::{File, Permissions};
@@ -11,21 +11,18 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, mkdirat, open, openat, st
 use rustix::io::Errno;
 use sinew_crdt_state::error_code::ErrorCode;
 use sinew_crdt_state::spec::is_safe_relative;
-use walkdir::WalkDir;
 
 use super::outcome::Failure;
 use super::removal::remove;
 
 /// Deepest directory nesting taken from an output directory: descriptors and recursion stay bounded.
-const DEPTH_MAX: usize = 128;
+pub(super) const DEPTH_MAX: usize = 128;
 /// Bytes that each entry of a directory takes, at least: an inode and its name.
 const ENTRY_BYTES: u64 = 4_096;
 /// Entries that are not counted: ordinary tasks leave a few, and are to find their files counted as long as they are.
 const ENTRIES_FREE: u64 = 1_024;
 /// The largest block that file systems give out.
 const BLOCK_MAX: u64 = 64 << 10;
-/// Most files that one task may leave: each becomes a blob and an entry in its receipt.
-const OUTPUT_FILES_MAX: usize = 100_000;
 
 /// The files of a job on this node, shared read-only by its tasks.
 #[derive(Debug, Clone, Default)]
@@ -189,48 +186,6 @@ impl OutputFile {
     }
 }
 
-/// Lists the regular files under `dir`, sorted by name, links neither followed nor listed. With `keep` only those named there,
-/// or under a directory named there.
-///
-/// # Errors
-/// `E_EXIT` when a kept path is not there, `E_INVALID` for a name that is no UTF-8, too many files or too deep nesting,
-/// `E_STORAGE` when the directory cannot be read.
-pub(super) fn outputs(dir: &Path, keep: &[String]) -> Result<Vec<OutputFile>, Failure> {
-    let invalid = |message: String| Err(Failure::new(ErrorCode::Invalid, message));
-    let mut found = Vec::new();
-    for entry in WalkDir::new(dir).follow_links(false).max_depth(DEPTH_MAX + 1).sort_by_file_name() {
-        let entry = entry.map_err(|e| Failure::storage("read the output directory", &e.into()))?;
-        if entry.depth() > DEPTH_MAX {
-            return invalid(format!("output/ is nested more than {DEPTH_MAX} deep"));
-        }
-        if !entry.file_type().is_file() {
-            continue;
-        }
-        let name = entry.path().strip_prefix(dir).ok().and_then(Path::to_str);
-        let Some(name) = name.map(str::to_owned).filter(|n| is_safe_relative(n)) else {
-            return invalid(format!("output file {:?} has a name that other nodes could not write", entry.path()));
-        };
-        if !keep.is_empty() && !keep.iter().any(|kept| covers(kept, &name)) {
-            continue;
-        }
-        if found.len() == OUTPUT_FILES_MAX {
-            return invalid(format!("more than {OUTPUT_FILES_MAX} files in output/: pack them into an archive"));
-        }
-        let size = entry.metadata().map_err(|e| Failure::storage("read the output directory", &e.into()))?.len();
-        found.push(OutputFile { name, path: entry.into_path(), size });
-    }
-    if let Some(missing) = keep.iter().find(|kept| !found.iter().any(|f| covers(kept, &f.name))) {
-        return Err(Failure::new(ErrorCode::Exit, format!("the program left no output/{missing}")));
-    }
-    found.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(found)
-}
-
-fn covers(kept: &str, name: &str) -> bool {
-    let kept = kept.trim_end_matches('/');
-    name.strip_prefix(kept).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-}
-
 /// Bytes that what is under `dir` takes, as far as it can be read: of each file its length, or what is set aside for it
 /// where that is clearly more, and [`ENTRY_BYTES`] for each entry beyond [`ENTRIES_FREE`] and `ours`. The program may be changing
 /// what is there: no link is followed, however quickly it takes the place of something else.
@@ -323,7 +278,7 @@ mod tests {
         assert_eq!(std::fs::read_dir(outside.path()).expect("read").count(), 0);
         std::fs::write(outside.path().join("secret"), "s").expect("write");
         std::fs::write(dir.path().join("o"), "out").expect("write");
-        let found = outputs(dir.path(), &[]).expect("outputs");
+        let found = super::super::outputs::outputs(dir.path(), &[]).expect("outputs").files;
         assert_eq!(found.iter().map(|f| (f.name.as_str(), f.size)).collect::<Vec<_>>(), [("o", 3)]);
         assert_eq!(size_under(dir.path(), 0), Ok(3));
         assert!(OutputFile { name: "l".into(), path: dir.path().join("l"), size: 0 }.open().is_err());
@@ -352,22 +307,5 @@ mod tests {
         assert_eq!(size_under(dir.path(), 4), Ok(6 * ENTRY_BYTES + 2));
         std::fs::create_dir_all(dir.path().join("1").join("d/".repeat(DEPTH_MAX + 1))).expect("mkdir");
         assert_eq!(size_under(dir.path(), 0).expect_err("too deep").code, ErrorCode::Invalid);
-    }
-
-    #[test]
-    fn kept_paths_select_and_missing_ones_fail() {
-        let dir = tempfile::tempdir().expect("dir");
-        std::fs::create_dir(dir.path().join("d")).expect("mkdir");
-        for name in ["d/x", "dd", "e"] {
-            std::fs::write(dir.path().join(name), "1").expect("write");
-        }
-        let names = |keep: &[&str]| {
-            let keep: Vec<String> = keep.iter().map(|k| (*k).to_owned()).collect();
-            outputs(dir.path(), &keep).map(|found| found.into_iter().map(|f| f.name).collect::<Vec<_>>())
-        };
-        assert_eq!(names(&["d/"]), Ok(vec!["d/x".to_owned()]));
-        assert_eq!(names(&[]).expect("all").len(), 3);
-        let missing = names(&["e", "nope"]).expect_err("missing");
-        assert!(missing.code == ErrorCode::Exit && missing.message.contains("output/nope"), "{missing}");
     }
 }

@@ -22,6 +22,7 @@ pub mod mapfile;
 pub mod merge;
 pub mod open_files;
 pub mod outcome;
+pub(crate) mod outputs;
 pub mod own_program;
 pub mod process;
 mod procfs;

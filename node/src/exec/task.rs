@@ -21,6 +21,7 @@ use super::logs::{FileSink, LiveLog, Log, LogStream, STDERR_LOG_MAX};
 use super::mapfile::{MapFile, MapIndex};
 use super::merge::{Input, MergeReader};
 use super::outcome::{Failure, Success, TaskOutcome, Usage};
+use super::outputs::{Left, outputs};
 use super::runner::{Control, Ended, Launch, RunLimits, Runner, Sink, Streams, View};
 use super::set::Content;
 use super::shuffle::{ShuffleConfig, Shuffler};
@@ -87,6 +88,8 @@ pub struct BatchDone {
     pub outcome: TaskOutcome,
     /// The kept files of its output directory, if it succeeded.
     pub outputs: Vec<OutputFile>,
+    /// A file with the encoded [`sinew_blobs::Tree`] of its output directory, where that has more to say than the files.
+    pub tree: Option<PathBuf>,
     /// Its stdout, unless empty.
     pub stdout: Option<PathBuf>,
     /// Its stderr, unless empty.
@@ -149,14 +152,26 @@ fn run_one(
     let mut stdout = Log::new(&dir, LogStream::Stdout, ctx.live, u64::MAX).redacting(ctx.redacting());
     let mut stderr = Log::new(&dir, LogStream::Stderr, ctx.live, u64::MAX).redacting(ctx.redacting());
     let mut attempt = Attempt::new(ctx, role);
-    let mut outputs = Vec::new();
+    let (mut left, mut tree) = (Left::default(), None);
     let result = attempt.run(slot, program, None, &mut stdout, &mut stderr);
     let result = result.and(stdout.finish()).and(stderr.finish()).and_then(|()| {
-        outputs = attempt.keep_outputs(slot, &dir, keep)?;
+        left = attempt.keep_outputs(slot, &dir, keep)?;
+        tree = keep_tree(&dir, &left)?;
         Ok(())
     });
     let outcome = attempt.end(slot, result);
-    BatchDone { outcome, outputs, stdout: stdout.path(), stderr: stderr.path() }
+    BatchDone { outcome, outputs: left.files, tree, stdout: stdout.path(), stderr: stderr.path() }
+}
+
+/// Writes down what files alone do not say of an output directory.
+fn keep_tree(dir: &Path, left: &Left) -> Result<Option<PathBuf>, Failure> {
+    if left.tree.is_empty() {
+        return Ok(None);
+    }
+    let path = dir.join("tree");
+    let written = make(dir).and_then(|()| std::fs::write(&path, left.tree.encode()));
+    written.map_err(|e| Failure::storage("keep what links and directories are in output/", &e))?;
+    Ok(Some(path))
 }
 
 /// Runs a map task over `input`, one chunk's bytes.
@@ -332,9 +347,9 @@ impl<'a> Attempt<'a> {
         Ok(all)
     }
 
-    fn keep_outputs(&mut self, slot: &mut Slot, dir: &Path, keep: &[String]) -> Result<Vec<OutputFile>, Failure> {
+    fn keep_outputs(&mut self, slot: &mut Slot, dir: &Path, keep: &[String]) -> Result<Left, Failure> {
         if !slot.has_output() {
-            return if keep.is_empty() { Ok(Vec::new()) } else { files::outputs(slot.output(), keep) };
+            return if keep.is_empty() { Ok(Left::default()) } else { outputs(slot.output(), keep) };
         }
         let elsewhere = files::size_under(slot.output(), 0)?;
         self.usage.output_bytes = self.usage.output_bytes.saturating_add(elsewhere);
@@ -343,7 +358,7 @@ impl<'a> Attempt<'a> {
         }
         let kept = dir.join("output");
         slot.move_output(&kept).map_err(|e| Failure::storage("keep the output directory", &e))?;
-        files::outputs(&kept, keep)
+        outputs(&kept, keep)
     }
 
     fn map(

@@ -18,6 +18,7 @@ use crate::exec::files::JobFiles;
 use crate::exec::mapfile::{MapIndex, PREAMBLE_LEN};
 use crate::exec::merge::Input;
 use crate::exec::outcome::{Failure, TaskOutcome, Usage};
+use crate::exec::outputs::TREE_OUTPUT;
 use crate::exec::runner::GRACE_DEFAULT;
 use crate::exec::slot::Slot;
 use crate::exec::stop::StopHandle;
@@ -128,6 +129,7 @@ fn attempt_with(
             left.extend(done.stdout.as_deref().map(|p| ("stdout".to_owned(), p)));
             left.extend(done.stderr.as_deref().map(|p| ("stderr".to_owned(), p)));
             left.extend(done.outputs.iter().map(|o| (format!("output/{}", o.name), o.path.as_path())));
+            left.extend(done.tree.as_deref().map(|p| (TREE_OUTPUT.to_owned(), p)));
             let logs = [done.stdout.as_deref(), done.stderr.as_deref()];
             finish(host, (task, &log), done.outcome, gather_ms, &left, logs)
         }

@@ -5,6 +5,7 @@ mod blobs;
 mod clients;
 mod clones;
 mod copies;
+mod directories;
 mod faults;
 mod logs;
 mod net;

@@ -7,6 +7,7 @@ mod fuzz_corpus;
 mod hostile;
 mod input;
 mod interrupts;
+mod outputs;
 mod strangers;
 mod support;
 

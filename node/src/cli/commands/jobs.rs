@@ -90,13 +90,10 @@ pub(crate) async fn get(app: &App, job: &str, out: Option<PathBuf>, yes: bool) -
     let (view, _) = app.client.job(job).await?;
     let out = out.unwrap_or_else(|| PathBuf::from(format!("sinew-{}", view.id.short())));
     check_target(&out, yes)?;
-    let files = fetch(app, &view.id.to_string(), &out).await?;
-    app.ui.show(&files_json(&files), || format!("{}\n", render::files(&files, &out.display().to_string())))
-}
-
-pub(super) fn files_json(files: &[(PathBuf, u64)]) -> Value {
-    let files: Vec<Value> = files.iter().map(|(path, size)| json!({ "path": path, "size": size })).collect();
-    json!({ "files": files })
+    let fetched = fetch(app, &view.id.to_string(), &out).await?;
+    app.ui.show(&fetched.json(), || format!("{}\n", fetched.text(&out.display().to_string())))?;
+    fetched.warn(app);
+    Ok(())
 }
 
 pub(crate) async fn submit(app: &mut App, manifest: &Path, key: Option<String>) -> Result<u8, CliError> {

@@ -6,12 +6,11 @@ use serde_json::json;
 use sinew_crdt_state::ids::JobId;
 use sinew_crdt_state::manifest::{DraftProgram, DraftWork, JobDraft, program_from_text};
 
+use super::super::App;
 use super::super::args::MapReduceArgs;
 use super::super::error::{CliError, JobEnd};
 use super::super::human::span;
 use super::super::watch::{Say, watch};
-use super::super::{App, render};
-use super::jobs::files_json;
 use super::{absolute, cancel_quietly, check_target, draft_files, fetch, file_error, gone_down, submit, submitted};
 use crate::clock::unix_ms;
 
@@ -71,15 +70,15 @@ async fn finish(app: &App, job: JobId, args: &MapReduceArgs, started_ms: u64) ->
         return Err(CliError::Job(Box::new(end)));
     }
     remove_old_parts(&args.out)?;
-    let files = fetch(app, &job.to_string(), &args.out).await?;
+    let fetched = fetch(app, &job.to_string(), &args.out).await?;
     let took_ms = unix_ms().saturating_sub(started_ms);
-    let mut object = files_json(&files);
+    let mut object = fetched.json();
     object["event"] = json!("completed");
     object["job"] = json!(job);
     object["took_ms"] = json!(took_ms);
     app.ui.show(&object, || {
         let nodes = view.shares.iter().filter(|share| share.done.iter().any(|n| *n > 0)).count();
-        let files = render::files(&files, &args.out.display().to_string());
+        let files = fetched.text(&args.out.display().to_string());
         format!("{files}, after {} on {nodes} node{}\n", span(took_ms), super::super::human::plural(nodes))
     })
 }

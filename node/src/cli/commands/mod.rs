@@ -1,6 +1,7 @@
 //! What each subcommand does, and what several of them share: absolute paths, target directories, submitting, fetching.
 
 pub(super) mod blobs;
+mod fetched;
 pub(super) mod jobs;
 pub(super) mod map_reduce;
 pub(super) mod node;
@@ -18,11 +19,12 @@ use serde_json::{Value, json};
 use sinew_crdt_state::ids::JobId;
 use sinew_crdt_state::manifest::{DraftFile, JobDraft, ManifestError};
 
+use self::fetched::fetch;
 use super::App;
 use super::error::CliError;
 use super::watch::Intake;
-use crate::api::client::{ClientError, Taken};
-use crate::api::{Reply, Request};
+use crate::api::Request;
+use crate::api::client::Taken;
 
 /// How long an interrupted command waits for the daemon before it ends all the same: a person waits too.
 const TIDY_UP_MAX: Duration = Duration::from_secs(5);
@@ -97,7 +99,7 @@ fn submitted(taken: Taken) -> Value {
 
 /// What to say of an error that ended the wait for a job: without its daemon the job may go on all the same.
 fn gone_down(job: JobId, error: CliError) -> CliError {
-    use ClientError::{Broken, Connect, Gone, NoDaemon};
+    use crate::api::client::ClientError::{Broken, Connect, Gone, NoDaemon};
     match error {
         CliError::Client(source @ (NoDaemon { .. } | Broken(_) | Gone | Connect { .. })) => {
             CliError::WentDown { job, source }
@@ -116,19 +118,6 @@ async fn cancel_quietly(app: &App, job: JobId) {
         Err(_) => format!("job {} may go on: its cancel is not decided yet; `sinew job {}`", job.short(), job.short()),
     };
     app.ui.note(&said);
-}
-
-/// Writes a job's outputs into `out`, made if need be; returns the files with their sizes.
-async fn fetch(app: &App, job: &str, out: &Path) -> Result<Vec<(PathBuf, u64)>, CliError> {
-    let out = PathBuf::from(absolute(out)?);
-    std::fs::create_dir_all(&out).map_err(file_error("create", &out))?;
-    let mut replies = app.client.ask(&Request::Get { job: job.to_owned(), out }).await?;
-    let mut files = Vec::new();
-    while let Some(reply) = replies.next().await? {
-        let Reply::File { path, size } = reply else { return Err(ClientError::OtherReply.into()) };
-        files.push((path, size));
-    }
-    Ok(files)
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::path::{Component, Path, PathBuf};
 use serde_json::json;
 use sinew_crdt_state::error_code::ErrorCode;
 use sinew_crdt_state::ids::JobId;
-use sinew_crdt_state::manifest::{DraftWork, JobDraft, program_from_argv};
+use sinew_crdt_state::manifest::{DraftWork, JobDraft, plain_output, program_from_argv};
 use sinew_scheduler::view::JobView;
 
 use super::super::args::RunArgs;
@@ -22,7 +22,9 @@ const EXIT_UNREAD: u8 = 141;
 
 pub(crate) async fn run(app: &mut App, args: RunArgs) -> Result<u8, CliError> {
     let here = Path::new(".");
-    if let Some(there) = args.output.iter().map(|path| here.join(path)).find(|path| path.exists() && !args.yes) {
+    if let Some(there) =
+        args.output.iter().map(|path| here.join(plain_output(path))).find(|path| path.exists() && !args.yes)
+    {
         return Err(CliError::Exists(there));
     }
     let taken = submit(app, draft(&args)?).await?;
@@ -144,24 +146,33 @@ async fn collect(app: &App, job: JobId, wanted: &[String]) -> Result<(), CliErro
     let here = PathBuf::from(super::absolute(Path::new("."))?);
     // Beside where they go, so that each arrives with one rename.
     let dir = tempfile::Builder::new().prefix(".sinew-").tempdir_in(&here).map_err(file_error("write into", &here))?;
-    let files = fetch(app, &job.to_string(), dir.path()).await?;
+    let fetched = fetch(app, &job.to_string(), dir.path()).await?;
     for wanted in wanted {
+        let wanted = plain_output(wanted);
         let mut found = false;
-        for (path, _) in &files {
-            let Some(to) = path.strip_prefix(dir.path()).ok().filter(|p| is_within(p, Path::new(wanted))) else {
+        for path in fetched.paths() {
+            let Some(to) = path.strip_prefix(dir.path()).ok().filter(|p| is_within(p, Path::new(&wanted))) else {
                 continue;
             };
-            let to = here.join(to);
-            let parent = to.parent().unwrap_or(&here);
-            std::fs::create_dir_all(parent).map_err(file_error("create", parent))?;
-            std::fs::rename(path, &to).map_err(file_error("write", &to))?;
+            place(path, &here.join(to), &here)?;
             found = true;
         }
         if !found {
-            return Err(CliError::NoOutput(wanted.clone()));
+            return Err(CliError::NoOutput(wanted));
         }
     }
+    fetched.warn(app);
     Ok(())
+}
+
+/// Moves a file or a link to its place. A directory, which is empty, is made there.
+fn place(path: &Path, to: &Path, here: &Path) -> Result<(), CliError> {
+    if path.symlink_metadata().is_ok_and(|meta| meta.is_dir()) {
+        return std::fs::create_dir_all(to).map_err(file_error("create", to));
+    }
+    let parent = to.parent().unwrap_or(here);
+    std::fs::create_dir_all(parent).map_err(file_error("create", parent))?;
+    std::fs::rename(path, to).map_err(file_error("write", to))
 }
 
 /// Whether `path` is `wanted`, or a file below it. The names come from a peer: nothing but plain parts is let through.
