@@ -13,6 +13,7 @@ use sinew_crdt_state::error_code::ErrorCode;
 use sinew_crdt_state::spec::is_safe_relative;
 use walkdir::WalkDir;
 
+use super::cell;
 use super::outcome::Failure;
 use super::removal::remove;
 
@@ -208,7 +209,8 @@ pub(super) fn outputs(dir: &Path, keep: &[String]) -> Result<Vec<OutputFile>, Fa
         }
         let name = entry.path().strip_prefix(dir).ok().and_then(Path::to_str);
         let Some(name) = name.map(str::to_owned).filter(|n| is_safe_relative(n)) else {
-            return invalid(format!("output file {:?} has a name that other nodes could not write", entry.path()));
+            let shown = Path::new(cell::OUTPUT).join(entry.path().strip_prefix(dir).unwrap_or(Path::new("")));
+            return invalid(format!("output file {shown:?} has a name that other nodes could not write"));
         };
         if !keep.is_empty() && !keep.iter().any(|kept| covers(kept, &name)) {
             continue;
@@ -266,7 +268,10 @@ fn size_in(dir: &OwnedFd, depth: usize, found: &mut Found) -> Result<(), Failure
         let Ok(stat) = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
         found.entries += 1;
         match FileType::from_raw_mode(stat.st_mode) {
-            FileType::RegularFile => found.bytes = found.bytes.saturating_add(taken(&stat)),
+            FileType::RegularFile => {
+                let number = |n: i64| u64::try_from(n).unwrap_or(0);
+                found.bytes = found.bytes.saturating_add(taken(number(stat.st_size), number(stat.st_blocks)));
+            }
             FileType::Directory if depth == 0 => {
                 let message = format!("the task's directories are nested more than {DEPTH_MAX} deep");
                 return Err(Failure::new(ErrorCode::Invalid, message));
@@ -282,10 +287,9 @@ fn size_in(dir: &OwnedFd, depth: usize, found: &mut Found) -> Result<(), Failure
     Ok(())
 }
 
-/// Bytes that a file takes: its length, unless more than rounding up to blocks is set aside for it.
-fn taken(stat: &rustix::fs::Stat) -> u64 {
-    let len = u64::try_from(stat.st_size).unwrap_or(0);
-    let held = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512);
+/// Bytes that a file takes: its length, unless more than rounding up to blocks is set aside for it, in blocks of 512 bytes.
+pub(super) fn taken(len: u64, blocks: u64) -> u64 {
+    let held = blocks.saturating_mul(512);
     if held > len.next_multiple_of(BLOCK_MAX) { held } else { len }
 }
 
@@ -312,6 +316,18 @@ mod tests {
         assert_eq!(files.top(), ["a"]);
         let meta = files.dir().expect("dir").join("a/b.sh").metadata().expect("file");
         assert_eq!((meta.len(), meta.permissions().mode() & 0o777), (1, 0o555));
+    }
+
+    #[test]
+    fn a_name_that_is_no_text_is_told_without_where_this_node_keeps_it() {
+        use std::os::unix::ffi::OsStrExt;
+        let dir = tempfile::tempdir().expect("dir");
+        let name = Path::new("d").join(std::ffi::OsStr::from_bytes(b"caf\xe9"));
+        std::fs::create_dir(dir.path().join("d")).expect("mkdir");
+        std::fs::write(dir.path().join(name), "1").expect("write");
+        let message = outputs(dir.path(), &[]).expect_err("refused").message;
+        assert!(message.contains("\"/job/output/d/caf\\xE9\""), "{message}");
+        assert!(!message.contains(dir.path().to_str().expect("utf-8")), "{message}");
     }
 
     #[test]

@@ -37,6 +37,7 @@ pub mod stop;
 pub mod sweep;
 pub mod switch;
 pub mod task;
+pub mod unlinked;
 pub mod volumes;
 pub mod walk;
 pub mod wasm;

@@ -17,6 +17,7 @@ use super::allowlist::Caps;
 use super::cell::pool::Place;
 use super::outcome::{Failure, Usage};
 use super::stop::{StopHandle, StopReason};
+use super::unlinked::Holders;
 
 /// Time between SIGTERM and SIGKILL, and their like: long enough to flush a file, short against a lease.
 pub const GRACE_DEFAULT: Duration = Duration::from_secs(2);
@@ -142,8 +143,8 @@ pub struct Streams<'a> {
     /// Takes stderr.
     pub stderr: &'a mut dyn Sink,
     /// Bytes that the program has written elsewhere (its directories) and that count against the limit, or why it must not go
-    /// on writing; asked now and then while it runs.
-    pub elsewhere: Option<&'a mut dyn FnMut() -> Result<u64, Failure>>,
+    /// on writing; asked now and then while it runs, with who may hold files that no directory shows any more.
+    pub elsewhere: Option<&'a mut dyn FnMut(Holders<'_>) -> Result<u64, Failure>>,
 }
 
 impl fmt::Debug for Streams<'_> {

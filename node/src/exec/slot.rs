@@ -336,6 +336,11 @@ impl Slot {
         &self.output.path
     }
 
+    /// The directory that holds both.
+    pub(super) fn job(&self) -> &Path {
+        &self.job
+    }
+
     /// Which slot it is.
     pub(super) const fn number(&self) -> u32 {
         self.number
