@@ -6,6 +6,7 @@
 //! work), [`split`] and [`walk`] (what a round's chunks are), [`task`] (run one), [`outcome`] (how it ended).
 
 pub mod allowlist;
+mod attributes;
 pub mod bench;
 mod body;
 mod builtin;

@@ -25,8 +25,8 @@ const QUEUE_BYTES_MAX: u64 = 819_200;
 /// The version of landlock whose rights are asked for; an older kernel gives as much as it has.
 const LANDLOCK: ABI = ABI::V6;
 
-/// Puts everything on this process. Pieces that the system does not give come back.
-pub(super) fn confine(setup: &Setup) -> Vec<Missing> {
+/// Puts everything on this process. Pieces that the system does not give come back. `queues` allows POSIX message queues.
+pub(super) fn confine(setup: &Setup, queues: bool) -> Vec<Missing> {
     let mut missing = Vec::new();
     let mut note = |piece: &str, why: Option<String>| {
         missing.extend(why.map(|why| Missing { piece: piece.to_owned(), why }));
@@ -38,7 +38,7 @@ pub(super) fn confine(setup: &Setup) -> Vec<Missing> {
     // From here on no program can open this process's memory or executable through /proc.
     let dumpable = set_dumpable_behavior(DumpableBehavior::NotDumpable);
     note("a closed first process", dumpable.err().map(|e| e.to_string()));
-    note("seccomp", seccomp(setup).err());
+    note("seccomp", seccomp(setup, queues).err());
     missing
 }
 
@@ -115,8 +115,8 @@ fn drop_capabilities() -> rustix::io::Result<()> {
     rustix::thread::set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })
 }
 
-fn seccomp(setup: &Setup) -> Result<(), String> {
+fn seccomp(setup: &Setup, queues: bool) -> Result<(), String> {
     // Where there is a way out it is for TCP: what else leaves nothing behind would only look as if it arrived.
-    let filters = syscalls::filters(setup.routes.is_empty()).map_err(|e| e.to_string())?;
+    let filters = syscalls::filters(setup.routes.is_empty(), queues).map_err(|e| e.to_string())?;
     filters.iter().try_for_each(|filter| seccompiler::apply_filter(filter).map_err(|e| e.to_string()))
 }

@@ -14,6 +14,7 @@ pub(super) mod cgroup;
 mod confine;
 pub mod host;
 mod init;
+mod leftovers;
 mod mounts;
 pub(super) mod network;
 pub mod pool;

@@ -48,18 +48,21 @@ const NSSWITCH: &str = "passwd: files\ngroup: files\nshadow: files\nhosts: files
      services: files\nethers: files\nrpc: files\n";
 /// Devices that programs have.
 const DEVICES: [&str; 5] = ["null", "zero", "full", "random", "urandom"];
-/// Files of `/proc` that tell of the host or act on it.
-const PROC_MASKED: [&str; 10] = [
-    "acpi",
-    "asound",
-    "kcore",
-    "keys",
-    "latency_stats",
-    "sched_debug",
-    "scsi",
-    "sysrq-trigger",
-    "timer_list",
-    "interrupts",
+/// What programs see of `/proc` besides processes; whatever else a kernel or a module of it has there is hidden. Programs ask
+/// these about processors, memory, load, time and what the kernel can do, and start otherwise, or not at all, without them.
+const PROC_SHOWN: [&str; 12] = [
+    "cgroups",
+    "cpuinfo",
+    "filesystems",
+    "loadavg",
+    "meminfo",
+    "stat",
+    "swaps",
+    "sys",
+    "sysvipc",
+    "uptime",
+    "version",
+    "vmstat",
 ];
 /// What a file takes at least, for sizes of file systems: no machine has larger pages.
 const PAGE: u64 = 64 * 1024;
@@ -101,11 +104,20 @@ impl Sources {
     }
 }
 
-/// Makes the new root and moves into it. What is missing but not needed comes back.
+/// What came of a new root.
+#[derive(Debug)]
+pub(super) struct Entered {
+    /// Pieces that are missing but not needed.
+    pub(super) missing: Vec<Missing>,
+    /// The directory of this namespace's POSIX message queues, which no program sees; `None` where the system gives none.
+    pub(super) queues: Option<OwnedFd>,
+}
+
+/// Makes the new root and moves into it.
 ///
 /// # Errors
 /// Whatever the system refuses that nothing can go on without.
-pub(super) fn enter(setup: &Setup, sources: Sources) -> io::Result<Vec<Missing>> {
+pub(super) fn enter(setup: &Setup, sources: Sources) -> io::Result<Entered> {
     let root = Path::new(STAGE);
     // Nothing mounted here shows outside, or the other way round.
     let private = mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE);
@@ -119,6 +131,7 @@ pub(super) fn enter(setup: &Setup, sources: Sources) -> io::Result<Vec<Missing>>
         doing("make directories", std::fs::create_dir_all(root.join(empty)))?;
     }
     doing("make /var/tmp", symlink("/tmp", root.join("var/tmp")))?;
+    let queues = doing("look for message queues", queues(&root.join("run")))?;
     doing("mount secrets", secrets(&root.join(&SECRETS[1..]), &setup.secrets))?;
     let mut missing = Vec::new();
     if let Err(e) = doing("make /proc safe", proc(&root.join("proc")))? {
@@ -129,7 +142,7 @@ pub(super) fn enter(setup: &Setup, sources: Sources) -> io::Result<Vec<Missing>>
     doing("show further directories", further(root, &sources))?;
     drop(sources);
     doing("change the root", pivot(root))?;
-    Ok(missing)
+    Ok(Entered { missing, queues })
 }
 
 fn doing<T>(what: &str, result: io::Result<T>) -> io::Result<T> {
@@ -183,6 +196,16 @@ fn secrets(at: &Path, files: &[SecretFile]) -> io::Result<()> {
         options.write(true).create_new(true).mode(0o400).open(at.join(&file.name))?.write_all(file.value.bytes())?;
     }
     sys::set_mount_attributes(at, libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV, false)
+}
+
+/// Opens the directory of message queues, for which it is mounted at `at` for a moment.
+fn queues(at: &Path) -> io::Result<Option<OwnedFd>> {
+    if mount("cell", at, "mqueue", OWN | MountFlags::NOEXEC, None).is_err() {
+        return Ok(None);
+    }
+    let opened = open(at, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+    unmount(at, UnmountFlags::DETACH)?;
+    Ok(Some(opened?))
 }
 
 fn system(root: &Path) -> io::Result<()> {
@@ -258,13 +281,18 @@ fn proc(at: &Path) -> io::Result<io::Result<()>> {
 
 /// Makes a `/proc` read-only and hides in it what concerns the whole machine.
 fn mask_proc(at: &Path) -> io::Result<()> {
-    for name in PROC_MASKED {
-        let masked = at.join(name);
-        let Ok(meta) = masked.metadata() else { continue };
-        if meta.is_dir() {
-            mount("cell", &masked, "tmpfs", OWN | MountFlags::RDONLY, c"size=0,nr_inodes=1")?;
+    for entry in std::fs::read_dir(at)? {
+        let entry = entry?;
+        let (name, kind) = (entry.file_name(), entry.file_type()?);
+        let is_process = name.as_encoded_bytes().iter().all(u8::is_ascii_digit);
+        // Links lead to what is shown, or to what is hidden.
+        if is_process || kind.is_symlink() || PROC_SHOWN.iter().any(|shown| name == *shown) {
+            continue;
+        }
+        if kind.is_dir() {
+            mount("cell", entry.path(), "tmpfs", OWN | MountFlags::RDONLY, c"size=0,nr_inodes=1")?;
         } else {
-            mount_bind_recursive("/dev/null", &masked)?;
+            mount_bind_recursive("/dev/null", entry.path())?;
         }
     }
     sys::set_mount_attributes(at, libc::MOUNT_ATTR_RDONLY, false)
