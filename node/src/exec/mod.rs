@@ -30,6 +30,7 @@ pub mod python;
 mod removal;
 pub mod runner;
 pub mod set;
+mod shown;
 pub mod shuffle;
 pub mod slot;
 mod sort;

@@ -38,6 +38,7 @@ use super::files::JobFiles;
 use super::outcome::Failure;
 use super::removal::{remove, remove_in};
 use super::runner::View;
+use super::shown::as_programs_know;
 use super::sweep::next_run;
 
 /// Tasks' directories are for the daemon's user alone.
@@ -84,6 +85,18 @@ impl WorkRoot {
             std::thread::Builder::new().name("sinew-leftovers".to_owned()).spawn(delete)?;
         }
         Ok(Self(path.to_owned()))
+    }
+
+    /// The same failure, for whoever submitted the task: no directory of this node is named in it.
+    #[must_use]
+    pub fn shown(&self, mut failure: Failure) -> Failure {
+        // The data directory, under the name that it was given and its own.
+        for work in [Some(self.0.clone()), self.0.canonicalize().ok()].into_iter().flatten() {
+            if let Some(data) = work.parent() {
+                failure.message = as_programs_know(&failure.message, data, &work);
+            }
+        }
+        failure
     }
 
     /// Where goes what cannot be deleted.
