@@ -20,13 +20,11 @@ const NICE: i32 = 5;
 const IO_PRIORITY: i32 = (2 << 13) | 6;
 /// Open files of one process: enough for a merge of many files, short of what exhausts the system.
 const OPEN_FILES_MAX: u64 = 4_096;
-/// Bytes of POSIX message queues: the system's usual share for one user.
-const QUEUE_BYTES_MAX: u64 = 819_200;
 /// The version of landlock whose rights are asked for; an older kernel gives as much as it has.
 const LANDLOCK: ABI = ABI::V6;
 
-/// Puts everything on this process. Pieces that the system does not give come back. `queues` allows POSIX message queues.
-pub(super) fn confine(setup: &Setup, queues: bool) -> Vec<Missing> {
+/// Puts everything on this process. Pieces that the system does not give come back.
+pub(super) fn confine(setup: &Setup) -> Vec<Missing> {
     let mut missing = Vec::new();
     let mut note = |piece: &str, why: Option<String>| {
         missing.extend(why.map(|why| Missing { piece: piece.to_owned(), why }));
@@ -38,7 +36,7 @@ pub(super) fn confine(setup: &Setup, queues: bool) -> Vec<Missing> {
     // From here on no program can open this process's memory or executable through /proc.
     let dumpable = set_dumpable_behavior(DumpableBehavior::NotDumpable);
     note("a closed first process", dumpable.err().map(|e| e.to_string()));
-    note("seccomp", seccomp(setup, queues).err());
+    note("seccomp", seccomp(setup).err());
     missing
 }
 
@@ -51,7 +49,7 @@ fn limits(setup: &Setup) -> io::Result<()> {
     at_most(Resource::Nofile, OPEN_FILES_MAX)?;
     at_most(Resource::Fsize, setup.file_bytes_max)?;
     at_most(Resource::Nproc, setup.processes_max)?;
-    at_most(Resource::Msgqueue, QUEUE_BYTES_MAX)?;
+    at_most(Resource::Msgqueue, 0)?;
     at_most(Resource::Rtprio, 0)?;
     rustix::process::setpriority_process(None, NICE)?;
     sys::set_io_priority(IO_PRIORITY)
@@ -115,8 +113,8 @@ fn drop_capabilities() -> rustix::io::Result<()> {
     rustix::thread::set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })
 }
 
-fn seccomp(setup: &Setup, queues: bool) -> Result<(), String> {
+fn seccomp(setup: &Setup) -> Result<(), String> {
     // Where there is a way out it is for TCP: what else leaves nothing behind would only look as if it arrived.
-    let filters = syscalls::filters(setup.routes.is_empty(), queues).map_err(|e| e.to_string())?;
+    let filters = syscalls::filters(setup.routes.is_empty()).map_err(|e| e.to_string())?;
     filters.iter().try_for_each(|filter| seccompiler::apply_filter(filter).map_err(|e| e.to_string()))
 }

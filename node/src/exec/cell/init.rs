@@ -76,13 +76,10 @@ fn run(mut channel: Channel) -> Result<(), WireError> {
     if let Err((piece, e)) = become_task(&setup) {
         return failed(&channel, piece, &e);
     }
-    let entered = match mounts::enter(&setup, sources) {
-        Ok(entered) => entered,
+    match mounts::enter(&setup, sources) {
+        Ok(more) => missing.extend(more),
         Err(e) => return failed(&channel, "a root of its own", &e),
-    };
-    missing.extend(entered.missing);
-    let own_objects = missing.iter().all(|m| m.piece != IPC_NAMESPACE);
-    let queues = entered.queues.filter(|_| own_objects);
+    }
     if let Err(e) = rustix::process::setsid().map(|_| ()).and(rustix::process::chdir(WORK)) {
         return failed(&channel, "a session of its own", &e);
     }
@@ -91,12 +88,12 @@ fn run(mut channel: Channel) -> Result<(), WireError> {
         Ok(doors) => doors,
         Err(e) => return failed(&channel, "sockets for the job's hosts", &e),
     };
-    let has_queues = queues.is_some();
-    let leftovers = match Leftovers::new(&setup, own_objects, queues) {
+    let own_objects = missing.iter().all(|m| m.piece != IPC_NAMESPACE);
+    let leftovers = match Leftovers::new(&setup, own_objects) {
         Ok(leftovers) => leftovers,
         Err(e) => return failed(&channel, "temporary directories", &e),
     };
-    missing.extend(confine::confine(&setup, has_queues));
+    missing.extend(confine::confine(&setup));
     let fds: Vec<_> = doors.iter().map(AsFd::as_fd).collect();
     channel.send(&Report::Ready(missing), &fds)?;
     drop(doors);

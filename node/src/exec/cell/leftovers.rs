@@ -1,28 +1,22 @@
-//! What a program can leave in a cell besides processes, its directories and files: System V objects, POSIX message queues, and
-//! what the temporary directories have and hold. The next program of the cell is to find none of it, so whatever cannot be put
+//! What a program can leave in a cell besides processes, its directories and files: System V objects, and what the temporary
+//! directories have and hold. The next program of the cell is to find none of it, so whatever cannot be put
 //! back ends the cell.
 
 use std::io;
-use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags, RawDir, SeekFrom, open, seek};
+use rustix::fs::{Mode, OFlags, open};
 
 use super::wire::Setup;
 use super::{TMP, sys};
 use crate::exec::attributes::Attributes;
-
-/// Bytes of directory entries read at once: an empty directory fits.
-const ENTRIES_LEN: usize = 512;
 
 /// What a cell looks at after each program.
 pub(super) struct Leftovers {
     scratch: Vec<Scratch>,
     /// Whether System V objects are those of this cell alone.
     own_objects: bool,
-    /// The directory of message queues. Without it there are none.
-    queues: Option<OwnedFd>,
 }
 
 impl Leftovers {
@@ -30,30 +24,17 @@ impl Leftovers {
     ///
     /// # Errors
     /// When its directories cannot be looked at.
-    pub(super) fn new(setup: &Setup, own_objects: bool, queues: Option<OwnedFd>) -> io::Result<Self> {
+    pub(super) fn new(setup: &Setup, own_objects: bool) -> io::Result<Self> {
         let scratch = [TMP, "/dev/shm"].map(|dir| Scratch::new(dir, setup));
-        Ok(Self { scratch: scratch.into_iter().collect::<io::Result<_>>()?, own_objects, queues })
+        Ok(Self { scratch: scratch.into_iter().collect::<io::Result<_>>()?, own_objects })
     }
 
     /// Puts back what can be; whether nothing is left.
     pub(super) fn clear(&self) -> bool {
         // Shared memory that is left would count as the next program's: its cell gets a control group of its own.
         let no_objects = !self.own_objects || sys::ipc_objects().is_ok_and(|objects| objects == 0);
-        let no_queues = self.queues.as_ref().is_none_or(|queues| is_empty(queues).unwrap_or(false));
-        no_objects && no_queues && self.scratch.iter().all(Scratch::restore)
+        no_objects && self.scratch.iter().all(Scratch::restore)
     }
-}
-
-fn is_empty(dir: &OwnedFd) -> io::Result<bool> {
-    seek(dir, SeekFrom::Start(0))?;
-    let mut buffer = [MaybeUninit::uninit(); ENTRIES_LEN];
-    let mut entries = RawDir::new(dir, &mut buffer);
-    while let Some(entry) = entries.next() {
-        if ![c".", c".."].contains(&entry?.file_name()) {
-            return Ok(false);
-        }
-    }
-    Ok(true)
 }
 
 /// A file system that programs write to and that those after them find as it was.

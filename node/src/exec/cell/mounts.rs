@@ -104,20 +104,11 @@ impl Sources {
     }
 }
 
-/// What came of a new root.
-#[derive(Debug)]
-pub(super) struct Entered {
-    /// Pieces that are missing but not needed.
-    pub(super) missing: Vec<Missing>,
-    /// The directory of this namespace's POSIX message queues, which no program sees; `None` where the system gives none.
-    pub(super) queues: Option<OwnedFd>,
-}
-
-/// Makes the new root and moves into it.
+/// Makes the new root and moves into it. What is missing but not needed comes back.
 ///
 /// # Errors
 /// Whatever the system refuses that nothing can go on without.
-pub(super) fn enter(setup: &Setup, sources: Sources) -> io::Result<Entered> {
+pub(super) fn enter(setup: &Setup, sources: Sources) -> io::Result<Vec<Missing>> {
     let root = Path::new(STAGE);
     // Nothing mounted here shows outside, or the other way round.
     let private = mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE);
@@ -131,7 +122,6 @@ pub(super) fn enter(setup: &Setup, sources: Sources) -> io::Result<Entered> {
         doing("make directories", std::fs::create_dir_all(root.join(empty)))?;
     }
     doing("make /var/tmp", symlink("/tmp", root.join("var/tmp")))?;
-    let queues = doing("look for message queues", queues(&root.join("run")))?;
     doing("mount secrets", secrets(&root.join(&SECRETS[1..]), &setup.secrets))?;
     let mut missing = Vec::new();
     if let Err(e) = doing("make /proc safe", proc(&root.join("proc")))? {
@@ -142,7 +132,7 @@ pub(super) fn enter(setup: &Setup, sources: Sources) -> io::Result<Entered> {
     doing("show further directories", further(root, &sources))?;
     drop(sources);
     doing("change the root", pivot(root))?;
-    Ok(Entered { missing, queues })
+    Ok(missing)
 }
 
 fn doing<T>(what: &str, result: io::Result<T>) -> io::Result<T> {
@@ -196,16 +186,6 @@ fn secrets(at: &Path, files: &[SecretFile]) -> io::Result<()> {
         options.write(true).create_new(true).mode(0o400).open(at.join(&file.name))?.write_all(file.value.bytes())?;
     }
     sys::set_mount_attributes(at, libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV, false)
-}
-
-/// Opens the directory of message queues, for which it is mounted at `at` for a moment.
-fn queues(at: &Path) -> io::Result<Option<OwnedFd>> {
-    if mount("cell", at, "mqueue", OWN | MountFlags::NOEXEC, None).is_err() {
-        return Ok(None);
-    }
-    let opened = open(at, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
-    unmount(at, UnmountFlags::DETACH)?;
-    Ok(Some(opened?))
 }
 
 fn system(root: &Path) -> io::Result<()> {
@@ -289,10 +269,15 @@ fn mask_proc(at: &Path) -> io::Result<()> {
         if is_process || kind.is_symlink() || PROC_SHOWN.iter().any(|shown| name == *shown) {
             continue;
         }
-        if kind.is_dir() {
-            mount("cell", entry.path(), "tmpfs", OWN | MountFlags::RDONLY, c"size=0,nr_inodes=1")?;
+        let hidden = if kind.is_dir() {
+            mount("cell", entry.path(), "tmpfs", OWN | MountFlags::RDONLY, c"size=0,nr_inodes=1")
         } else {
-            mount_bind_recursive("/dev/null", entry.path())?;
+            mount_bind_recursive("/dev/null", entry.path())
+        };
+        match hidden {
+            // It was a module's, and is gone with it.
+            Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+            Err(e) => return Err(e.into()),
         }
     }
     sys::set_mount_attributes(at, libc::MOUNT_ATTR_RDONLY, false)

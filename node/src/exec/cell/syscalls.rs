@@ -1,6 +1,7 @@
 //! Which system calls programs in a cell may make: the list that container engines allow to processes without capabilities,
 //! less what reaches into other processes (`ptrace`, `process_vm_*`, `pidfd_getfd`), kernel keyrings, `io_uring`, and the older
-//! asynchronous I/O (`io_setup`), whose contexts the kernel counts for the whole machine (`fs.aio-max-nr`).
+//! asynchronous I/O (`io_setup`), whose contexts the kernel counts for the whole machine (`fs.aio-max-nr`), and POSIX message
+//! queues, which outlive the programs that make them and which landlock keeps from programs all the same.
 //!
 //! Whatever is not listed does not exist for a program (`ENOSYS`), so that calls of later kernels are out until somebody has
 //! looked at them and C libraries fall back to what they know. The dangerous ones that a program may well know of are denied
@@ -83,13 +84,6 @@ const ALLOWED: &[i64] = &[
     libc::SYS_utimensat, libc::SYS_vmsplice, libc::SYS_wait4, libc::SYS_waitid, libc::SYS_write, libc::SYS_writev,
     // fchmodat2, map_shadow_stack, futex_wake, futex_wait, futex_requeue: the same number everywhere.
     452, 453, 454, 455, 456,
-];
-
-/// POSIX message queues, which outlive the programs that make them: allowed where the cell can look for those that are left.
-#[rustfmt::skip]
-const QUEUES: &[i64] = &[
-    libc::SYS_mq_getsetattr, libc::SYS_mq_notify, libc::SYS_mq_open, libc::SYS_mq_timedreceive, libc::SYS_mq_timedsend,
-    libc::SYS_mq_unlink,
 ];
 
 /// The older calls of x86-64, which other machines do without.
@@ -176,18 +170,14 @@ fn conditional(datagrams: bool) -> Result<Vec<(i64, Vec<SeccompRule>)>, Error> {
 }
 
 /// The two filters, in the order in which they are to be installed: where both object, the later one's answer counts. Without
-/// `datagrams` the only sockets of the Internet's families are TCP's; without `queues` there are no POSIX message queues.
+/// `datagrams` the only sockets of the Internet's families are TCP's.
 ///
 /// # Errors
 /// On a machine that the library has no code for.
-pub(super) fn filters(datagrams: bool, queues: bool) -> Result<[BpfProgram; 2], Error> {
+pub(super) fn filters(datagrams: bool) -> Result<[BpfProgram; 2], Error> {
     let arch = TargetArch::try_from(std::env::consts::ARCH)?;
-    let mut allowed: BTreeMap<i64, Vec<SeccompRule>> = ALLOWED
-        .iter()
-        .chain(ALLOWED_HERE)
-        .chain(QUEUES.iter().filter(|_| queues))
-        .map(|number| (*number, Vec::new()))
-        .collect();
+    let mut allowed: BTreeMap<i64, Vec<SeccompRule>> =
+        ALLOWED.iter().chain(ALLOWED_HERE).map(|number| (*number, Vec::new())).collect();
     allowed.extend(conditional(datagrams)?);
     let denied = DENIED.iter().map(|number| (*number, Vec::new())).collect();
     let errno = |errno: i32| SeccompAction::Errno(errno.unsigned_abs());
@@ -205,11 +195,10 @@ mod tests {
         let conditional: Vec<i64> = conditional(true).expect("rules").into_iter().map(|(number, _)| number).collect();
         for denied in DENIED {
             assert!(!ALLOWED.contains(denied) && !ALLOWED_HERE.contains(denied) && !conditional.contains(denied));
-            assert!(!QUEUES.contains(denied));
         }
         // The kernel takes 4,096 instructions.
         for datagrams in [true, false] {
-            assert!(filters(datagrams, true).expect("filters").iter().all(|program| program.len() < 4_096));
+            assert!(filters(datagrams).expect("filters").iter().all(|program| program.len() < 4_096));
         }
     }
 }
