@@ -298,7 +298,7 @@ impl<'a> Attempt<'a> {
             Some(input) => Some(input),
             None => None,
         };
-        let inside = if view == View::Cell { Path::new(cell::JOB) } else { slot.job() };
+        let inside = (view == View::Cell).then(|| Path::new(cell::JOB));
         let mut unlinked = Unlinked::below(inside, slot.job());
         let mut elsewhere = |holders: Holders<'_>| {
             slot.check_disk()?;

@@ -35,29 +35,32 @@ pub enum Holders<'a> {
 /// What was found at the last look.
 #[derive(Debug)]
 pub(super) struct Unlinked {
-    /// Where the task's files are: as its processes name it, and as this process does.
-    inside: PathBuf,
+    /// Where the task's files are: as its processes name it, if they see it elsewhere, and as this process does.
+    inside: Option<&'static Path>,
     outside: PathBuf,
     next: Instant,
     bytes: u64,
 }
 
 impl Unlinked {
-    /// For files below a directory, which processes of the task call `inside` and the daemon calls `outside`.
-    pub(super) fn below(inside: &Path, outside: &Path) -> Self {
-        Self { inside: inside.to_owned(), outside: outside.to_owned(), next: Instant::now(), bytes: 0 }
+    /// For files below a directory, which the daemon calls `outside`, and processes of the task `inside`, if that is another name.
+    pub(super) fn below(inside: Option<&'static Path>, outside: &Path) -> Self {
+        Self { inside, outside: outside.to_owned(), next: Instant::now(), bytes: 0 }
     }
 
     /// Bytes of deleted files that are still held, at a look now or, where that was expensive, some time ago.
     pub(super) fn bytes(&mut self, holders: Holders<'_>) -> u64 {
         let own = [i32::try_from(std::process::id()).unwrap_or(0)];
-        let (pids, dir) = match holders {
+        let (pids, inside) = match holders {
             Holders::Nobody => return 0,
-            Holders::Processes(pids) => (pids, &self.inside),
-            Holders::Daemon => (&own[..], &self.outside),
+            Holders::Processes(pids) => (pids, self.inside),
+            Holders::Daemon => (&own[..], None),
         };
         let began = Instant::now();
         if began >= self.next {
+            // As the kernel names it: without links.
+            let real = || self.outside.canonicalize().unwrap_or_else(|_| self.outside.clone());
+            let dir = &inside.map_or_else(real, Path::to_owned);
             let mut look = Look { dir, seen: HashSet::new(), bytes: 0, left: ENTRIES_MAX };
             pids.iter().for_each(|pid| look.process(*pid));
             self.bytes = look.bytes;
@@ -187,10 +190,12 @@ mod tests {
     fn what_is_deleted_and_held_counts_once_and_what_is_elsewhere_does_not() {
         let (dir, other) = (tempfile::tempdir().expect("dir"), tempfile::tempdir().expect("dir"));
         let at = |name: &str| dir.path().join(name);
+        let link = other.path().join("link");
+        std::os::unix::fs::symlink(dir.path(), &link).expect("link");
         let held: Vec<File> = ["a", "b", "kept"].map(|name| file(&at(name), 100_000)).into();
         let twice = held[0].try_clone().expect("clone");
         let elsewhere = file(&other.path().join("c"), 100_000);
-        let bytes = |holders| Unlinked::below(dir.path(), dir.path()).bytes(holders);
+        let bytes = |holders| Unlinked::below(None, &link).bytes(holders);
         let own = [i32::try_from(std::process::id()).expect("pid")];
         assert_eq!([bytes(Holders::Daemon), bytes(Holders::Processes(&own))], [0, 0]);
         for path in [at("a"), at("b"), other.path().join("c")] {
