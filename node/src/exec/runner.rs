@@ -134,6 +134,9 @@ pub trait Sink {
     fn take(&mut self, bytes: &[u8]) -> Result<(), Failure>;
 }
 
+/// Says how many bytes a program has written elsewhere than to its streams.
+pub type Elsewhere<'a> = &'a mut dyn FnMut(Holders<'_>) -> Result<u64, Failure>;
+
 /// Where an execution's data comes from and goes to.
 pub struct Streams<'a> {
     /// Fed to stdin. It should block only briefly (files, memory): while it blocks, no limit is enforced.
@@ -144,7 +147,7 @@ pub struct Streams<'a> {
     pub stderr: &'a mut dyn Sink,
     /// Bytes that the program has written elsewhere (its directories) and that count against the limit, or why it must not go
     /// on writing; asked now and then while it runs, with who may hold files that no directory shows any more.
-    pub elsewhere: Option<&'a mut dyn FnMut(Holders<'_>) -> Result<u64, Failure>>,
+    pub elsewhere: Option<Elsewhere<'a>>,
 }
 
 impl fmt::Debug for Streams<'_> {

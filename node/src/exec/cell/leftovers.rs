@@ -1,6 +1,5 @@
-//! What a program can leave in a cell besides processes, its directories and files: System V objects, and what the temporary
-//! directories have and hold. The next program of the cell is to find none of it, so whatever cannot be put
-//! back ends the cell.
+//! What a program can leave in a cell besides processes, and files in its own directories: System V objects, and what the temporary
+//! directories have and hold. The next program of the cell is to find none of it, so what cannot be put back ends the cell.
 
 use std::io;
 use std::os::fd::OwnedFd;
