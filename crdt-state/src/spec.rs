@@ -263,12 +263,20 @@ pub struct Resources {
     pub cpu_milli: u32,
     /// Bytes of memory.
     pub memory_bytes: u64,
+    /// Bytes of disk.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub disk_bytes: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+const fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 impl Default for Resources {
     fn default() -> Self {
-        // One core and no memory claim: what a plain command needs, and what Nomad, Ray and HyperQueue assume.
-        Self { cpu_milli: 1_000, memory_bytes: 0 }
+        // One core and no claim of memory or disk: what a plain command needs, and what Nomad, Ray and HyperQueue assume.
+        Self { cpu_milli: 1_000, memory_bytes: 0, disk_bytes: 0 }
     }
 }
 

@@ -239,11 +239,20 @@ fn card() -> Card {
         copies: true,
         fetching: true,
         logs: true,
+        disk_bytes: 1 << 36,
+        output_bytes_max: Some(1 << 30),
     }
 }
 
 fn load() -> LoadDigest {
-    LoadDigest { cpu_milli_free: 1_000, memory_bytes_free: 1 << 30, running: 3, eligible: true, disk_failing: false }
+    LoadDigest {
+        cpu_milli_free: 1_000,
+        memory_bytes_free: 1 << 30,
+        running: 3,
+        eligible: true,
+        disk_failing: false,
+        disk_bytes_free: 1 << 35,
+    }
 }
 
 fn advert() -> Advert {
@@ -254,6 +263,8 @@ fn advert() -> Advert {
         labels: BTreeMap::new(),
         runners: Runners::PROCESS,
         volumes: volumes(),
+        disk_bytes: 1 << 30,
+        output_bytes_max: 1 << 30,
     }
 }
 

@@ -28,6 +28,10 @@ pub struct Settings {
     pub cpus: Option<f64>,
     /// Bytes of memory that tasks may use; nine tenths of the machine's, when not set.
     pub memory: Option<u64>,
+    /// Bytes of disk that tasks may reserve; what is free at the start, less what tasks leave free, when not set.
+    pub disk: Option<u64>,
+    /// Bytes that a job may let one of its tasks write at most; as many as it likes, when not set.
+    pub output_max: Option<u64>,
     /// Labels that jobs can ask for.
     pub labels: BTreeMap<String, String>,
     /// Find nodes of this mesh on the local network.
@@ -95,6 +99,8 @@ impl Default for Settings {
             bootstrap: Vec::new(),
             cpus: None,
             memory: None,
+            disk: None,
+            output_max: None,
             labels: BTreeMap::new(),
             mdns: true,
             kad: true,
@@ -204,6 +210,10 @@ impl Settings {
         {
             let mend = "give a number of cores from 0 (run nothing) to 65536";
             return Err(ConfigError::Value { key: "cpus", value: cpus.to_string(), mend });
+        }
+        if self.output_max == Some(0) {
+            let mend = "give a number of bytes from 1, such as 1073741824, or leave it out; cpus = 0 runs nothing here";
+            return Err(ConfigError::Value { key: "output_max", value: "0".to_owned(), mend });
         }
         if self.listen.is_empty() {
             let mend = "give at least one multiaddr, such as /ip4/0.0.0.0/tcp/9000";

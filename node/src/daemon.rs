@@ -50,7 +50,7 @@ pub use error::DaemonError;
 pub(crate) use error::io;
 use leave::Departure;
 pub use leave::Down;
-use setup::{core_config, cpu_milli, memory_bytes, mesh_config, store_options};
+use setup::{core_config, cpu_milli, disk_bytes, memory_bytes, mesh_config, store_options};
 pub use shared::{Pending, Shared, Watchers};
 
 /// Processes that outlived their task are looked for this often.
@@ -178,6 +178,7 @@ impl Daemon {
             config: CoreConfig {
                 volumes: volume_rules,
                 tasks_max: open_files::tasks_max(files),
+                disk_bytes: disk_bytes(&settings, &shared.data_dir.work()),
                 ..core_config(&settings, roles, runners.ready())
             },
         };

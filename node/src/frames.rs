@@ -282,6 +282,7 @@ mod tests {
                 running: 0,
                 eligible: true,
                 disk_failing: false,
+                disk_bytes_free: 0,
             },
         }
     }

@@ -86,6 +86,7 @@ fn containers(
     }
     let options = DockerOptions {
         engine,
+        hosts: settings.hosts()?,
         node: DataDir::at(data_dir).identity()?.id().to_string(),
         images: data_dir.join(IMAGES_FILE),
         image_keep: IMAGE_KEEP,

@@ -238,6 +238,10 @@ pub struct CoreConfig {
     pub cpu_milli: u32,
     /// Bytes of memory that tasks may use.
     pub memory_bytes: u64,
+    /// Bytes of disk that tasks may reserve.
+    pub disk_bytes: u64,
+    /// What a job may let one of its tasks write at most, bytes; `u64::MAX` is no ceiling.
+    pub output_bytes_max: u64,
     /// Tasks that may run at once, however little each needs: what the daemon has threads and descriptors for.
     pub tasks_max: u32,
     /// The operator's labels.
@@ -269,6 +273,8 @@ impl Default for CoreConfig {
         Self {
             cpu_milli: 1_000,
             memory_bytes: 1 << 30,
+            disk_bytes: 1 << 30,
+            output_bytes_max: u64::MAX,
             tasks_max: u32::MAX,
             labels: BTreeMap::new(),
             runners: Runners::PROCESS,

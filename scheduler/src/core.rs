@@ -118,7 +118,8 @@ impl Core {
     /// A node with this identity, continuing from what its disk held.
     #[must_use]
     pub fn new(setup: Setup, stored: Stored, now: Now) -> Self {
-        let total = Resources { cpu_milli: setup.config.cpu_milli, memory_bytes: setup.config.memory_bytes };
+        let CoreConfig { cpu_milli, memory_bytes, disk_bytes, .. } = setup.config;
+        let total = Resources { cpu_milli, memory_bytes, disk_bytes };
         let tasks_max = setup.config.tasks_max;
         let own = setup.identity.id();
         let membership = Membership::new(own, setup.incarnation, setup.seed, MembershipConfig::default());
@@ -224,6 +225,8 @@ impl Core {
             copies: true,
             fetching: true,
             logs: true,
+            disk_bytes: config.disk_bytes,
+            output_bytes_max: (config.output_bytes_max < u64::MAX).then_some(config.output_bytes_max),
         }
     }
 

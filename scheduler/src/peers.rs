@@ -9,6 +9,7 @@ use sinew_crdt_state::state::JobState;
 
 use crate::config::{ASK_AGAIN, ASK_AGAIN_DOUBLED_MAX, REACH_AFTER, SHUN_ALL_DOUBLED_MAX, SHUN_ALL_FOR, silent_after};
 use crate::distance::{RoundTrip, pace_at_best, pace_for_member};
+use crate::resources::{Room, slots_in};
 use crate::table::Table;
 use crate::time::{Span, Time};
 use crate::wire::{Card, LoadDigest};
@@ -43,12 +44,16 @@ pub struct Peer {
     cpu_promised: u64,
     /// The same for memory.
     memory_promised: u64,
+    /// The same for disk.
+    disk_promised: u64,
     /// Offers of brains here that it has not answered.
     offers: u32,
     /// What these would take: thousandths of a core.
     cpu_offered: u64,
     /// The same for memory.
     memory_offered: u64,
+    /// The same for disk.
+    disk_offered: u64,
     /// The round trip to it, where it was measured.
     pub(crate) trip: Option<RoundTrip>,
     /// What the transport measured last.
@@ -99,9 +104,11 @@ impl Peers {
             reach_at: now,
             cpu_promised: 0,
             memory_promised: 0,
+            disk_promised: 0,
             offers: 0,
             cpu_offered: 0,
             memory_offered: 0,
+            disk_offered: 0,
             trip: None,
             ping: Span(0),
             failure_rate: 0.0,
@@ -171,11 +178,13 @@ impl Peers {
                 peer.declined = 0;
             }
             peer.load_at = now;
-            let same = peer.load == Some(load) && peer.cpu_promised == 0 && peer.memory_promised == 0;
+            let promised = peer.cpu_promised != 0 || peer.memory_promised != 0 || peer.disk_promised != 0;
+            let same = peer.load == Some(load) && !promised;
             self.news += u64::from(!same);
             peer.load = Some(load);
             peer.cpu_promised = 0;
             peer.memory_promised = 0;
+            peer.disk_promised = 0;
         }
     }
 
@@ -278,29 +287,32 @@ impl Peers {
     /// Counts an award against the node's load until its next digest.
     pub(crate) fn promise(&mut self, node: NodeId, spec: &JobSpec, slots: u32) {
         if let Some(peer) = self.map.get_mut(&node) {
-            let (cpu, memory) = taken_by(spec, slots);
-            peer.cpu_promised += cpu;
-            peer.memory_promised = peer.memory_promised.saturating_add(memory);
+            let taken = taken_by(spec, slots);
+            peer.cpu_promised += taken.cpu_milli;
+            peer.memory_promised = peer.memory_promised.saturating_add(taken.memory_bytes);
+            peer.disk_promised = peer.disk_promised.saturating_add(taken.disk_bytes);
         }
     }
 
     /// Counts an offer, and what it would take, until it is answered: no other job is to chase the same room.
     pub(crate) fn offer(&mut self, node: NodeId, spec: &JobSpec, slots: u32) {
         if let Some(peer) = self.map.get_mut(&node) {
-            let (cpu, memory) = taken_by(spec, slots);
+            let taken = taken_by(spec, slots);
             peer.offers += 1;
-            peer.cpu_offered += cpu;
-            peer.memory_offered = peer.memory_offered.saturating_add(memory);
+            peer.cpu_offered += taken.cpu_milli;
+            peer.memory_offered = peer.memory_offered.saturating_add(taken.memory_bytes);
+            peer.disk_offered = peer.disk_offered.saturating_add(taken.disk_bytes);
         }
     }
 
     /// The offer counted by [`Self::offer`] was answered, or is given up.
     pub(crate) fn offer_ended(&mut self, node: NodeId, spec: &JobSpec, slots: u32) {
         if let Some(peer) = self.map.get_mut(&node) {
-            let (cpu, memory) = taken_by(spec, slots);
+            let taken = taken_by(spec, slots);
             peer.offers = peer.offers.saturating_sub(1);
-            peer.cpu_offered = peer.cpu_offered.saturating_sub(cpu);
-            peer.memory_offered = peer.memory_offered.saturating_sub(memory);
+            peer.cpu_offered = peer.cpu_offered.saturating_sub(taken.cpu_milli);
+            peer.memory_offered = peer.memory_offered.saturating_sub(taken.memory_bytes);
+            peer.disk_offered = peer.disk_offered.saturating_sub(taken.disk_bytes);
         }
     }
 
@@ -409,10 +421,14 @@ impl Peers {
     }
 }
 
-/// Thousandths of a core and bytes of memory that so many slots take.
-fn taken_by(spec: &JobSpec, slots: u32) -> (u64, u64) {
-    let need = spec.resources;
-    (u64::from(need.cpu_milli.max(10)) * u64::from(slots), need.memory_bytes.saturating_mul(u64::from(slots)))
+/// What so many slots take.
+fn taken_by(spec: &JobSpec, slots: u32) -> Room {
+    let (need, slots) = (spec.resources, u64::from(slots));
+    Room {
+        cpu_milli: u64::from(need.cpu_milli.max(10)) * slots,
+        memory_bytes: need.memory_bytes.saturating_mul(slots),
+        disk_bytes: need.disk_bytes.saturating_mul(slots),
+    }
 }
 
 impl Peer {
@@ -424,6 +440,8 @@ impl Peer {
             && self.roles.contains(Roles::RUN)
             && card.cpu_milli >= need.cpu_milli.max(1)
             && card.memory_bytes >= need.memory_bytes
+            && card.disk_bytes >= need.disk_bytes
+            && card.output_bytes_max.is_none_or(|most| spec.limits.output_bytes_max <= most)
             && card.runners.contains(spec.runners())
             && (spec.volumes.is_empty() || card.volumes.cover(&spec.needed_volumes()))
             && has_labels(card, spec)
@@ -433,9 +451,13 @@ impl Peer {
     /// Slots that it seems to have for tasks of `spec`; `None` when it can never run them.
     pub(crate) fn slots_for(&self, spec: &JobSpec) -> Option<u32> {
         let load = self.load.filter(|_| self.can_ever(spec))?;
-        let cpu = u64::from(load.cpu_milli_free).saturating_sub(self.cpu_promised + self.cpu_offered);
-        let memory = load.memory_bytes_free.saturating_sub(self.memory_promised.saturating_add(self.memory_offered));
-        Some(crate::resources::slots_in(cpu, memory, spec.resources))
+        let less = |free: u64, promised: u64, offered: u64| free.saturating_sub(promised.saturating_add(offered));
+        let room = Room {
+            cpu_milli: less(load.cpu_milli_free.into(), self.cpu_promised, self.cpu_offered),
+            memory_bytes: less(load.memory_bytes_free, self.memory_promised, self.memory_offered),
+            disk_bytes: less(load.disk_bytes_free, self.disk_promised, self.disk_offered),
+        };
+        Some(slots_in(room, spec.resources))
     }
 
     /// From when on what it last said of its load is so old that it is worth asking again; never while it has yet to answer.

@@ -13,12 +13,24 @@ pub struct Pool {
     slots_max: u32,
 }
 
+/// Room for tasks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Room {
+    /// Thousandths of cores.
+    pub(crate) cpu_milli: u64,
+    /// Bytes.
+    pub(crate) memory_bytes: u64,
+    /// Bytes.
+    pub(crate) disk_bytes: u64,
+}
+
 /// Slots of `need` each that fit into so much.
-pub(crate) fn slots_in(cpu_milli: u64, memory_bytes: u64, need: Resources) -> u32 {
+pub(crate) fn slots_in(room: Room, need: Resources) -> u32 {
     // A task that asks for no CPU still takes a thread: count it as a hundredth of a core.
-    let by_cpu = cpu_milli / u64::from(need.cpu_milli.max(10));
-    let by_memory = memory_bytes.checked_div(need.memory_bytes).unwrap_or(u64::MAX);
-    u32::try_from(by_cpu.min(by_memory)).unwrap_or(u32::MAX)
+    let by_cpu = room.cpu_milli / u64::from(need.cpu_milli.max(10));
+    let by_memory = room.memory_bytes.checked_div(need.memory_bytes).unwrap_or(u64::MAX);
+    let by_disk = room.disk_bytes.checked_div(need.disk_bytes).unwrap_or(u64::MAX);
+    u32::try_from(by_cpu.min(by_memory).min(by_disk)).unwrap_or(u32::MAX)
 }
 
 impl Pool {
@@ -37,7 +49,8 @@ impl Pool {
     /// How many tasks of `need` fit now.
     #[must_use]
     pub fn slots(&self, need: Resources) -> u32 {
-        slots_in(u64::from(self.free.cpu_milli), self.free.memory_bytes, need).min(self.slots_free)
+        let Resources { cpu_milli, memory_bytes, disk_bytes } = self.free;
+        slots_in(Room { cpu_milli: cpu_milli.into(), memory_bytes, disk_bytes }, need).min(self.slots_free)
     }
 
     /// Reserves up to `wanted` slots of `need` each, and says how many.
@@ -46,6 +59,7 @@ impl Pool {
         let taken = if planted(Bug::DoubleReserve) { 0 } else { slots };
         self.free.cpu_milli -= need.cpu_milli.max(10) * taken;
         self.free.memory_bytes -= need.memory_bytes * u64::from(taken);
+        self.free.disk_bytes -= need.disk_bytes * u64::from(taken);
         self.slots_free -= taken;
         slots
     }
@@ -55,10 +69,12 @@ impl Pool {
         let slots = if planted(Bug::DoubleReserve) { 0 } else { slots };
         self.free.cpu_milli += need.cpu_milli.max(10) * slots;
         self.free.memory_bytes += need.memory_bytes * u64::from(slots);
+        self.free.disk_bytes += need.disk_bytes * u64::from(slots);
         self.slots_free += slots;
         assert!(
             self.free.cpu_milli <= self.total.cpu_milli
                 && self.free.memory_bytes <= self.total.memory_bytes
+                && self.free.disk_bytes <= self.total.disk_bytes
                 && self.slots_free <= self.slots_max,
             "more was released than reserved"
         );
@@ -71,14 +87,17 @@ mod tests {
 
     #[test]
     fn reservations_never_exceed_the_total_and_come_back() {
-        let mut pool = Pool::new(Resources { cpu_milli: 2_000, memory_bytes: 100 }, 1_000);
-        let task = Resources { cpu_milli: 500, memory_bytes: 30 };
+        let mut pool = Pool::new(Resources { cpu_milli: 2_000, memory_bytes: 100, disk_bytes: 0 }, 1_000);
+        let task = Resources { cpu_milli: 500, memory_bytes: 30, disk_bytes: 0 };
         assert_eq!(pool.reserve(task, 10), 3, "memory binds");
         assert_eq!(pool.reserve(task, 1), 0);
         pool.release(task, 3);
-        let light = Resources { cpu_milli: 0, memory_bytes: 0 };
+        let light = Resources { cpu_milli: 0, memory_bytes: 0, disk_bytes: 0 };
         assert_eq!(pool.reserve(light, 1_000), 200, "even nothing counts as 10 thousandths");
-        let mut few = Pool::new(Resources { cpu_milli: 2_000, memory_bytes: 100 }, 7);
+        let mut few = Pool::new(Resources { cpu_milli: 2_000, memory_bytes: 100, disk_bytes: 100 }, 7);
+        let large = Resources { disk_bytes: 40, ..light };
+        assert_eq!((few.reserve(large, 3), few.slots(large)), (2, 0), "disk binds");
+        few.release(large, 2);
         assert_eq!((few.reserve(light, 5), few.reserve(light, 5)), (5, 2), "no more slots than there may be");
         few.release(light, 7);
         assert_eq!(few.slots(light), 7);

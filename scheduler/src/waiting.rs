@@ -20,6 +20,8 @@ use crate::wire::Advert;
 pub(crate) struct Need {
     cpu_milli: u32,
     memory_bytes: u64,
+    disk_bytes: u64,
+    output_bytes_max: u64,
     labels: BTreeMap<String, String>,
     runners: Runners,
     volumes: Volumes,
@@ -27,9 +29,11 @@ pub(crate) struct Need {
 
 impl Need {
     pub(crate) fn of(spec: &JobSpec) -> Self {
-        let Resources { cpu_milli, memory_bytes } = spec.resources;
+        let Resources { cpu_milli, memory_bytes, disk_bytes } = spec.resources;
+        let output_bytes_max = spec.limits.output_bytes_max;
         let volumes = if spec.volumes.is_empty() { Volumes::default() } else { spec.needed_volumes() };
-        Self { cpu_milli, memory_bytes, labels: spec.labels.clone(), runners: spec.runners(), volumes }
+        let (labels, runners) = (spec.labels.clone(), spec.runners());
+        Self { cpu_milli, memory_bytes, disk_bytes, output_bytes_max, labels, runners, volumes }
     }
 
     /// What tells nodes of it, in the name of `job`.
@@ -41,6 +45,8 @@ impl Need {
             labels: self.labels.clone(),
             runners: self.runners,
             volumes: self.volumes.clone(),
+            disk_bytes: self.disk_bytes,
+            output_bytes_max: self.output_bytes_max,
         }
     }
 }

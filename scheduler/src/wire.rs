@@ -478,6 +478,12 @@ pub struct Card {
     /// them for an offence.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub logs: bool,
+    /// Bytes of disk that tasks may reserve; 0 from builds that know no such reservations.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub disk_bytes: u64,
+    /// What a job may let one of its tasks write there at most, bytes, if its operator has set that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_bytes_max: Option<u64>,
 }
 
 /// What a node has free right now.
@@ -494,6 +500,9 @@ pub struct LoadDigest {
     /// Whether its disk refuses records or does not answer.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub disk_failing: bool,
+    /// Bytes of disk that tasks may reserve.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub disk_bytes_free: u64,
 }
 
 /// A job that looks for nodes, on the advert topic.
@@ -512,6 +521,12 @@ pub struct Advert {
     /// Directories that must be offered there.
     #[serde(default, skip_serializing_if = "Volumes::is_empty")]
     pub volumes: Volumes,
+    /// What a task needs: bytes of disk.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub disk_bytes: u64,
+    /// What a task may write at most, bytes.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub output_bytes_max: u64,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]

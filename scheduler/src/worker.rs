@@ -149,6 +149,7 @@ impl Worker {
             running: u32::try_from(running).unwrap_or(u32::MAX),
             eligible: takes_work(ctx),
             disk_failing: ctx.storage_failing.is_some(),
+            disk_bytes_free: free.disk_bytes,
         }
     }
 
@@ -183,6 +184,7 @@ impl Worker {
     fn fits(&self, ctx: &Ctx, spec: &JobSpec) -> u32 {
         let labels = spec.labels.iter().all(|(k, v)| ctx.config.labels.get(k) == Some(v));
         let able = labels && ctx.config.runners.contains(spec.runners()) && ctx.config.volumes.admit(spec).is_ok();
+        let able = able && spec.limits.output_bytes_max <= ctx.config.output_bytes_max;
         if able && takes_work(ctx) { self.pool.slots(spec.resources) } else { 0 }
     }
 
@@ -221,11 +223,13 @@ impl Worker {
     }
 
     pub(crate) fn on_advert(&self, ctx: &mut Ctx, from: NodeId, advert: &crate::wire::Advert) {
-        let need = Resources { cpu_milli: advert.cpu_milli, memory_bytes: advert.memory_bytes };
+        let crate::wire::Advert { cpu_milli, memory_bytes, disk_bytes, .. } = *advert;
+        let need = Resources { cpu_milli, memory_bytes, disk_bytes };
         let labels = advert.labels.iter().all(|(k, v)| ctx.config.labels.get(k) == Some(v));
         let slots = self.pool.slots(need);
         let volumes = advert.volumes.is_empty() || ctx.config.volumes.offered().cover(&advert.volumes);
         let able = labels && volumes && ctx.config.runners.contains(advert.runners);
+        let able = able && advert.output_bytes_max <= ctx.config.output_bytes_max;
         if able && slots > 0 && takes_work(ctx) {
             ctx.send(from, Message::Interest { job: advert.job, slots });
         }

@@ -266,7 +266,7 @@ impl Plan {
         NewJob {
             name: name.to_owned(),
             work,
-            resources: Resources { cpu_milli: self.cpu_milli, memory_bytes: 0 },
+            resources: Resources { cpu_milli: self.cpu_milli, ..Resources::default() },
             limits: Limits {
                 timeout_ms: self.limit.map(Span::as_ms),
                 output_bytes_max: self.limit.map_or(Limits::default().output_bytes_max, |_| 1 << 20),

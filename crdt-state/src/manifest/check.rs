@@ -126,6 +126,11 @@ fn check_amounts(draft: &JobDraft, out: &mut Vec<Problem>) {
         let mend = "write a size such as 1GiB; there is no way to ask for no limit";
         out.push(Problem::new("limits.output_max", "0".to_owned(), "no output at all could be kept", mend));
     }
+    let (disk, output_max) = (draft.resources.disk_bytes, draft.limits.output_bytes_max);
+    if disk > 0 && output_max > disk {
+        let mend = format!("write at most the {disk} bytes of `disk`, or reserve more there, or leave one of them out");
+        out.push(Problem::new("limits.output_max", output_max.to_string(), "more than the task reserves", mend));
+    }
 }
 
 fn check_labels(labels: &BTreeMap<String, String>, out: &mut Vec<Problem>) {

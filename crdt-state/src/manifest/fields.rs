@@ -19,6 +19,7 @@ pub(super) const TABLES: [(&str, &[&str]); 13] = [
             "type",
             "cpus",
             "memory",
+            "disk",
             "strategy",
             "copies",
             "labels",

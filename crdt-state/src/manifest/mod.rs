@@ -9,6 +9,7 @@
 //! type = "batch"                      # batch | map_reduce
 //! cpus = 1.0                          # cores per task; fractions down to 0.001
 //! memory = "512MiB"                   # bytes, or with kB MB GB TB KiB MiB GiB TiB
+//! disk = "2GiB"
 //! strategy = "binpack"                # binpack | spread
 //! copies = 2                          # nodes that must hold each output: 1 | 2
 //! labels = { zone = "a" }             # only nodes with all of these

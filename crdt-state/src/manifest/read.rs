@@ -67,6 +67,7 @@ fn read_top(top: &Fields<'_>, out: &mut Vec<Problem>) -> JobDraft {
     draft.resources = Resources {
         cpu_milli: top.get("cpus").and_then(|item| item.cpus(out)).unwrap_or(defaults.cpu_milli),
         memory_bytes: top.get("memory").and_then(|item| item.size(out)).unwrap_or(defaults.memory_bytes),
+        disk_bytes: top.get("disk").and_then(|item| item.size(out)).unwrap_or(defaults.disk_bytes),
     };
     if let Some(strategy) = top.get("strategy").and_then(|item| item.choice(&STRATEGIES, out)) {
         draft.strategy = strategy;
@@ -74,7 +75,12 @@ fn read_top(top: &Fields<'_>, out: &mut Vec<Problem>) -> JobDraft {
     let copies = top.get("copies").and_then(|item| item.count(&COPIES, out));
     draft.copies = copies.and_then(|n| u8::try_from(n).ok()).unwrap_or(draft.copies);
     draft.labels = top.get("labels").map(|item| item.text_table(out)).unwrap_or_default();
-    draft.limits = top.get("limits").map(|item| read_limits(&item, out)).unwrap_or_default();
+    // What a task reserves it may use.
+    let defaults = match draft.resources.disk_bytes {
+        0 => Limits::default(),
+        output_bytes_max => Limits { output_bytes_max, ..Limits::default() },
+    };
+    draft.limits = top.get("limits").map_or(defaults, |item| read_limits(&item, defaults, out));
     draft.retry = top.get("retry").map(|item| read_retry(&item, out)).unwrap_or_default();
     draft.env = top.get("env").map(|item| item.text_table(out)).unwrap_or_default();
     draft.network = top.get("network").map(|item| super::network::read(&item, out)).unwrap_or_default();
@@ -86,8 +92,7 @@ fn read_top(top: &Fields<'_>, out: &mut Vec<Problem>) -> JobDraft {
     draft
 }
 
-fn read_limits(item: &Item<'_>, out: &mut Vec<Problem>) -> Limits {
-    let defaults = Limits::default();
+fn read_limits(item: &Item<'_>, defaults: Limits, out: &mut Vec<Problem>) -> Limits {
     let Some(fields) = Fields::open(item, "limits", out) else { return defaults };
     Limits {
         timeout_ms: fields.get("timeout").and_then(|item| item.duration(out)).or(defaults.timeout_ms),

@@ -26,7 +26,7 @@ pub fn schema() -> Value {
             "key" => json!({ "type": "string", "minLength": 1, "maxLength": SUBMIT_KEY_LEN_MAX }),
             "type" => json!({ "enum": ["batch", "map_reduce"] }),
             "cpus" => json!({ "anyOf": [{ "type": "number", "minimum": 0.001 }, { "type": "string" }] }),
-            "memory" => reference("size"),
+            "memory" | "disk" => reference("size"),
             "strategy" => json!({ "enum": ["binpack", "spread"] }),
             "copies" => count(*COPIES.start(), *COPIES.end()),
             "labels" | "env" => json!({ "type": "object", "additionalProperties": { "type": "string" } }),

@@ -420,6 +420,12 @@ pub struct StatusView {
     pub cpu_milli: (u32, u32),
     /// Bytes of memory: for tasks, and free of them.
     pub memory_bytes: (u64, u64),
+    /// Bytes of disk: for tasks to reserve, and free of them.
+    #[serde(default)]
+    pub disk_bytes: (u64, u64),
+    /// Bytes that a job may let one of its tasks write here at most, if there is a ceiling.
+    #[serde(default)]
+    pub output_bytes_max: Option<u64>,
     /// Tasks running here.
     pub tasks_running: usize,
     /// Jobs whose brain this node is.

@@ -49,6 +49,8 @@ pub(super) async fn status(shared: &Shared) -> Result<StatusView, ApiError> {
                 format!("{:032x}-{}", root.sum, root.count),
                 core.storage_problem().map(str::to_owned),
                 core.has_recovered(),
+                (config.disk_bytes, free.map_or(0, |l| l.disk_bytes_free)),
+                (config.output_bytes_max < u64::MAX).then_some(config.output_bytes_max),
             )
         })
         .await?;
@@ -68,6 +70,8 @@ pub(super) async fn status(shared: &Shared) -> Result<StatusView, ApiError> {
         peers: mesh.peers.len(),
         cpu_milli: seen.0,
         memory_bytes: seen.1,
+        disk_bytes: seen.8,
+        output_bytes_max: seen.9,
         tasks_running: seen.2,
         jobs_led: seen.3,
         ledger_entries: seen.4,

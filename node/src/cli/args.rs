@@ -201,6 +201,9 @@ pub(crate) struct RunArgs {
     /// Memory to reserve
     #[arg(long, value_name = "SIZE", default_value = "0", value_parser = parse_size)]
     pub(crate) memory: u64,
+    /// Disk to reserve; what it may write, unless --output-max says less
+    #[arg(long, value_name = "SIZE", default_value = "0", value_parser = parse_size)]
+    pub(crate) disk: u64,
     /// End it after so long
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub(crate) timeout: Option<u64>,
@@ -269,6 +272,9 @@ pub(crate) struct MapReduceArgs {
     /// Memory that one task reserves
     #[arg(long, value_name = "SIZE", default_value = "0", value_parser = parse_size)]
     pub(crate) memory: u64,
+    /// Disk that one task reserves; what it may write, unless --output-max says less
+    #[arg(long, value_name = "SIZE", default_value = "0", value_parser = parse_size)]
+    pub(crate) disk: u64,
     /// End a task after so long
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub(crate) timeout: Option<u64>,

@@ -37,6 +37,12 @@ pub struct UpArgs {
     /// Memory that tasks may use [default: nine tenths]
     #[arg(long, env = "SINEW_MEMORY", value_name = "SIZE", value_parser = parse_size)]
     pub memory: Option<u64>,
+    /// Disk that tasks may reserve [default: what is free, less a reserve]
+    #[arg(long, env = "SINEW_DISK", value_name = "SIZE", value_parser = parse_size)]
+    pub disk: Option<u64>,
+    /// The most that a job may let one of its tasks write here [default: as much as it likes]
+    #[arg(long, env = "SINEW_OUTPUT_MAX", value_name = "SIZE", value_parser = parse_size)]
+    pub output_max: Option<u64>,
     /// A label that jobs can ask for; may be repeated
     #[arg(long, env = "SINEW_LABELS", value_name = "K=V", value_delimiter = ',', value_parser = parse_label)]
     pub label: Vec<(String, String)>,
@@ -146,6 +152,8 @@ impl UpArgs {
         }
         settings.cpus = self.cpus.or(settings.cpus);
         settings.memory = self.memory.or(settings.memory);
+        settings.disk = self.disk.or(settings.disk);
+        settings.output_max = self.output_max.or(settings.output_max);
         // Labels add up: a machine's own in the file, this start's in flags.
         settings.labels.extend(self.label.iter().cloned());
         switch(&mut settings.mdns, self.mdns, self.no_mdns);

@@ -1,5 +1,7 @@
 //! What the settings and the machine mean for the parts of a daemon.
 
+use std::path::Path;
+
 use sinew_blobs::{GcOptions, StoreOptions};
 use sinew_crdt_state::certificate::Roles;
 use sinew_crdt_state::ids::NodeId;
@@ -10,6 +12,7 @@ use sinew_scheduler::config::CoreConfig;
 use super::error::DaemonError;
 use crate::config::Settings;
 use crate::datadir::{DataDir, Membership};
+use crate::exec::slot::free_for_tasks;
 use crate::probe;
 
 /// Longest frame between nodes: the facts of a large round in one vote. Far below what would hurt a small node.
@@ -61,6 +64,7 @@ pub(super) fn core_config(settings: &Settings, roles: Roles, runners: Runners) -
         // What cannot be isolated is not offered, so that no job is awarded here only to be refused.
         runners,
         memory_bytes: memory_bytes(settings),
+        output_bytes_max: settings.output_max.unwrap_or(u64::MAX),
         labels: settings.labels.clone(),
         about: machine.about,
         start_ahead: 1,
@@ -75,6 +79,11 @@ pub(super) fn core_config(settings: &Settings, roles: Roles, runners: Runners) -
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to be 0 to 65536 cores")]
 pub(super) fn cpu_milli(settings: &Settings) -> u32 {
     settings.cpus.map_or_else(|| probe::machine().cpu_milli, |cpus| (cpus * 1000.0).round() as u32)
+}
+
+/// Bytes of disk that tasks may reserve, where their directories are in `work`.
+pub(super) fn disk_bytes(settings: &Settings, work: &Path) -> u64 {
+    settings.disk.unwrap_or_else(|| free_for_tasks(work))
 }
 
 /// Bytes of memory for tasks.

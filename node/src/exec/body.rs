@@ -106,6 +106,15 @@ impl Body {
         pids.into_iter().any(|pid| procfs::written(pid).is_none_or(|bytes| bytes > WRITTEN_MIN))
     }
 
+    /// Its processes, as the host counts, as far as they are known.
+    pub(super) fn processes(&self) -> Vec<i32> {
+        match self {
+            Self::Child(group, _) => procfs::family(group.pid.as_raw_nonzero().get()),
+            Self::Cell(run) => run.lease.as_ref().map(|lease| lease.cell.processes()).unwrap_or_default(),
+            Self::Call(call) => call.processes(),
+        }
+    }
+
     /// Its first process, if there is one.
     pub(super) fn pid(&self) -> Option<i32> {
         match self {

@@ -27,6 +27,7 @@ use super::process::Pipe;
 use super::procfs;
 use super::runner::{Ended, RunLimits, Streams};
 use super::stop::StopReason;
+use super::unlinked::Holders;
 
 /// How often a running program is looked at for memory and for bytes written elsewhere: rare enough to cost nothing, often
 /// enough that a runaway writer is stopped within a few hundred MB.
@@ -193,7 +194,8 @@ impl<'a> Driver<'a> {
         if let Some(why) = self.body.out_of_memory() {
             self.end_now(why);
         }
-        match self.sample_elsewhere() {
+        let pids = self.body.processes();
+        match self.sample_elsewhere(Holders::Processes(&pids)) {
             Ok(()) => self.check_cap(),
             // The disk is in need, and this one adds to that.
             Err(why) if self.body.writes() => self.end_now(why),
@@ -201,9 +203,9 @@ impl<'a> Driver<'a> {
         }
     }
 
-    fn sample_elsewhere(&mut self) -> Result<(), Failure> {
+    fn sample_elsewhere(&mut self, holders: Holders<'_>) -> Result<(), Failure> {
         if let Some(elsewhere) = self.streams.elsewhere.as_mut() {
-            self.elsewhere_bytes = elsewhere()?;
+            self.elsewhere_bytes = elsewhere(holders)?;
         }
         Ok(())
     }
@@ -391,7 +393,7 @@ impl<'a> Driver<'a> {
         }
         if exit.is_some() {
             // The write that went over the cap may be what failed the program.
-            let known = self.sample_elsewhere().is_ok();
+            let known = self.sample_elsewhere(Holders::Nobody).is_ok();
             if known && self.verdict.is_none() && self.is_over_cap() {
                 self.verdict = Some(Failure::over_output_cap(self.limits.output_max));
             }

@@ -221,7 +221,10 @@ fn size_in(dir: &OwnedFd, depth: usize, found: &mut Found) -> Result<(), Failure
         let Ok(stat) = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
         found.entries += 1;
         match FileType::from_raw_mode(stat.st_mode) {
-            FileType::RegularFile => found.bytes = found.bytes.saturating_add(taken(&stat)),
+            FileType::RegularFile => {
+                let number = |n: i64| u64::try_from(n).unwrap_or(0);
+                found.bytes = found.bytes.saturating_add(taken(number(stat.st_size), number(stat.st_blocks)));
+            }
             FileType::Directory if depth == 0 => {
                 let message = format!("the task's directories are nested more than {DEPTH_MAX} deep");
                 return Err(Failure::new(ErrorCode::Invalid, message));
@@ -237,10 +240,9 @@ fn size_in(dir: &OwnedFd, depth: usize, found: &mut Found) -> Result<(), Failure
     Ok(())
 }
 
-/// Bytes that a file takes: its length, unless more than rounding up to blocks is set aside for it.
-fn taken(stat: &rustix::fs::Stat) -> u64 {
-    let len = u64::try_from(stat.st_size).unwrap_or(0);
-    let held = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512);
+/// Bytes that a file takes: its length, unless more than rounding up to blocks is set aside for it, in blocks of 512 bytes.
+pub(super) fn taken(len: u64, blocks: u64) -> u64 {
+    let held = blocks.saturating_mul(512);
     if held > len.next_multiple_of(BLOCK_MAX) { held } else { len }
 }
 
@@ -267,6 +269,18 @@ mod tests {
         assert_eq!(files.top(), ["a"]);
         let meta = files.dir().expect("dir").join("a/b.sh").metadata().expect("file");
         assert_eq!((meta.len(), meta.permissions().mode() & 0o777), (1, 0o555));
+    }
+
+    #[test]
+    fn a_name_that_is_no_text_is_told_without_where_this_node_keeps_it() {
+        use std::os::unix::ffi::OsStrExt;
+        let dir = tempfile::tempdir().expect("dir");
+        let name = Path::new("d").join(std::ffi::OsStr::from_bytes(b"caf\xe9"));
+        std::fs::create_dir(dir.path().join("d")).expect("mkdir");
+        std::fs::write(dir.path().join(name), "1").expect("write");
+        let message = super::super::outputs::outputs(dir.path(), &[]).expect_err("refused").message;
+        assert!(message.contains("\"/job/output/d/caf\\xE9\""), "{message}");
+        assert!(!message.contains(dir.path().to_str().expect("utf-8")), "{message}");
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! work), [`split`] and [`walk`] (what a round's chunks are), [`task`] (run one), [`outcome`] (how it ended).
 
 pub mod allowlist;
+mod attributes;
 pub mod bench;
 mod body;
 mod builtin;
@@ -30,6 +31,7 @@ pub mod python;
 mod removal;
 pub mod runner;
 pub mod set;
+mod shown;
 pub mod shuffle;
 pub mod slot;
 mod sort;
@@ -38,6 +40,7 @@ pub mod stop;
 pub mod sweep;
 pub mod switch;
 pub mod task;
+pub mod unlinked;
 pub mod volumes;
 pub mod walk;
 pub mod wasm;

@@ -11,6 +11,7 @@ use sinew_crdt_state::error_code::ErrorCode;
 use sinew_crdt_state::spec::is_safe_relative;
 use walkdir::{DirEntry, WalkDir};
 
+use super::cell;
 use super::files::{DEPTH_MAX, OutputFile};
 use super::outcome::Failure;
 
@@ -53,7 +54,8 @@ pub(super) fn outputs(dir: &Path, keep: &[String]) -> Result<Left, Failure> {
         }
         let name = entry.path().strip_prefix(dir).ok().and_then(Path::to_str);
         let Some(name) = name.map(str::to_owned).filter(|n| is_safe_relative(n)) else {
-            return Err(invalid(format!("output file {:?} has a name that other nodes could not write", entry.path())));
+            let shown = Path::new(cell::OUTPUT).join(entry.path().strip_prefix(dir).unwrap_or(Path::new("")));
+            return Err(invalid(format!("output file {shown:?} has a name that other nodes could not write")));
         };
         parents.extend(name.rsplit_once('/').map(|(parent, _)| parent.to_owned()));
         if !is_kept(keep, &name) {

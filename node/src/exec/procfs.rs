@@ -108,8 +108,18 @@ fn children_of_thread(pid: i32, thread: i32) -> Option<Vec<i32>> {
 
 /// The children of all threads of a process.
 fn children_of_threads(pid: i32) -> Vec<i32> {
-    let threads = numbers_in(&format!("/proc/{pid}/task"));
-    threads.into_iter().filter_map(|thread| children_of_thread(pid, thread)).flatten().collect()
+    threads(pid).into_iter().filter_map(|thread| children_of_thread(pid, thread)).flatten().collect()
+}
+
+/// The threads of a process.
+pub(super) fn threads(pid: i32) -> Vec<i32> {
+    numbers_in(&format!("/proc/{pid}/task"))
+}
+
+/// A process and all that descend from it, as far as they are known.
+pub(super) fn family(pid: i32) -> Vec<i32> {
+    let below = descent(pid).map(|found| found.all).unwrap_or_default();
+    std::iter::once(pid).chain(below).collect()
 }
 
 /// A process's children, and all that descend from it.

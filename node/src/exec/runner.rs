@@ -17,6 +17,7 @@ use super::allowlist::Caps;
 use super::cell::pool::Place;
 use super::outcome::{Failure, Usage};
 use super::stop::{StopHandle, StopReason};
+use super::unlinked::Holders;
 
 /// Time between SIGTERM and SIGKILL, and their like: long enough to flush a file, short against a lease.
 pub const GRACE_DEFAULT: Duration = Duration::from_secs(2);
@@ -138,6 +139,9 @@ pub trait Sink {
     }
 }
 
+/// Says how many bytes a program has written elsewhere than to its streams.
+pub type Elsewhere<'a> = &'a mut dyn FnMut(Holders<'_>) -> Result<u64, Failure>;
+
 /// Where an execution's data comes from and goes to.
 pub struct Streams<'a> {
     /// Fed to stdin. It should block only briefly (files, memory): while it blocks, no limit is enforced.
@@ -147,8 +151,8 @@ pub struct Streams<'a> {
     /// Takes stderr.
     pub stderr: &'a mut dyn Sink,
     /// Bytes that the program has written elsewhere (its directories) and that count against the limit, or why it must not go
-    /// on writing; asked now and then while it runs.
-    pub elsewhere: Option<&'a mut dyn FnMut() -> Result<u64, Failure>>,
+    /// on writing; asked now and then while it runs, with who may hold files that no directory shows any more.
+    pub elsewhere: Option<Elsewhere<'a>>,
 }
 
 impl fmt::Debug for Streams<'_> {

@@ -24,19 +24,21 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, RawDir, SeekFrom, fchmod, fstat, fstatvfs, open, renameat, seek, unlinkat,
+    AtFlags, FileType, Mode, OFlags, RawDir, SeekFrom, StatVfs, fstatvfs, open, renameat, seek, unlinkat,
 };
 use rustix::io::Errno;
 use sinew_crdt_state::error_code::ErrorCode;
 use sinew_crdt_state::network::Network;
 use sinew_crdt_state::spec::{Phase, Resources};
 
+use super::attributes::Attributes;
 use super::cell;
 use super::cell::pool::Place;
 use super::files::JobFiles;
 use super::outcome::Failure;
 use super::removal::{remove, remove_in};
 use super::runner::View;
+use super::shown::as_programs_know;
 use super::sweep::next_run;
 
 /// Tasks' directories are for the daemon's user alone.
@@ -83,6 +85,18 @@ impl WorkRoot {
             std::thread::Builder::new().name("sinew-leftovers".to_owned()).spawn(delete)?;
         }
         Ok(Self(path.to_owned()))
+    }
+
+    /// The same failure, for whoever submitted the task: no directory of this node is named in it.
+    #[must_use]
+    pub fn shown(&self, mut failure: Failure) -> Failure {
+        // The data directory, under the name that it was given and its own.
+        for work in [Some(self.0.clone()), self.0.canonicalize().ok()].into_iter().flatten() {
+            if let Some(data) = work.parent() {
+                failure.message = as_programs_know(&failure.message, data, &work);
+            }
+        }
+        failure
     }
 
     /// Where goes what cannot be deleted.
@@ -157,10 +171,25 @@ impl WorkRoot {
         let output = ReusableDir::new(job.join("output"), self.stuck())?;
         // A sandboxed program is another user, and finds its directories through this one.
         std::fs::set_permissions(&job, Permissions::from_mode(0o755))?;
+        let job_fd = open_dir(&job)?;
+        let job_own = Attributes::of(&job_fd)?;
         let (linked, links) = (None, Vec::new());
         let (root, last_job) = (self.clone(), None);
-        Ok(Slot { number, root, path, job, work, output, linked, links, last_job, empty: false })
+        Ok(Slot { number, root, path, job, job_fd, job_own, work, output, linked, links, last_job, empty: false })
     }
+}
+
+/// Bytes that are free, and how many of them are to stay so.
+fn free_and_reserve(stat: &StatVfs) -> (u64, u64) {
+    let reserve = DISK_RESERVE_MAX.min(stat.f_blocks.saturating_mul(stat.f_frsize) / DISK_RESERVE_SHARE);
+    (stat.f_bavail.saturating_mul(stat.f_frsize), reserve)
+}
+
+/// Bytes that tasks may take now of the disk that `dir` is on; 0 where the system does not say.
+#[must_use]
+pub fn free_for_tasks(dir: &Path) -> u64 {
+    let found = rustix::fs::statvfs(dir).map(|stat| free_and_reserve(&stat));
+    found.map_or(0, |(free, reserve)| free.saturating_sub(reserve))
 }
 
 /// Deletes what a task may have left, whatever that is.
@@ -173,6 +202,10 @@ pub fn delete(path: &Path) -> io::Result<()> {
 
 pub(super) fn make(path: &Path) -> io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(DIR_MODE).create(path)
+}
+
+fn open_dir(path: &Path) -> io::Result<OwnedFd> {
+    Ok(open(path, OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())?)
 }
 
 fn empty(path: &Path) -> io::Result<()> {
@@ -188,6 +221,8 @@ struct ReusableDir {
     /// Where it goes if it cannot be deleted.
     stuck: PathBuf,
     fd: OwnedFd,
+    /// What it had when it was made.
+    own: Attributes,
     /// How often it was made anew.
     generation: u64,
 }
@@ -201,8 +236,9 @@ impl ReusableDir {
             moved.map_err(|_| error)?;
         }
         make(&path)?;
-        let fd = open(&path, OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())?;
-        Ok(Self { path, stuck, fd, generation: 0 })
+        let fd = open_dir(&path)?;
+        let own = Attributes::of(&fd)?;
+        Ok(Self { path, stuck, fd, own, generation: 0 })
     }
 
     /// Makes it anew, whatever became of it.
@@ -231,19 +267,9 @@ impl ReusableDir {
         Ok(names)
     }
 
-    /// Gives it its mode back, which the program may have changed.
-    fn restore_mode(&self) -> io::Result<()> {
-        let mode = Mode::from_raw_mode(fstat(&self.fd)?.st_mode);
-        let wanted = Mode::from_raw_mode(DIR_MODE);
-        if mode.intersection(Mode::from_raw_mode(0o7777)) != wanted {
-            fchmod(&self.fd, wanted)?;
-        }
-        Ok(())
-    }
-
     /// Empties it, in place where that is possible.
     fn clear(&mut self) -> io::Result<()> {
-        match self.restore_mode().and_then(|()| self.clear_in_place()) {
+        match self.own.restore(&self.fd).and_then(|()| self.clear_in_place()) {
             Ok(()) => Ok(()),
             Err(_) => self.renew(),
         }
@@ -264,7 +290,7 @@ impl ReusableDir {
     fn move_to(&mut self, to: &Path) -> io::Result<()> {
         let moved = self.names().and_then(|names| {
             make(to)?;
-            let target = open(to, OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())?;
+            let target = open_dir(to)?;
             names.iter().try_for_each(|name| Ok(renameat(&self.fd, name, &target, name)?))
         });
         if moved.is_ok() {
@@ -306,6 +332,9 @@ pub struct Slot {
     path: PathBuf,
     /// Holds `work` and `output` and nothing else.
     job: PathBuf,
+    job_fd: OwnedFd,
+    /// What `job` has. Programs may change it where they are the daemon's user.
+    job_own: Attributes,
     work: ReusableDir,
     output: ReusableDir,
     /// Whose files are linked into `work`, and as whom they are seen.
@@ -336,6 +365,11 @@ impl Slot {
         &self.output.path
     }
 
+    /// The directory that holds both.
+    pub(super) fn job(&self) -> &Path {
+        &self.job
+    }
+
     /// Which slot it is.
     pub(super) const fn number(&self) -> u32 {
         self.number
@@ -355,8 +389,7 @@ impl Slot {
     /// Fails when the disk is nearly full: whatever a task does to hide what it writes, it does not get further.
     pub(super) fn check_disk(&self) -> Result<(), Failure> {
         let Ok(stat) = fstatvfs(&self.output.fd) else { return Ok(()) };
-        let reserve = DISK_RESERVE_MAX.min(stat.f_blocks.saturating_mul(stat.f_frsize) / DISK_RESERVE_SHARE);
-        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        let (free, reserve) = free_and_reserve(&stat);
         // File systems without a fixed number of files say 0.
         let files_left = stat.f_files == 0 || stat.f_favail >= stat.f_files / DISK_RESERVE_SHARE;
         if free >= reserve && files_left {
@@ -432,18 +465,18 @@ impl Slot {
 
     /// Cleans up after a task. After one that failed everything is made anew, in case it did something odd.
     pub(super) fn tidy(&mut self, failed: bool) -> io::Result<()> {
-        if !failed {
-            self.output.restore_mode()?;
-            self.work.restore_mode()?;
-        }
-        if failed {
+        self.job_own.restore(&self.job_fd)?;
+        // What does not become as it was is made anew.
+        let is_odd = |dir: &ReusableDir| failed || dir.own.restore(&dir.fd).is_err();
+        let (output_is_odd, work_is_odd) = (is_odd(&self.output), is_odd(&self.work));
+        if output_is_odd {
             self.output.renew()?;
         } else if !(std::mem::take(&mut self.empty) || self.output.holds_only(&[])) {
             self.output.clear()?;
         }
-        if failed || !self.work.holds_only(&self.links) {
+        if work_is_odd || !self.work.holds_only(&self.links) {
             (self.linked, self.links) = (None, Vec::new());
-            if failed {
+            if work_is_odd {
                 self.work.renew()?;
             } else {
                 self.work.clear()?;

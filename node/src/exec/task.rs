@@ -28,6 +28,7 @@ use super::shuffle::{ShuffleConfig, Shuffler};
 use super::slot::{Slot, make};
 use super::stop::StopHandle;
 use super::sweep::next_run;
+use super::unlinked::{Holders, Unlinked};
 use super::volumes::Mounted;
 use crate::secrets::job::JobSecrets;
 use crate::secrets::redact::Redacting;
@@ -314,10 +315,13 @@ impl<'a> Attempt<'a> {
             Some(input) => Some(input),
             None => None,
         };
-        let mut elsewhere = || {
+        let inside = (view == View::Cell).then(|| Path::new(cell::JOB));
+        let mut unlinked = Unlinked::below(inside, slot.job());
+        let mut elsewhere = |holders: Holders<'_>| {
             slot.check_disk()?;
             let work = files::size_under(slot.work(), slot.links())?;
-            Ok(files::size_under(slot.output(), 0)?.saturating_add(work))
+            let shown = files::size_under(slot.output(), 0)?.saturating_add(work);
+            Ok(shown.saturating_add(unlinked.bytes(holders)))
         };
         Ok(execution.drive(Streams { stdin, stdout, stderr, elsewhere: Some(&mut elsewhere) }, &limits))
     }

@@ -5,10 +5,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use sinew_crdt_state::error_code::ErrorCode;
 use url::{Host, Url};
 
+use super::near::is_near;
 use crate::exec::outcome::Failure;
 
-/// Rules for hosts. A host that is named may have any address; with `*` it must have public ones, so that a job cannot reach
-/// what only this node and its neighbours should.
+/// Rules for hosts. A host that is named may have any address; with `*` it must have public ones that are neither this machine's
+/// nor of a network that it is in, so that a job cannot reach what only this node and its neighbours should.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hosts {
     any_public: bool,
@@ -60,7 +61,7 @@ impl Hosts {
     /// Whether `address` of `host` may be talked to.
     #[must_use]
     pub fn allows(&self, host: &str, address: IpAddr) -> bool {
-        self.names(host) || (self.any_public && is_public(address))
+        self.names(host) || (self.any_public && is_public(address) && !is_near(address))
     }
 
     /// Whether `host` may be talked to if it has an address that may.
@@ -91,13 +92,22 @@ impl Hosts {
     /// # Errors
     /// `E_FETCH` when it has none, `E_DENY` when none of them is allowed.
     pub async fn resolve(&self, host: &str, port: u16) -> Result<Vec<SocketAddr>, Failure> {
-        let found = tokio::net::lookup_host((host, port)).await;
-        let found = found.map_err(|e| Failure::new(ErrorCode::Fetch, format!("cannot find host `{host}`: {e}")))?;
-        let allowed: Vec<SocketAddr> = found.filter(|address| self.allows(host, address.ip())).collect();
+        let mut allowed = self.resolve_all(host, port).await?;
+        allowed.retain(|address| self.allows(host, address.ip()));
         if allowed.is_empty() { Err(self.denied(host)) } else { Ok(allowed) }
     }
 
-    pub(super) fn denied(&self, host: &str) -> Failure {
+    /// The addresses of `host`, whatever is allowed.
+    ///
+    /// # Errors
+    /// `E_FETCH` when it has none.
+    pub(crate) async fn resolve_all(&self, host: &str, port: u16) -> Result<Vec<SocketAddr>, Failure> {
+        let found = tokio::net::lookup_host((host, port)).await;
+        let found = found.map_err(|e| Failure::new(ErrorCode::Fetch, format!("cannot find host `{host}`: {e}")))?;
+        Ok(found.collect())
+    }
+
+    pub(crate) fn denied(&self, host: &str) -> Failure {
         let why = if self.any_public && !self.names(host) { " inside its own network" } else { "" };
         let message =
             format!("this node does not fetch from `{host}`{why}: its operator can allow it with gather_hosts");
@@ -130,24 +140,23 @@ fn is_public_v4(address: Ipv4Addr) -> bool {
 }
 
 fn is_public_v6(address: Ipv6Addr) -> bool {
-    let segments = address.segments();
-    let [a, b, ..] = segments;
-    let embedded = |high: u16, low: u16| {
-        let ([x, y], [z, w]) = (high.to_be_bytes(), low.to_be_bytes());
-        is_public_v4(Ipv4Addr::new(x, y, z, w))
-    };
-    if let Some(v4) = address.to_ipv4_mapped() {
-        return is_public_v4(v4);
-    }
-    // NAT64 and 6to4 lead to the address inside.
-    if segments[..6] == [0x64, 0xff9b, 0, 0, 0, 0] {
-        return embedded(segments[6], segments[7]);
-    }
-    if a == 0x2002 {
-        return embedded(b, segments[2]);
+    let [a, b, ..] = address.segments();
+    if let Some(inside) = inside(address) {
+        return is_public_v4(inside);
     }
     // Global unicast, less what is set aside in it: Teredo and other protocols' own, documentation.
     a & 0xe000 == 0x2000 && !(a == 0x2001 && (b < 0x200 || b == 0xdb8)) && !(a == 0x3fff && b < 0x1000)
+}
+
+/// The address that a mapped one, one of NAT64 or one of 6to4 leads to.
+pub(super) fn inside(address: Ipv6Addr) -> Option<Ipv4Addr> {
+    let segments = address.segments();
+    let [a, b, c, .., y, z] = segments;
+    let embedded = |high: u16, low: u16| Some(Ipv4Addr::from(u32::from(high) << 16 | u32::from(low)));
+    if segments[..6] == [0x64, 0xff9b, 0, 0, 0, 0] {
+        return embedded(y, z);
+    }
+    if a == 0x2002 { embedded(b, c) } else { address.to_ipv4_mapped() }
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 mod git;
 mod hosts;
 mod http;
+mod near;
 mod objects;
 mod receive;
 

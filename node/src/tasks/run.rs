@@ -42,7 +42,7 @@ pub(super) fn run(host: &TaskHost, slot: &mut Slot, task: &StartTask, stop: &Sto
         Ok((outputs, usage)) => (Ok(outputs), usage),
         Err((mut failure, usage)) => {
             missing = failure.out_of_reach.take().map(<[_]>::into_vec);
-            (Err(failure_fact(failure)), usage)
+            (Err(failure_fact(host.means.work.shown(failure))), usage)
         }
     };
     let key = task.key;

@@ -148,6 +148,7 @@ fn no_task_writes_more_than_it_may() {
         "while true; do cat /bin/busybox; done >&2",
         "while true; do cat /bin/busybox; done > /job/output/big",
         "while true; do cat /bin/busybox; done > /job/work/big",
+        "exec 3> /job/work/gone; rm /job/work/gone; head -c 30000000 /dev/zero >&3; sleep 60",
     ] {
         let ran = rig.sh(script);
         assert!(

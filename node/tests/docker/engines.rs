@@ -42,6 +42,7 @@ fn no_engine_is_a_state_that_says_why() {
     let health = |engine: EngineSetting| {
         let options = sinew_node::exec::docker::DockerOptions {
             engine,
+            hosts: sinew_node::gather::Hosts::parse(&[]).expect("hosts"),
             node: "node".to_owned(),
             images: dir.path().join("images.json"),
             image_keep: Duration::ZERO,

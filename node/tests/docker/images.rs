@@ -14,6 +14,7 @@ use serde_json::json;
 use sinew_crdt_state::error_code::ErrorCode;
 use sinew_crdt_state::program::{Container, ImageOf};
 use sinew_node::exec::runner::Runner;
+use sinew_node::gather::Hosts;
 
 use crate::engine::TestEngine;
 use crate::image::{Made, Recipe, digest, make, tar};
@@ -271,4 +272,28 @@ fn an_image_named_by_its_digest_is_pulled_once_and_goes_again() {
     rig.container = of(&format!("127.0.0.1:{}/team/app@sha256:{digest}", registry.port));
     let ran = rig.sh("true");
     assert!(ran.fails_with(ErrorCode::Fetch).contains("manifest unknown") && ran.failure().retryable, "{ran:?}");
+}
+
+#[test]
+fn a_registry_that_the_operator_does_not_allow_is_not_asked() {
+    let Some(engine) = TestEngine::shared() else { return };
+    let made = make(&Recipe { mark: "pulled", gzip: true, ..Recipe::default() });
+    for rules in [&["*"][..], &["registry.example"], &[]] {
+        let rules: Vec<String> = rules.iter().map(|rule| (*rule).to_owned()).collect();
+        let mut rig = Rig::of(&engine, |options| options.hosts = Hosts::parse(&rules).expect("rules"));
+        let listener = TcpListener::bind("127.0.0.1:0").expect("listen");
+        listener.set_nonblocking(true).expect("set");
+        let port = listener.local_addr().expect("address").port();
+        rig.container = Container {
+            image: ImageOf::Digest(format!("127.0.0.1:{port}/team/app@{}", digest(&made.config))),
+            entrypoint: None,
+            argv: Vec::new(),
+            gpus: 0,
+            health: None,
+        };
+        let ran = rig.sh("true");
+        let message = ran.fails_with(ErrorCode::Deny);
+        assert!(message.contains("127.0.0.1") && message.contains("gather_hosts"), "{message}");
+        assert!(listener.accept().is_err(), "nobody has connected");
+    }
 }

@@ -21,6 +21,7 @@ use sinew_node::exec::slot::{Slot, WorkRoot};
 use sinew_node::exec::stop::StopHandle;
 use sinew_node::exec::task::{TaskContext, run_batch};
 use sinew_node::exec::volumes::Mounted;
+use sinew_node::gather::Hosts;
 use sinew_node::secrets::job::JobSecrets;
 
 pub(crate) use crate::behaviours::subject::{PATIENCE, eventually};
@@ -82,6 +83,7 @@ impl Ran {
 pub(crate) fn options(engine: &TestEngine, node: &str, dir: &std::path::Path) -> DockerOptions {
     DockerOptions {
         engine: EngineSetting::At(engine.socket()),
+        hosts: Hosts::parse(&["127.0.0.1".to_owned()]).expect("hosts"),
         node: node.to_owned(),
         images: dir.join("images.json"),
         image_keep: Duration::ZERO,
@@ -120,7 +122,7 @@ impl Rig {
             secrets: None,
             volumes: Vec::new(),
             limits: Limits { timeout_ms: Some(60_000), ..Limits::default() },
-            resources: Resources { cpu_milli: 1_000, memory_bytes: 64 << 20 },
+            resources: Resources { cpu_milli: 1_000, memory_bytes: 64 << 20, disk_bytes: 0 },
             network: Network::default(),
             grace: Duration::from_secs(10),
             content: Content::new(),

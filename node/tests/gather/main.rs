@@ -1,5 +1,6 @@
 //! Inputs from outside the mesh: real servers on loopback, real git, and daemons that fetch from them.
 
+mod ceilings;
 mod daemons;
 mod git;
 mod http;

@@ -37,6 +37,11 @@ def clean():
 def c_prints():
     import ctypes
     ctypes.CDLL(None).printf(b"from C")
+def memory():
+    import ctypes
+    assert ctypes.CDLL(None).shmget(0x1234, 1 << 20, 0o1666) >= 0
+def attribute(): os.setxattr("/dev/shm", "user.note", b"left by a call")
+def mode(): os.chmod("/tmp", 0o1777)
 def closes(): sys.stdout.close(); os.close(1)
 def thread(): threading.Thread(target=time.sleep, args=(100,), daemon=True).start()
 def child():
@@ -138,6 +143,13 @@ fn a_worker_ends_with_a_call_that_leaves_something_or_fails() {
             rig.call(call).good();
             // A killed process is seen until the kernel has taken it apart.
             eventually(&format!("nothing is left of {call}"), || processes_with(&mark).is_empty());
+        }
+        for call in ["m:memory", "m:attribute", "m:mode"] {
+            // Bare, these are the machine's.
+            if rig.sandboxed {
+                assert_eq!(calls(&mut rig), 1, "before {call}");
+                rig.call(call).good();
+            }
         }
         for (call, part) in [("m:dies", "signal 11"), ("m:quits", "without returning"), ("m:fails", "ValueError")] {
             assert_eq!(calls(&mut rig), 1, "before {call}");

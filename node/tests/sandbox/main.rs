@@ -2,6 +2,7 @@
 //! same attempt is made without the sandbox first, to show that it is the sandbox that stops it.
 
 mod escape;
+mod leftovers;
 mod limits;
 mod network;
 mod network_hostile;

@@ -269,7 +269,7 @@ map_reduce:
         DraftProgram::Exec(vec!["python3".to_owned(), "r.py".to_owned()]),
     );
     expected.name = Some("n".to_owned());
-    expected.resources = Resources { cpu_milli: 250, memory_bytes: 1024 };
+    expected.resources = Resources { cpu_milli: 250, memory_bytes: 1024, disk_bytes: 0 };
     expected.labels = [("gpu".to_owned(), "no".to_owned())].into();
     expected.limits = Limits { timeout_ms: Some(60_000), ..Limits::default() };
     let DraftWork::MapReduce(round) = &mut expected.work else { panic!("a round") };
@@ -282,6 +282,24 @@ map_reduce:
         assert_eq!(parse(text.as_bytes(), Some(format)), Ok(expected.clone()), "{format}");
         assert_eq!(parse(format!("\u{feff}{text}").as_bytes(), None), Ok(expected.clone()), "{format}, by trying");
     }
+}
+
+#[test]
+fn what_a_task_reserves_of_the_disk_it_may_write_and_no_more() {
+    let amounts = |text: &str| {
+        let draft = draft(&format!("type = \"batch\"\n{text}\nbatch.command = \"true\""));
+        (draft.resources.disk_bytes, draft.limits.output_bytes_max)
+    };
+    assert_eq!(amounts(""), (0, 1 << 30));
+    assert_eq!(amounts("disk = \"8GiB\""), (8 << 30, 8 << 30));
+    assert_eq!(amounts("disk = \"1MiB\"\nlimits.timeout = \"1s\""), (1 << 20, 1 << 20));
+    assert_eq!(amounts("disk = \"2MiB\"\nlimits.output_max = \"1MiB\""), (2 << 20, 1 << 20));
+    let wrong = "type = \"batch\"\ndisk = \"1MiB\"\nlimits.output_max = \"2MiB\"\nbatch.command = \"true\"";
+    let problems = parse(wrong.as_bytes(), Some(Format::Toml)).expect_err("more than is reserved").to_string();
+    for said in ["limits.output_max", "2097152", "1048576", "`disk`"] {
+        assert!(problems.contains(said), "{said}: {problems}");
+    }
+    assert_eq!(paths("type = \"batch\"\ndisk = \"lots\"\nbatch.command = \"true\""), ["disk"]);
 }
 
 #[test]

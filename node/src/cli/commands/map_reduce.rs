@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::json;
 use sinew_crdt_state::ids::JobId;
 use sinew_crdt_state::manifest::{DraftProgram, DraftWork, JobDraft, program_from_text};
+use sinew_crdt_state::spec::Resources;
 
 use super::super::App;
 use super::super::args::MapReduceArgs;
@@ -52,9 +53,11 @@ pub(crate) fn draft(args: &MapReduceArgs) -> Result<JobDraft, CliError> {
     }
     draft.name.clone_from(&args.name);
     draft.key.clone_from(&args.key);
-    (draft.resources.cpu_milli, draft.resources.memory_bytes) = (args.cpus, args.memory);
+    draft.resources = Resources { cpu_milli: args.cpus, memory_bytes: args.memory, disk_bytes: args.disk };
     draft.limits.timeout_ms = args.timeout;
-    draft.limits.output_bytes_max = args.output_max.unwrap_or(draft.limits.output_bytes_max);
+    // What a task reserves it may use.
+    let reserved = (args.disk > 0).then_some(args.disk);
+    draft.limits.output_bytes_max = args.output_max.or(reserved).unwrap_or(draft.limits.output_bytes_max);
     draft.env.extend(args.env.iter().cloned());
     draft.labels.extend(args.label.iter().cloned());
     Ok(draft)

@@ -6,6 +6,7 @@ use serde_json::json;
 use sinew_crdt_state::error_code::ErrorCode;
 use sinew_crdt_state::ids::JobId;
 use sinew_crdt_state::manifest::{DraftWork, JobDraft, plain_output, program_from_argv};
+use sinew_crdt_state::spec::Resources;
 use sinew_scheduler::view::JobView;
 
 use super::super::args::RunArgs;
@@ -57,9 +58,11 @@ pub(crate) fn draft(args: &RunArgs) -> Result<JobDraft, CliError> {
     let mut draft = JobDraft::batch(program.map_err(|source| CliError::Program { flag: "CMD", source })?);
     draft.name.clone_from(&args.name);
     draft.key.clone_from(&args.key);
-    (draft.resources.cpu_milli, draft.resources.memory_bytes) = (args.cpus, args.memory);
+    draft.resources = Resources { cpu_milli: args.cpus, memory_bytes: args.memory, disk_bytes: args.disk };
     draft.limits.timeout_ms = args.timeout;
-    draft.limits.output_bytes_max = args.output_max.unwrap_or(draft.limits.output_bytes_max);
+    // What a task reserves it may use.
+    let reserved = (args.disk > 0).then_some(args.disk);
+    draft.limits.output_bytes_max = args.output_max.or(reserved).unwrap_or(draft.limits.output_bytes_max);
     draft.retry.attempts = args.retries;
     draft.env.extend(args.env.iter().cloned());
     draft.labels.extend(args.label.iter().cloned());

@@ -20,6 +20,7 @@ pub(crate) fn status(view: &StatusView) -> String {
         ("peers", format!("{} connected; reachable from outside: {}", view.peers, view.nat)),
         ("cpu", format!("{} of {} cores free", cores(cpu.1), cores(cpu.0))),
         ("memory", format!("{} of {} free", size(memory.1), size(memory.0))),
+        ("disk", disk(view)),
         ("work", format!("{} tasks running here, {} jobs led", view.tasks_running, view.jobs_led)),
         ("ledger", format!("{} live and {} sealed entries", view.ledger_entries.0, view.ledger_entries.1)),
         ("root", view.ledger_root.clone()),
@@ -39,6 +40,11 @@ pub(crate) fn status(view: &StatusView) -> String {
         lines.push(("storage", remark.clone()));
     }
     lines.iter().map(|(label, text)| field(label, text)).collect()
+}
+
+fn disk(view: &StatusView) -> String {
+    let free = format!("{} of {} free to reserve", size(view.disk_bytes.1), size(view.disk_bytes.0));
+    view.output_bytes_max.map_or_else(|| free.clone(), |most| format!("{free}; a task writes {} at most", size(most)))
 }
 
 fn sandbox(view: &StatusView) -> String {
@@ -111,6 +117,8 @@ mod tests {
             peers: 2,
             cpu_milli: (8_000, 6_500),
             memory_bytes: (16 << 30, 12 << 30),
+            disk_bytes: (200 << 30, 150 << 30),
+            output_bytes_max: Some(1 << 30),
             tasks_running: 3,
             jobs_led: 1,
             ledger_entries: (4, 120),
@@ -149,6 +157,7 @@ listens   /ip4/192.168.1.4/tcp/9000 /ip4/192.168.1.4/udp/9000/quic-v1
 peers     2 connected; reachable from outside: unknown
 cpu       6.5 of 8 cores free
 memory    12GiB of 16GiB free
+disk      150GiB of 200GiB free to reserve; a task writes 1GiB at most
 work      3 tasks running here, 1 jobs led
 ledger    4 live and 120 sealed entries
 root      00ff

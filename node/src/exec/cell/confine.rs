@@ -20,8 +20,6 @@ const NICE: i32 = 5;
 const IO_PRIORITY: i32 = (2 << 13) | 6;
 /// Open files of one process: enough for a merge of many files, short of what exhausts the system.
 const OPEN_FILES_MAX: u64 = 4_096;
-/// Bytes of POSIX message queues: the system's usual share for one user.
-const QUEUE_BYTES_MAX: u64 = 819_200;
 /// The version of landlock whose rights are asked for; an older kernel gives as much as it has.
 const LANDLOCK: ABI = ABI::V6;
 
@@ -51,7 +49,7 @@ fn limits(setup: &Setup) -> io::Result<()> {
     at_most(Resource::Nofile, OPEN_FILES_MAX)?;
     at_most(Resource::Fsize, setup.file_bytes_max)?;
     at_most(Resource::Nproc, setup.processes_max)?;
-    at_most(Resource::Msgqueue, QUEUE_BYTES_MAX)?;
+    at_most(Resource::Msgqueue, 0)?;
     at_most(Resource::Rtprio, 0)?;
     rustix::process::setpriority_process(None, NICE)?;
     sys::set_io_priority(IO_PRIORITY)

@@ -5,7 +5,6 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -15,11 +14,14 @@ use rustix::io::Errno;
 use rustix::process::{Gid, Pid, PidfdFlags, Signal, Uid, kill_process_group, pidfd_open};
 use rustix::thread::UnshareFlags;
 
+use super::leftovers::Leftovers;
 use super::wire::{Channel, Exit, Missing, Report, Request, Setup, Spawn, WireError};
-use super::{TMP, WORK, confine, mounts, network, sys};
+use super::{WORK, confine, mounts, network, sys};
 
 /// The hidden subcommand that is a cell's first process.
 pub const CELL_COMMAND: &str = "__cell";
+/// A piece without which System V objects are the host's.
+const IPC_NAMESPACE: &str = "ipc namespace";
 /// A piece without which there is no network for programs either.
 pub(super) const NETWORK_NAMESPACE: &str = "network namespace";
 /// Who programs are, inside: a number that stands for an unprivileged user outside.
@@ -86,11 +88,16 @@ fn run(mut channel: Channel) -> Result<(), WireError> {
         Ok(doors) => doors,
         Err(e) => return failed(&channel, "sockets for the job's hosts", &e),
     };
+    let own_objects = missing.iter().all(|m| m.piece != IPC_NAMESPACE);
+    let leftovers = match Leftovers::new(&setup, own_objects) {
+        Ok(leftovers) => leftovers,
+        Err(e) => return failed(&channel, "temporary directories", &e),
+    };
     missing.extend(confine::confine(&setup));
     let fds: Vec<_> = doors.iter().map(AsFd::as_fd).collect();
     channel.send(&Report::Ready(missing), &fds)?;
     drop(doors);
-    serve(&mut channel, &setup)
+    serve(&mut channel, &leftovers)
 }
 
 /// Leaves the host's namespaces. Those that nothing can go on without fail it; the others come back if they are missing.
@@ -101,7 +108,7 @@ fn separate() -> Result<Vec<Missing>, (&'static str, Errno)> {
     let mut missing = Vec::new();
     for (piece, flag) in [
         (NETWORK_NAMESPACE, UnshareFlags::NEWNET),
-        ("ipc namespace", UnshareFlags::NEWIPC),
+        (IPC_NAMESPACE, UnshareFlags::NEWIPC),
         ("uts namespace", UnshareFlags::NEWUTS),
         ("cgroup namespace", UnshareFlags::NEWCGROUP),
     ] {
@@ -134,8 +141,7 @@ struct Running {
     pidfd: OwnedFd,
 }
 
-fn serve(channel: &mut Channel, setup: &Setup) -> Result<(), WireError> {
-    let scratch = Scratch::all(setup);
+fn serve(channel: &mut Channel, leftovers: &Leftovers) -> Result<(), WireError> {
     let mut running: Option<Running> = None;
     loop {
         while let Some(request) = channel.buffered()? {
@@ -143,7 +149,7 @@ fn serve(channel: &mut Channel, setup: &Setup) -> Result<(), WireError> {
         }
         let (said, ended) = wait(channel, running.as_ref())?;
         if running.is_some()
-            && let Some(exit) = bury(&scratch, running.as_ref(), ended)?
+            && let Some(exit) = bury(leftovers, running.as_ref(), ended)?
         {
             running = None;
             channel.send(&Report::Ended(exit), &[])?;
@@ -220,7 +226,7 @@ fn kill_all() {
 }
 
 /// Reaps what is dead. If the program itself is, whatever it left is killed and reaped too, and its end comes back.
-fn bury(scratch: &[Scratch; 2], running: Option<&Running>, ended: bool) -> io::Result<Option<Exit>> {
+fn bury(leftovers: &Leftovers, running: Option<&Running>, ended: bool) -> io::Result<Option<Exit>> {
     let Some(program) = running else { return Ok(None) };
     let mut exit = None;
     while let Some(dead) = sys::reap(ended && exit.is_none())? {
@@ -239,48 +245,6 @@ fn bury(scratch: &[Scratch; 2], running: Option<&Running>, ended: bool) -> io::R
         status: dead.status,
         cpu_us: u64::try_from(cpu.as_micros()).unwrap_or(u64::MAX),
         max_rss_bytes: dead.usage.ru_maxrss.unsigned_abs() * 1_024,
-        reusable: scratch.iter().all(Scratch::restore),
+        reusable: leftovers.clear(),
     }))
-}
-
-/// A file system that programs write to and that those after them find as it was.
-struct Scratch {
-    dir: &'static str,
-    /// Files in it at the start: mount points, if anything.
-    files: u64,
-    /// Whether what is in it may be removed: not where a directory of the host is mounted below.
-    may_empty: bool,
-}
-
-impl Scratch {
-    fn all(setup: &Setup) -> [Self; 2] {
-        [TMP, "/dev/shm"].map(|dir| {
-            let mut shown = setup.readable.iter().chain(&setup.writable);
-            Self { dir, files: files(dir).unwrap_or(0), may_empty: !shown.any(|path| path.starts_with(dir)) }
-        })
-    }
-
-    /// Makes it as it was; whether that succeeded.
-    fn restore(&self) -> bool {
-        let is_clean = || files(self.dir).is_ok_and(|files| files <= self.files);
-        is_clean() || self.may_empty && empty(Path::new(self.dir)).is_ok() && is_clean()
-    }
-}
-
-/// Files on the file system of `dir`, its root included.
-fn files(dir: &str) -> rustix::io::Result<u64> {
-    let stat = rustix::fs::statvfs(dir)?;
-    Ok(stat.f_files - stat.f_ffree)
-}
-
-fn empty(dir: &Path) -> io::Result<()> {
-    for entry in std::fs::read_dir(dir)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            std::fs::remove_dir_all(entry.path())?;
-        } else {
-            std::fs::remove_file(entry.path())?;
-        }
-    }
-    Ok(())
 }

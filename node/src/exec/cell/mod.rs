@@ -14,6 +14,7 @@ pub(super) mod cgroup;
 mod confine;
 pub mod host;
 mod init;
+mod leftovers;
 mod mounts;
 pub(super) mod network;
 pub mod pool;
@@ -22,9 +23,11 @@ mod syscalls;
 mod wire;
 
 pub use init::{CELL_COMMAND, cell_main};
-pub(super) use sys::{SharedWords, process_cpu, stay_in_memory};
+pub(super) use sys::{SharedWords, process_cpu, same_files, stay_in_memory};
 pub use wire::Missing;
 
+/// Holds the directories that are a task's own.
+pub const JOB: &str = "/job";
 /// Where a program finds its working directory.
 pub const WORK: &str = "/job/work";
 /// Where a program leaves its outputs.

@@ -48,18 +48,21 @@ const NSSWITCH: &str = "passwd: files\ngroup: files\nshadow: files\nhosts: files
      services: files\nethers: files\nrpc: files\n";
 /// Devices that programs have.
 const DEVICES: [&str; 5] = ["null", "zero", "full", "random", "urandom"];
-/// Files of `/proc` that tell of the host or act on it.
-const PROC_MASKED: [&str; 10] = [
-    "acpi",
-    "asound",
-    "kcore",
-    "keys",
-    "latency_stats",
-    "sched_debug",
-    "scsi",
-    "sysrq-trigger",
-    "timer_list",
-    "interrupts",
+/// What programs see of `/proc` besides processes; whatever else a kernel or a module of it has there is hidden. Programs ask
+/// these about processors, memory, load, time and what the kernel can do, and start otherwise, or not at all, without them.
+const PROC_SHOWN: [&str; 12] = [
+    "cgroups",
+    "cpuinfo",
+    "filesystems",
+    "loadavg",
+    "meminfo",
+    "stat",
+    "swaps",
+    "sys",
+    "sysvipc",
+    "uptime",
+    "version",
+    "vmstat",
 ];
 /// What a file takes at least, for sizes of file systems: no machine has larger pages.
 const PAGE: u64 = 64 * 1024;
@@ -258,13 +261,23 @@ fn proc(at: &Path) -> io::Result<io::Result<()>> {
 
 /// Makes a `/proc` read-only and hides in it what concerns the whole machine.
 fn mask_proc(at: &Path) -> io::Result<()> {
-    for name in PROC_MASKED {
-        let masked = at.join(name);
-        let Ok(meta) = masked.metadata() else { continue };
-        if meta.is_dir() {
-            mount("cell", &masked, "tmpfs", OWN | MountFlags::RDONLY, c"size=0,nr_inodes=1")?;
+    for entry in std::fs::read_dir(at)? {
+        let entry = entry?;
+        let (name, kind) = (entry.file_name(), entry.file_type()?);
+        let is_process = name.as_encoded_bytes().iter().all(u8::is_ascii_digit);
+        // Links lead to what is shown, or to what is hidden.
+        if is_process || kind.is_symlink() || PROC_SHOWN.iter().any(|shown| name == *shown) {
+            continue;
+        }
+        let hidden = if kind.is_dir() {
+            mount("cell", entry.path(), "tmpfs", OWN | MountFlags::RDONLY, c"size=0,nr_inodes=1")
         } else {
-            mount_bind_recursive("/dev/null", &masked)?;
+            mount_bind_recursive("/dev/null", entry.path())
+        };
+        match hidden {
+            // It was a module's, and is gone with it.
+            Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+            Err(e) => return Err(e.into()),
         }
     }
     sys::set_mount_attributes(at, libc::MOUNT_ATTR_RDONLY, false)

@@ -14,6 +14,12 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::thread::UnshareFlags;
 
+/// Questions for how many System V objects there are, as `linux/shm.h`, `linux/msg.h` and `linux/sem.h` number them.
+const SHM_INFO: i32 = 14;
+const MSG_INFO: i32 = 12;
+const SEM_INFO: i32 = 19;
+/// `kcmp`'s word for tables of descriptors, as `linux/kcmp.h` numbers it.
+const KCMP_FILES: i32 = 2;
 /// This very process, for `ioprio_set`.
 const IOPRIO_WHO_PROCESS: i32 = 1;
 
@@ -89,6 +95,12 @@ pub(in crate::exec) fn process_cpu(pid: i32) -> Option<Duration> {
     Some(Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).ok()?))
 }
 
+/// Whether two threads are known to have one table of descriptors.
+pub(in crate::exec) fn same_files(one: i32, other: i32) -> bool {
+    // SAFETY: numbers only. It fails where the kernel cannot compare, or a thread is gone: then nothing is known.
+    unsafe { libc::syscall(libc::SYS_kcmp, one, other, KCMP_FILES, 0, 0) == 0 }
+}
+
 /// Leaves the namespaces named.
 pub(super) fn unshare(flags: UnshareFlags) -> Result<(), Errno> {
     debug_assert!(!flags.contains(UnshareFlags::FILES), "descriptors stay as they are");
@@ -121,6 +133,41 @@ pub(super) fn reap(wait: bool) -> io::Result<Option<Dead>> {
             Err(e) => return Err(e),
         }
     }
+}
+
+/// System V objects of this IPC namespace: segments of shared memory, message queues and sets of semaphores.
+pub(super) fn ipc_objects() -> io::Result<u64> {
+    // Longer than each of the three structures that the kernel writes; all begin with numbers of 32 bits.
+    let mut info = [0_i32; 64];
+    let mut objects = 0;
+    for kind in [Ipc::Memory, Ipc::Queues, Ipc::Semaphores] {
+        info.fill(0);
+        let at = info.as_mut_ptr();
+        // SAFETY: with these commands the kernel ignores the id and writes one structure, which fits, to `info`.
+        let asked = unsafe {
+            match kind {
+                Ipc::Memory => libc::shmctl(0, SHM_INFO, at.cast()),
+                Ipc::Queues => libc::msgctl(0, MSG_INFO, at.cast()),
+                Ipc::Semaphores => libc::semctl(0, 0, SEM_INFO, at),
+            }
+        };
+        match check(asked.into()) {
+            // `used_ids`, `msgpool` and `semusz`.
+            Ok(_) => objects += u64::try_from(info[if matches!(kind, Ipc::Semaphores) { 7 } else { 0 }]).unwrap_or(0),
+            // A kernel built without them.
+            Err(e) if e.raw_os_error() == Some(libc::ENOSYS) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(objects)
+}
+
+/// The kinds of System V objects.
+#[derive(Clone, Copy)]
+enum Ipc {
+    Memory,
+    Queues,
+    Semaphores,
 }
 
 /// Sets this process's disk priority, class and level in one number.

@@ -22,8 +22,10 @@ use tokio::sync::mpsc;
 
 use super::archive::{self, Archived};
 use super::engine::Engine;
+use super::{Inner, registry};
 use crate::exec::outcome::Failure;
 use crate::exec::runner::Launch;
+use crate::gather::Hosts;
 
 /// A part of an archive on its way to the engine.
 const PART_LEN: usize = 256 * 1024;
@@ -81,15 +83,16 @@ impl Images {
     /// Makes sure that the engine has the container's image.
     ///
     /// # Errors
-    /// `E_INVALID` for an image that cannot be, `E_FETCH` for one that cannot be had now.
+    /// `E_INVALID` for an image that cannot be, `E_FETCH` for one that cannot be had now, `E_DENY` for one that may not be pulled
+    /// from where it is.
     pub(super) fn ensure(
         &self,
-        runtime: &tokio::runtime::Handle,
+        inner: &Inner,
         engine: &Engine,
         container: &Container,
         launch: &Launch<'_>,
     ) -> Result<Image, Failure> {
-        let job = launch.place.job;
+        let (runtime, job) = (&inner.runtime, launch.place.job);
         let name = match &container.image {
             ImageOf::Archive(blob) => blob.hash.to_string(),
             ImageOf::Digest(reference) => reference.clone(),
@@ -98,7 +101,8 @@ impl Images {
         let mut known = lock(&place);
         let found = match &container.image {
             ImageOf::Digest(reference) => {
-                runtime.block_on(launch.stop.unless_stopped(self.pulled(engine, reference)))?
+                let pulled = self.pulled(engine, &inner.options.hosts, reference);
+                runtime.block_on(launch.stop.unless_stopped(pulled))?
             }
             ImageOf::Archive(_) => {
                 let missing = || Failure::new(ErrorCode::Fetch, "the image's archive is not on this node");
@@ -142,10 +146,11 @@ impl Images {
         Ok(image)
     }
 
-    async fn pulled(&self, engine: &Engine, reference: &str) -> Result<Image, Failure> {
+    async fn pulled(&self, engine: &Engine, hosts: &Hosts, reference: &str) -> Result<Image, Failure> {
         if let Some(image) = inspect(engine, reference).await? {
             return Ok(image);
         }
+        registry::check(hosts, reference).await?;
         let options = CreateImageOptionsBuilder::default().from_image(reference).build();
         let pull = finished(engine.docker.create_image(Some(options), None, None));
         let cannot = |why: &str| {

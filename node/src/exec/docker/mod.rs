@@ -12,6 +12,7 @@ mod images;
 mod network;
 mod oom;
 mod pause;
+mod registry;
 mod run;
 mod shared;
 mod spec;
@@ -43,6 +44,7 @@ use shared::Shared;
 use spec::{DAEMON_LABEL, JOB_LABEL, NODE_LABEL, Order, RUN_LABEL, Share};
 
 use crate::egress::Egress;
+use crate::gather::Hosts;
 
 use super::allowlist::Caps;
 use super::cell::host as cell_host;
@@ -65,6 +67,8 @@ const GPUS_MAX: u32 = 64;
 pub struct DockerOptions {
     /// Which engine.
     pub engine: EngineSetting,
+    /// Where images may be pulled from.
+    pub hosts: Hosts,
     /// Names this node for good, on every object that is made for its tasks.
     pub node: String,
     /// A file of this node that says which images it brought to the engine.
@@ -318,7 +322,7 @@ impl Runner for DockerRunner {
         check_env(launch.env)?;
         let inner = &self.inner;
         let engine = inner.engine()?;
-        let image = inner.images.ensure(&inner.runtime, &engine, container, launch)?;
+        let image = inner.images.ensure(inner, &engine, container, launch)?;
         Ok(Prepared { program: PathBuf::from(image.id), caps: Caps::default() })
     }
 

@@ -25,6 +25,7 @@ use crate::exec::outcome::{Failure, Usage};
 use crate::exec::runner::{Control, Ended, Execution, RunLimits, Streams};
 use crate::exec::stop::{Bound, StopReason};
 use crate::exec::sweep;
+use crate::exec::unlinked::Holders;
 
 /// How often bytes written elsewhere are looked at, as for processes.
 const SAMPLE_EVERY: Duration = Duration::from_millis(200);
@@ -276,7 +277,8 @@ impl<'r, 's> Driver<'r, 's> {
 
     fn look(&mut self) {
         let Some(elsewhere) = self.streams.elsewhere.as_mut() else { return };
-        match elsewhere() {
+        let pids = self.run.shared.processes();
+        match elsewhere(Holders::Processes(&pids)) {
             Ok(bytes) => {
                 self.elsewhere_bytes = bytes;
                 self.check_cap();
@@ -383,7 +385,7 @@ impl<'r, 's> Driver<'r, 's> {
         }
         if exit.is_some() && self.verdict.is_none() {
             // The write that went over the cap may be what failed the program.
-            if let Some(Ok(bytes)) = self.streams.elsewhere.as_mut().map(|elsewhere| elsewhere()) {
+            if let Some(Ok(bytes)) = self.streams.elsewhere.as_mut().map(|elsewhere| elsewhere(Holders::Nobody)) {
                 self.elsewhere_bytes = bytes;
             }
             if self.is_over_cap() {

@@ -1,14 +1,15 @@
 //! What is known of a running container beside the thread that drives it: what it uses, and the end of what it wrote to stderr.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use bollard::query_parameters::StatsOptionsBuilder;
+use bollard::query_parameters::{InspectContainerOptions, StatsOptionsBuilder};
 use futures::StreamExt;
 
 use super::engine::Engine;
 use crate::exec::control::Tail;
+use crate::exec::procfs;
 use crate::exec::runner::{Control, Launch, Stats, Status};
 use crate::exec::stop::{StopHandle, StopReason};
 
@@ -25,6 +26,8 @@ pub(super) struct Shared {
     cpu_ms: AtomicU64,
     rss_bytes: AtomicU64,
     rss_peak: AtomicU64,
+    /// Its first process, as the host counts; 0 until it is known.
+    pid: AtomicI32,
     tail: Tail,
 }
 
@@ -33,7 +36,7 @@ impl Shared {
         let zero = || AtomicU64::new(0);
         let (cpu_ms, rss_bytes, rss_peak) = (zero(), zero(), zero());
         let (stop, tail) = (launch.stop.clone(), Tail::at(&launch.place));
-        Self { stop, ended: AtomicBool::new(false), cpu_ms, rss_bytes, rss_peak, tail }
+        Self { stop, ended: AtomicBool::new(false), cpu_ms, rss_bytes, rss_peak, pid: AtomicI32::new(0), tail }
     }
 
     pub(super) fn add_stderr(&self, bytes: &[u8]) {
@@ -42,6 +45,12 @@ impl Shared {
 
     pub(super) fn end(&self) {
         self.ended.store(true, Ordering::Release);
+    }
+
+    /// Its processes, as far as they are known.
+    pub(super) fn processes(&self) -> Vec<i32> {
+        let pid = self.pid.load(Ordering::Relaxed);
+        if pid > 0 { procfs::family(pid) } else { Vec::new() }
     }
 
     /// CPU ms and the highest resident bytes, as far as the engine was asked.
@@ -77,6 +86,12 @@ pub(super) async fn sample(engine: Engine, name: String, shared: Arc<Shared>) {
     let mut pause = STATS_FIRST;
     loop {
         tokio::time::sleep(pause).await;
+        if shared.pid.load(Ordering::Relaxed) == 0
+            && let Ok(found) = engine.docker.inspect_container(&name, None::<InspectContainerOptions>).await
+        {
+            let pid = found.state.and_then(|state| state.pid).and_then(|pid| i32::try_from(pid).ok());
+            shared.pid.store(pid.unwrap_or(0), Ordering::Relaxed);
+        }
         pause = (pause * 2).min(STATS_EVERY_MAX);
         let options = StatsOptionsBuilder::default().stream(false).one_shot(true).build();
         let Some(Ok(stats)) = engine.docker.stats(&name, Some(options)).next().await else { continue };

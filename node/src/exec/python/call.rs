@@ -93,6 +93,10 @@ impl Call {
         self.worker.as_ref().is_some_and(|worker| worker.body.writes())
     }
 
+    pub(in crate::exec) fn processes(&self) -> Vec<i32> {
+        self.worker.as_ref().map(|worker| worker.body.processes()).unwrap_or_default()
+    }
+
     pub(in crate::exec) fn pid(&self) -> Option<i32> {
         self.worker.as_ref().and_then(|worker| worker.body.pid())
     }

@@ -116,12 +116,28 @@ raw_seen = dict(raw) if raw is not None else None
 scratch = {}
 
 
+# System V objects of the sandbox, which may be its own only.
+objects = []
+
+
 def look(directory):
-    return os.stat(directory).st_mtime_ns
+    stat = os.stat(directory)
+    return stat.st_mtime_ns, stat.st_mode, os.listxattr(directory)
 
 
 for directory, _ in CONFIG["scratch"]:
     scratch[directory] = look(directory)
+if CONFIG["scratch"]:
+    for kind in ("shm", "msg", "sem"):
+        try:
+            objects.append(os.open("/proc/sysvipc/" + kind, os.O_RDONLY | os.O_CLOEXEC))
+        except OSError:
+            pass
+
+
+def left_objects():
+    # Each file begins with a line of headings.
+    return any(os.pread(fd, 4096, 0).count(b"\n") > 1 for fd in objects)
 
 
 def set_environment(variables):
@@ -154,6 +170,8 @@ def restore_scratch():
             if not may_empty:
                 return False
             empty(directory)
+            if look(directory)[1:] != scratch[directory][1:]:
+                return False
             scratch[directory] = look(directory)
     return True
 
@@ -342,7 +360,7 @@ def serve(request, stdin):
         open_stdin()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
-        usable = usable and is_alone() and restore_scratch()
+        usable = usable and is_alone() and restore_scratch() and not left_objects()
     except OSError:
         usable = False
     usable = usable and peak <= CONFIG["rss_kib_max"]

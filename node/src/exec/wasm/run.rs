@@ -22,6 +22,7 @@ use super::pipes::{Pipes, Stream};
 use crate::exec::outcome::{Failure, STDERR_TAIL_MAX, Usage};
 use crate::exec::procfs;
 use crate::exec::runner::{Control, Ended, Execution, RunLimits, Streams};
+use crate::exec::unlinked::Holders;
 
 /// How often what a module wrote to its directories is measured, as for processes.
 const SAMPLE_EVERY: Duration = Duration::from_millis(200);
@@ -241,7 +242,7 @@ impl<'a> Driver<'a> {
 
     fn sample_elsewhere(&mut self) -> Result<(), Failure> {
         if let Some(elsewhere) = self.streams.elsewhere.as_mut() {
-            self.elsewhere_bytes = elsewhere()?;
+            self.elsewhere_bytes = elsewhere(Holders::Daemon)?;
         }
         Ok(())
     }
