@@ -251,7 +251,7 @@ fn load() -> LoadDigest {
         running: 3,
         eligible: true,
         disk_failing: false,
-        disk_bytes_free: 1 << 35,
+        disk_bytes_taken: 1 << 35,
     }
 }
 

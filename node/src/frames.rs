@@ -282,7 +282,7 @@ mod tests {
                 running: 0,
                 eligible: true,
                 disk_failing: false,
-                disk_bytes_free: 0,
+                disk_bytes_taken: 0,
             },
         }
     }

@@ -451,11 +451,12 @@ impl Peer {
     /// Slots that it seems to have for tasks of `spec`; `None` when it can never run them.
     pub(crate) fn slots_for(&self, spec: &JobSpec) -> Option<u32> {
         let load = self.load.filter(|_| self.can_ever(spec))?;
+        let disk_bytes_free = self.card.as_ref()?.disk_bytes.saturating_sub(load.disk_bytes_taken);
         let less = |free: u64, promised: u64, offered: u64| free.saturating_sub(promised.saturating_add(offered));
         let room = Room {
             cpu_milli: less(load.cpu_milli_free.into(), self.cpu_promised, self.cpu_offered),
             memory_bytes: less(load.memory_bytes_free, self.memory_promised, self.memory_offered),
-            disk_bytes: less(load.disk_bytes_free, self.disk_promised, self.disk_offered),
+            disk_bytes: less(disk_bytes_free, self.disk_promised, self.disk_offered),
         };
         Some(slots_in(room, spec.resources))
     }

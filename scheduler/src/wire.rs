@@ -500,9 +500,9 @@ pub struct LoadDigest {
     /// Whether its disk refuses records or does not answer.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub disk_failing: bool,
-    /// Bytes of disk that tasks may reserve.
+    /// Bytes of disk that tasks have reserved, of those that the card names.
     #[serde(default, skip_serializing_if = "is_zero")]
-    pub disk_bytes_free: u64,
+    pub disk_bytes_taken: u64,
 }
 
 /// A job that looks for nodes, on the advert topic.

@@ -149,7 +149,7 @@ impl Worker {
             running: u32::try_from(running).unwrap_or(u32::MAX),
             eligible: takes_work(ctx),
             disk_failing: ctx.storage_failing.is_some(),
-            disk_bytes_free: free.disk_bytes,
+            disk_bytes_taken: ctx.config.disk_bytes.saturating_sub(free.disk_bytes),
         }
     }
 

@@ -49,7 +49,7 @@ pub(super) async fn status(shared: &Shared) -> Result<StatusView, ApiError> {
                 format!("{:032x}-{}", root.sum, root.count),
                 core.storage_problem().map(str::to_owned),
                 core.has_recovered(),
-                (config.disk_bytes, free.map_or(0, |l| l.disk_bytes_free)),
+                (config.disk_bytes, free.map_or(0, |l| config.disk_bytes.saturating_sub(l.disk_bytes_taken))),
                 (config.output_bytes_max < u64::MAX).then_some(config.output_bytes_max),
             )
         })

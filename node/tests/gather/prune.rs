@@ -45,14 +45,15 @@ async fn what_nobody_needs_goes_and_the_rest_stays() {
     assert_eq!(
         names(&sinew(&mesh, &["prune", "--dry-run"])),
         std::slice::from_ref(&work_dir),
-        "outputs stay for a day"
+        "outputs stay for a week"
     );
     let told = names(&sinew(&mesh, &["prune", "--all", "--dry-run"]));
     assert_eq!(told, [outputs, work_dir]);
     assert!(work.join("leftover/input/x").exists(), "only told");
     let done = sinew(&mesh, &["prune", "--all"]);
     assert_eq!(names(&done)[..2], told);
-    assert_eq!(names(&done)[2], ("blobs".to_owned(), "1 that nothing refers to".to_owned()));
+    // The output, and the record that says what the job's outputs are called.
+    assert_eq!(names(&done)[2], ("blobs".to_owned(), "2 that nothing refers to".to_owned()));
     assert_eq!(done["items"][0]["bytes"], "kept\n".len());
     assert!(!work.join("leftover").exists() && beside.exists() && work.join("slots").exists());
     assert_eq!(names(&sinew(&mesh, &["prune", "--all"])), []);
