@@ -101,7 +101,7 @@ impl BlobStore {
         match self.read_range(hash, 0, Hash::LEN as u64).await {
             Ok(first) => Ok(first[..].try_into().ok().map(Hash)),
             Err(ReadError::Store(error)) => Err(error),
-            // It is gone or damaged: whoever reads it is told.
+            // It is gone or damaged: its reader is told.
             Err(_) => Ok(None),
         }
     }

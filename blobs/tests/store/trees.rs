@@ -109,7 +109,7 @@ async fn what_is_behind_a_hash_is_found_out() {
     let options = FetchOptions::default();
     let (whole, _) = within(60, b.fetch_whole(file.hash, &[provider], &net, &options)).await.expect("fetch");
     assert_eq!((whole.format, whole.size), (Format::Raw, 320));
-    // Whoever has the list of names breaks off before it comes.
+    // The reader of the list of names breaks off before it comes.
     let root = added.collection.hash;
     b.fetch(root, &[provider], &net, &options).await.expect("the root alone");
     let (cut, _) = net.provide(2, &a, Some(Fault::CutAfter(8))).await;

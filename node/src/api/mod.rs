@@ -92,14 +92,14 @@ pub enum Request {
         /// An absolute path.
         path: PathBuf,
     },
-    /// Write a blob to a file, or a directory's to a directory, fetched from whoever has it. One [`Reply::File`].
+    /// Write a blob to a file, or a directory's to a directory, fetched from a node that has it. One [`Reply::File`].
     BlobGet {
         /// Which.
         hash: Hash,
         /// An absolute path that does not exist yet.
         out: PathBuf,
     },
-    /// Fetch a blob, of a directory with all that is in it, into the local store from whoever has it. One [`Reply::Blob`].
+    /// Fetch a blob, of a directory with all that is in it, into the local store from a node that has it. One [`Reply::Blob`].
     BlobWarm {
         /// Which.
         hash: Hash,

@@ -48,7 +48,7 @@ impl Server {
     /// Binds the socket; the data dir's lock is held, so a socket that is there already is a dead daemon's.
     ///
     /// # Errors
-    /// Whatever the system says.
+    /// What the system says.
     pub fn bind(path: &Path) -> io::Result<Self> {
         match std::fs::remove_file(path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),

@@ -34,7 +34,7 @@ impl Attributes {
     /// Looks at a directory.
     ///
     /// # Errors
-    /// Whatever the system says.
+    /// What the system says.
     pub(super) fn of(dir: impl AsFd) -> io::Result<Self> {
         let dir = dir.as_fd();
         let flags = ioctl_getflags(dir).ok().map(|flags| flags.difference(STORAGE));
@@ -44,7 +44,7 @@ impl Attributes {
     /// Gives a directory back what it had when it was looked at.
     ///
     /// # Errors
-    /// Whatever the system says: then it is not as it was.
+    /// What the system says: then it is not as it was.
     pub(super) fn restore(&self, dir: impl AsFd) -> io::Result<()> {
         let dir = dir.as_fd();
         let now = Self::of(dir)?;

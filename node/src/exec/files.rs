@@ -180,7 +180,7 @@ impl OutputFile {
     /// Opens it, unless it has become a link.
     ///
     /// # Errors
-    /// Whatever the system says.
+    /// What the system says.
     pub fn open(&self) -> io::Result<File> {
         Ok(File::from(open(&self.path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())?))
     }

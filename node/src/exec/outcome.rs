@@ -154,7 +154,7 @@ impl Failure {
     }
 }
 
-/// Whether the machine lacks something, or its disk is sick: no fault of whatever wanted to open or write a file. Another node may
+/// Whether the machine lacks something, or its disk is sick: no fault of the program that wanted to open or write a file. Another node may
 /// have what is missing here.
 #[must_use]
 pub fn is_the_nodes_own(error: &std::io::Error) -> bool {

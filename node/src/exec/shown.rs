@@ -1,4 +1,4 @@
-//! What is said of a task's end goes to whoever submitted it: paths in it are those that programs know, and none of this machine's
+//! What is said of a task's end goes to the one who submitted it: paths in it are those that programs know, and none of this machine's
 //! directories.
 
 use std::path::Path;

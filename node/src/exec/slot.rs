@@ -87,7 +87,7 @@ impl WorkRoot {
         Ok(Self(path.to_owned()))
     }
 
-    /// The same failure, for whoever submitted the task: no directory of this node is named in it.
+    /// The same failure, for the one who submitted the task: no directory of this node is named in it.
     #[must_use]
     pub fn shown(&self, mut failure: Failure) -> Failure {
         // The data directory, under the name that it was given and its own.
@@ -131,7 +131,7 @@ impl WorkRoot {
     /// Deletes a job's directory.
     ///
     /// # Errors
-    /// Whatever the system says.
+    /// What the system says.
     pub fn remove_job(&self, job: &str) -> io::Result<()> {
         remove(&self.job(job))
     }
@@ -155,7 +155,7 @@ impl WorkRoot {
     /// Deletes an attempt's directory, once what it left is stored elsewhere.
     ///
     /// # Errors
-    /// Whatever the system says.
+    /// What the system says.
     pub fn remove_attempt(&self, job: &str, phase: Phase, task: u32, attempt: u64) -> io::Result<()> {
         remove(&self.attempt(job, phase, task, attempt))
     }
@@ -163,7 +163,7 @@ impl WorkRoot {
     /// The directories of slot `number`, which one thread uses.
     ///
     /// # Errors
-    /// Whatever the system says.
+    /// What the system says.
     pub fn slot(&self, number: u32) -> io::Result<Slot> {
         let path = self.0.join("slots").join(number.to_string());
         let job = path.join("job");

@@ -111,8 +111,8 @@ impl Worker {
         self.ended.insert(brain);
     }
 
-    /// Ends an award here: stops what runs, gives the slots back as soon as they are free, keeps unsettled reports for whoever
-    /// leads next.
+    /// Ends an award here: stops what runs, gives the slots back as soon as they are free, keeps unsettled reports for the brain
+    /// that leads next.
     pub(super) fn drop_held(&mut self, ctx: &mut Ctx, lease: Lease, why: StopWhy) {
         self.report(ctx, lease);
         let Some(held) = self.held.remove(&lease) else { return };

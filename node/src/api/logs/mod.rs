@@ -1,4 +1,4 @@
-//! What a job's tasks printed: live while they run, and kept of attempts that are over, whatever their end. Of each task one attempt is
+//! What a job's tasks printed: live while they run, and kept of attempts that are over, however they ended. Of each task one attempt is
 //! sent, whole: the one whose result counts, else the last one. Which attempt is sent, and from where on, is decided in [`task`]; where
 //! its bytes come from in [`source`].
 

@@ -48,7 +48,7 @@ const NSSWITCH: &str = "passwd: files\ngroup: files\nshadow: files\nhosts: files
      services: files\nethers: files\nrpc: files\n";
 /// Devices that programs have.
 const DEVICES: [&str; 5] = ["null", "zero", "full", "random", "urandom"];
-/// What programs see of `/proc` besides processes; whatever else a kernel or a module of it has there is hidden. Programs ask
+/// What programs see of `/proc` besides processes; all else that a kernel or a module of it has there is hidden. Programs ask
 /// these about processors, memory, load, time and what the kernel can do, and start otherwise, or not at all, without them.
 const PROC_SHOWN: [&str; 12] = [
     "cgroups",
